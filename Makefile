@@ -1,0 +1,69 @@
+# Everything a newcomer needs: `make demo` shows it, `make test` checks it, both set themselves up.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+# What each Debian package is for is in docs/dependencies.md.
+PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go
+KERNEL_PACKAGES := qemu-system-x86 busybox-static linux-image-amd64 kmod
+ONLY ?=
+
+.PHONY: help setup packages kernel-packages demo test check unit sim contract lab test-kernel bench fmt clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: packages $(STAMP) ## system packages and the command at .venv/bin/nostrvpn
+
+packages:
+	@packaging/install-packages $(PACKAGES)
+
+kernel-packages:
+	@packaging/install-packages $(KERNEL_PACKAGES)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup ## two laptops behind two NATs meet: the whole product in a minute
+	@$(BIN)/nostrvpn lab demo
+
+test: setup check unit sim contract lab test-kernel ## everything, in under ten minutes
+
+check: setup ## style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup ## pure tests, one process
+	$(BIN)/pytest -q tests/unit
+
+sim: setup ## whole nodes and paths in virtual time
+	$(BIN)/pytest -q tests/sim
+
+contract: setup ## one suite against each real implementation
+	$(BIN)/pytest -q tests/contract
+
+lab: setup ## real daemons in network namespaces
+	$(BIN)/pytest -q tests/lab
+
+test-kernel: setup kernel-packages ## the kernel's own WireGuard, in a booted Debian kernel
+	$(BIN)/python tests/kernel/boot.py
+
+bench: setup ## measure; ONLY=connect for one part; JSON in build/bench/
+	$(BIN)/python -m nostrvpn.lab.bench $(ONLY)
+
+fmt: setup ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info

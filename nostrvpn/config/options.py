@@ -1,0 +1,60 @@
+"""What the command line and the environment say about one node: where it lives and runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # only a type here, and the model costs every command the import of msgspec
+    from nostrvpn.config.model import Config
+
+__all__ = ["DEFAULT_CONFIG", "DEFAULT_RUNTIME_DIR", "DEFAULT_STATE_DIR", "Options"]
+
+DEFAULT_STATE_DIR = "/var/lib/nostrvpn"
+DEFAULT_RUNTIME_DIR = "/run/nostrvpn"
+DEFAULT_CONFIG = "/etc/nostrvpn/config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One node's places and the overrides of one run; several nodes share a host by differing here.
+
+    ``interface``, ``name`` and ``relays`` override the configuration when they are set.
+    ``log_file`` is where a detached daemon writes, None means standard error.
+    """
+
+    state_dir: str = DEFAULT_STATE_DIR
+    runtime_dir: str = DEFAULT_RUNTIME_DIR
+    config: str = DEFAULT_CONFIG
+    interface: str | None = None
+    name: str | None = None
+    relays: tuple[str, ...] = ()
+    log_file: str | None = None
+
+    @property
+    def control_socket(self) -> str:
+        """Path of the Unix socket on which the daemon answers."""
+        return f"{self.runtime_dir}/control.sock"
+
+    @property
+    def store_path(self) -> str:
+        """Path of the state database."""
+        return f"{self.state_dir}/state.db"
+
+    @property
+    def lock_path(self) -> str:
+        """Path of the lock file that a running daemon holds."""
+        return f"{self.state_dir}/daemon.lock"
+
+    @property
+    def log_path(self) -> str:
+        """Path of the detached daemon's log."""
+        return f"{self.state_dir}/daemon.log"
+
+    def interface_name(self, config: Config) -> str:
+        """Return the interface to use: the command line's, or else the configuration's."""
+        return self.interface or config.wireguard.interface
+
+    def relay_urls(self, config: Config) -> tuple[str, ...]:
+        """Return the relays to use: the command line's, or else the configuration's."""
+        return self.relays or config.relays.urls

@@ -1,0 +1,65 @@
+"""Watching the host: its addresses and routes at start and after each change."""
+
+from __future__ import annotations
+
+import logging
+
+from nostrvpn.daemon.loop import Loop
+from nostrvpn.daemon.reconcile import Reconciler
+from nostrvpn.errors import NostrvpnError
+from nostrvpn.io.netlink import LocalInterface, local_addresses, main_routes
+from nostrvpn.io.netlink_monitor import NetlinkMonitor
+from nostrvpn.node.events import HostChanged
+from nostrvpn.paths.candidates import LocalAddress
+
+__all__ = ["HostWatch", "candidate_addresses"]
+
+# Other tunnels' addresses lead back into this host. More is left out by name (PathSettings).
+_SKIPPED_KINDS = frozenset({"wireguard", "tun"})
+
+_log = logging.getLogger(__name__)
+
+
+def candidate_addresses(interfaces: tuple[LocalInterface, ...]) -> tuple[LocalAddress, ...]:
+    """Return the addresses that a peer might reach this host by."""
+    return tuple(
+        LocalAddress(address.ip, interface.name, address.network.prefixlen)
+        for interface in interfaces
+        if interface.up and not interface.is_ours and interface.kind not in _SKIPPED_KINDS
+        for address in interface.addresses
+    )
+
+
+class HostWatch:
+    """Turns netlink changes into HostChanged events."""
+
+    def __init__(self, loop: Loop, reconciler: Reconciler) -> None:
+        self._loop = loop
+        self._reconciler = reconciler
+        self._last: HostChanged | None = None
+        self._monitor = NetlinkMonitor(self._changed)
+
+    async def start(self) -> None:
+        """Read the host once, and then whenever it changes."""
+        self._monitor.start()
+        await self._read()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._monitor.stop()
+
+    def _changed(self, _kinds: frozenset[str]) -> None:
+        self._loop.supervisor.start("host", self._read())
+
+    async def _read(self) -> None:
+        try:
+            interfaces = await self._reconciler.run(local_addresses)
+            routes = await self._reconciler.run(main_routes)
+        except NostrvpnError as exc:
+            _log.warning("the host's addresses could not be read: %s", exc)
+            return
+        self._loop.tap.routes_changed()
+        event = HostChanged(candidate_addresses(interfaces), routes)
+        if event != self._last:
+            self._last = event
+            await self._loop.put(event)

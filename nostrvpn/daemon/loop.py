@@ -1,0 +1,271 @@
+"""The loop: inbox -> node.step -> effects -> sleep until the node's deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from ipaddress import IPv6Address
+from typing import assert_never
+
+from nostrvpn.daemon.reconcile import Reconciler
+from nostrvpn.daemon.supervise import Supervisor
+from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
+from nostrvpn.io.echo import echo
+from nostrvpn.io.relays import RelaySockets
+from nostrvpn.io.resolver import resolve_servers
+from nostrvpn.io.store import Record, Store
+from nostrvpn.io.tap import Tap
+from nostrvpn.machine import Entropy, Moment, Tick
+from nostrvpn.node.desired import FWMARK
+from nostrvpn.node.events import (
+    Command,
+    Log,
+    NodeEffect,
+    NodeEvent,
+    ObserveTunnel,
+    Persist,
+    Reconcile,
+    ReconcileFinished,
+    Refuse,
+    Reply,
+    ResolveStun,
+    SendEcho,
+    ShutDown,
+    StunResolved,
+    TunnelSeen,
+)
+from nostrvpn.node.node import Node
+from nostrvpn.paths.events import DatagramReceived, SendDatagram
+from nostrvpn.signaling.relays import CloseRelay, OpenRelay, SendText
+
+__all__ = ["Loop", "moment"]
+
+# Events that wait. Relay connections wait for room (their sockets then stop being read); datagrams
+# do not wait, they are dropped and counted: a lost probe is repeated.
+INBOX = 4_096
+RECONCILE_EVERY_S = 30.0
+CALL_TIMEOUT_S = 130.0
+# Idle counters are read every few seconds; whoever asks gets those of now.
+_SHOWS_COUNTERS = frozenset({"status", "peers"})
+
+_log = logging.getLogger("nostrvpn.node")
+
+
+def moment() -> Moment:
+    """Return the present: time through suspend, wall time, and fresh randomness for one step."""
+    return Moment(time.clock_gettime(time.CLOCK_BOOTTIME), time.time(), Entropy(os.urandom(32)))
+
+
+class Loop:
+    """Feeds the node and carries its effects out. ``run`` ends when the node or the user says so."""
+
+    def __init__(
+        self, node: Node, store: Store, reconciler: Reconciler, *, interface: str, port: int
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._reconciler = reconciler
+        self._interface = interface
+        self._inbox: asyncio.Queue[NodeEvent] = asyncio.Queue(INBOX)
+        self._calls: dict[int, asyncio.Future[object]] = {}
+        self._last_call = 0
+        self._unsaved: list[Record] = []
+        self._reconcile_wanted = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+        self.dropped: Counter[str] = Counter()
+        self.supervisor = Supervisor(self._task_failed)
+        self.sockets = RelaySockets(self._inbox.put)
+        self.tap = Tap(port, FWMARK, self._datagram)
+
+    # -- in ---------------------------------------------------------------------------------
+
+    def offer(self, event: NodeEvent) -> None:
+        """Put in an event that may be lost (a datagram); a full inbox is counted."""
+        try:
+            self._inbox.put_nowait(event)
+        except asyncio.QueueFull:
+            self.dropped["inbox_full"] += 1
+
+    def _datagram(self, data: bytes, source: Endpoint, arrived_at: IPAddress | None) -> None:
+        self.offer(DatagramReceived(data, source, arrived_at))
+
+    async def put(self, event: NodeEvent) -> None:
+        """Put in an event that must not be lost."""
+        await self._inbox.put(event)
+
+    async def call(self, name: str, args: dict[str, object], admin: bool) -> object:
+        """Run one control command; its refusal is raised."""
+        self._last_call += 1
+        number = self._last_call
+        future = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
+        try:
+            if name in _SHOWS_COUNTERS:
+                await self._observe()
+            await self._inbox.put(Command(number, name, args))
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await future
+        except TimeoutError as exc:
+            raise SystemRefused(f"the daemon did not answer {name} in time") from exc
+        finally:
+            self._calls.pop(number, None)
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to end."""
+        if not self._stopping.is_set():
+            _log.info("stopping: %s", reason)
+            self._stopping.set()
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until stopped; raise what made a background task fail."""
+        self.supervisor.start("reconcile", self._reconcile_forever())
+        self.supervisor.start("step", self._step_forever())
+        await self._stopping.wait()
+        await self.supervisor.stop()
+        await self.sockets.stop()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _step_forever(self) -> None:
+        self._perform(self._node.start(moment()))
+        while True:
+            event: NodeEvent = Tick()
+            deadline = self._node.deadline
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            if deadline is None or deadline > now:
+                wait = None if deadline is None else min(deadline - now, 3600.0)
+                try:
+                    async with asyncio.timeout(wait):
+                        event = await self._inbox.get()
+                except TimeoutError:
+                    event = Tick()
+            else:
+                # Due work must not starve the inbox, nor the inbox the rest of the program.
+                await asyncio.sleep(0)
+            self._perform(self._node.step(event, moment()))
+
+    async def _reconcile_forever(self) -> None:
+        while True:
+            self._reconcile_wanted.clear()
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            error = await self._reconciler.reconcile(self._node.desired(now))
+            if error is not None:
+                _log.error("the tunnel could not be configured: %s", error)
+            await self._inbox.put(ReconcileFinished(error))
+            try:
+                async with asyncio.timeout(RECONCILE_EVERY_S):
+                    await self._reconcile_wanted.wait()
+            except TimeoutError:
+                pass
+
+    def _task_failed(self, name: str, error: BaseException) -> None:
+        _log.critical("%s failed: %r", name, error, exc_info=error)
+        self._failure = self._failure or error
+        self._stopping.set()
+
+    # -- effects ----------------------------------------------------------------------------
+
+    def _perform(self, effects: list[NodeEffect]) -> None:
+        records: list[Record] = []
+        for effect in effects:
+            if isinstance(effect, Persist):
+                records.append(Record(effect.space, effect.key, effect.value))
+                continue
+            if records or self._unsaved:
+                self._save(records)
+                records = []
+            self._perform_one(effect)
+        if records:
+            self._save(records)
+
+    def _save(self, records: list[Record]) -> None:
+        """Write durably; what cannot be written is kept and tried again before the next effect."""
+        self._unsaved += records
+        try:
+            self._store.put(self._unsaved)
+        except NostrvpnError as exc:
+            self.dropped["unsaved"] += 1
+            _log.error("state could not be saved: %s", exc)
+            self._node.storage_error = str(exc)
+        else:
+            self._unsaved = []
+            self._node.storage_error = None
+
+    def _perform_one(self, effect: NodeEffect) -> None:
+        # Nothing leaves that depends on what is not saved; the machines send it again.
+        blocked = bool(self._unsaved)
+        match effect:
+            case SendDatagram():
+                self.tap.send(effect.data, effect.destination, effect.ttl, effect.source_ip)
+            case SendText():
+                if not blocked:
+                    self.sockets.send(effect.url, effect.text)
+            case OpenRelay():
+                self.sockets.open(effect.url)
+            case CloseRelay():
+                self.sockets.close(effect.url)
+            case Reconcile():
+                self._reconcile_wanted.set()
+            case ObserveTunnel():
+                self.supervisor.start("observe", self._observe())
+            case Reply():
+                if blocked:
+                    text = f"the state could not be saved: {self._node.storage_error}"
+                    self._answer(effect.call, SystemRefused(text, "free some disk space"))
+                else:
+                    self._answer(effect.call, effect.value)
+            case Refuse():
+                self._answer(effect.call, _Refusal(effect))
+            case SendEcho():
+                self.supervisor.start("echo", self._echo(effect))
+            case ResolveStun():
+                self.supervisor.start("resolve", self._resolve(effect.servers))
+            case ShutDown():
+                # The answer to the caller leaves first.
+                asyncio.get_running_loop().call_later(0.05, self.stop, "asked to")
+            case Log():
+                _log.log(logging.getLevelNamesMapping()[effect.level.upper()], "%s", effect.text)
+            case Persist():
+                raise AssertionError("written before")
+            case _:
+                assert_never(effect)
+
+    def _answer(self, call: int, value: object) -> None:
+        future = self._calls.get(call)
+        if future is None or future.done():
+            return
+        if isinstance(value, NostrvpnError):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
+
+    async def _observe(self) -> None:
+        await self._inbox.put(TunnelSeen(await self._reconciler.observe()))
+
+    async def _resolve(self, servers: tuple[str, ...]) -> None:
+        endpoints, unresolved = await resolve_servers(servers)
+        await self._inbox.put(StunResolved(endpoints, unresolved))
+
+    async def _echo(self, effect: SendEcho) -> None:
+        try:
+            rtt = await echo(IPv6Address(effect.address), effect.timeout_s, self._interface)
+        except NostrvpnError as exc:
+            self._answer(effect.call, exc)
+            return
+        answer = effect.context | {"rtt_ms": None if rtt is None else round(rtt, 2)}
+        self._answer(effect.call, answer)
+
+
+class _Refusal(UserError):
+    """A refusal by the node, as the exception the control server knows."""
+
+    def __init__(self, effect: Refuse) -> None:
+        super().__init__(effect.text, effect.hint)
+        self.code = effect.code

@@ -1,0 +1,136 @@
+"""From options to a running daemon: compose the parts, run, take everything down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from contextlib import AsyncExitStack
+
+from nostrvpn.config.model import Config
+from nostrvpn.config.options import Options
+from nostrvpn.control.server import ControlServer
+from nostrvpn.daemon.host_watch import HostWatch
+from nostrvpn.daemon.loop import Loop
+from nostrvpn.daemon.reconcile import Reconciler
+from nostrvpn.errors import NostrvpnError
+from nostrvpn.io.config_file import load_config
+from nostrvpn.io.durable_file import make_private_directory
+from nostrvpn.io.identity_file import load_identity
+from nostrvpn.io.lock import StateLock
+from nostrvpn.io.logs import start_logging
+from nostrvpn.io.service_manager import notify
+from nostrvpn.io.store import Record, Store
+from nostrvpn.io.wireguard import Backend, select_backend
+from nostrvpn.node.desired import TunnelSettings
+from nostrvpn.node.node import Node, NodeSettings
+from nostrvpn.paths.settings import PathSettings
+from nostrvpn.wireguard.device import SecretKey
+
+__all__ = ["run"]
+
+SPACES = ("meta", "network", "invite", "join", "peer", "session")
+# Losing one of these loses a membership: the store refreshes its backup after they change.
+PRECIOUS_SPACES = frozenset({"network", "invite", "join", "peer"})
+# Ports below are registered for services, above are the kernel's own ephemeral range (32768+ by
+# default) which other programs draw from.
+PORT_RANGE = (20_000, 32_000)
+
+_log = logging.getLogger(__name__)
+
+
+def run(options: Options) -> int:
+    """Run the daemon in the foreground until it is stopped; return the exit code.
+
+    NostrvpnError says why it could not start.
+    """
+    config = load_config(options.config)
+    start_logging(config.log_level, options.log_file)
+    lock = StateLock(options.lock_path)
+    lock.acquire()
+    try:
+        return asyncio.run(_run(options, config))
+    finally:
+        lock.release()
+
+
+async def _run(options: Options, config: Config) -> int:
+    async with AsyncExitStack() as stack:
+        loop = await _compose(options, config, stack)
+        handler = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handler.add_signal_handler(number, loop.stop, signal.Signals(number).name)
+        notify("READY=1")
+        await loop.run()
+        notify("STOPPING=1")
+    _log.info("stopped")
+    return 0
+
+
+async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> Loop:
+    secret = load_identity(options.state_dir, os.environ)
+    make_private_directory(options.state_dir)
+    store = Store.open(options.store_path, backup_spaces=PRECIOUS_SPACES)
+    stack.callback(store.close)
+    interface = options.interface_name(config)
+    backend: Backend = select_backend(config.wireguard.backend)
+    port = config.wireguard.listen_port or _stored_port(store)
+    private_key = SecretKey(secret.wireguard_private_key())
+    tunnel = TunnelSettings(
+        interface,
+        f"nostrvpn {options.state_dir}"[:255],
+        config.wireguard.mtu,
+        private_key,
+        private_key.public_key,
+        port,
+        config.wireguard.keepalive,
+    )
+    settings = NodeSettings(
+        secret,
+        options.name or config.name or socket.gethostname(),
+        tunnel,
+        options.relay_urls(config),
+        config.relays.active,
+        config.stun,
+        PathSettings(opener_ttl=config.paths.opener_ttl),
+    )
+    node = Node(settings, {space: store.all(space) for space in SPACES}, backend.name)
+    if store.restored:
+        node.notes.append(("state_restored", store.restored))
+    reconciler = Reconciler(backend, interface, config.wireguard.mtu)
+    stack.callback(reconciler.close)
+    stack.push_async_callback(reconciler.delete)
+    loop = Loop(node, store, reconciler, interface=interface, port=port)
+    await reconciler.run(lambda: reconciler.reconcile_now(node.desired(0.0)))
+    _open_tap(loop, node)
+    stack.callback(loop.tap.close)
+    watch = HostWatch(loop, reconciler)
+    await watch.start()
+    stack.callback(watch.stop)
+    control = ControlServer(options.control_socket, loop.call)
+    await control.start()
+    stack.push_async_callback(control.stop)
+    _log.info("%s is up: %s backend, port %d, %s", interface, backend.name, port, secret.npub)
+    return loop
+
+
+def _open_tap(loop: Loop, node: Node) -> None:
+    try:
+        loop.tap.open()
+    except NostrvpnError as exc:
+        # The node still serves tunnels whose endpoints it knows; status says what is missing.
+        _log.error("%s", exc)
+        node.tap_error = str(exc)
+
+
+def _stored_port(store: Store) -> int:
+    """Return this node's own port: drawn once, then kept, so that NAT mappings survive a restart."""
+    stored = store.all("meta").get("listen_port")
+    if isinstance(stored, int) and 0 < stored < 65_536:
+        return stored
+    low, high = PORT_RANGE
+    port = low + int.from_bytes(os.urandom(4), "big") % (high - low)
+    store.put([Record("meta", "listen_port", port)])
+    return port

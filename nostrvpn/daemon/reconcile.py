@@ -1,0 +1,92 @@
+"""Bringing the kernel to the desired state: observe -> diff -> apply.
+
+All of it blocks, so it runs in one worker thread, which also is the only writer: two reconciliations
+never overlap. It is level-triggered: poked by the node, by netlink changes, and every 30 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from nostrvpn.errors import NostrvpnError
+from nostrvpn.host import diff as host_diff
+from nostrvpn.io.netlink import apply_host, observe_host
+from nostrvpn.io.wireguard import Backend
+from nostrvpn.node.desired import Desired
+from nostrvpn.wireguard import diff as wireguard_diff
+from nostrvpn.wireguard.device import ObservedDevice
+
+__all__ = ["Reconciler"]
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """The single writer of one interface."""
+
+    def __init__(self, backend: Backend, interface: str, mtu: int) -> None:
+        self._backend = backend
+        self._interface = interface
+        self._mtu = mtu
+        self._applied: dict[str, int] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Run blocking ``work`` in the worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def reconcile(self, desired: Desired) -> str | None:
+        """Bring the kernel to ``desired``; return None, or why it refused."""
+        try:
+            await self.run(lambda: self.reconcile_now(desired))
+        except NostrvpnError as exc:
+            return str(exc)
+        return None
+
+    def reconcile_now(self, desired: Desired) -> None:
+        """The same, in the calling thread; NostrvpnError says what the kernel refused."""
+        name = self._interface
+        observed = self._backend.observe(name)
+        if observed is None:
+            self._backend.create(name, self._mtu)
+            self._applied = {}
+            observed = self._backend.observe(name)
+        host_operations = host_diff.diff(observe_host(name), desired.host)
+        for host_operation in host_operations:
+            _log.info("[#] %s", host_operation)
+        # The device is ready before the link comes up and routes lead to it.
+        self._apply_device(observed, desired)
+        apply_host(host_operations)
+
+    def _apply_device(self, observed: ObservedDevice | None, desired: Desired) -> None:
+        name = self._interface
+        operations = wireguard_diff.diff(observed, desired.device, self._applied, interface=name)
+        for operation in operations:
+            _log.info("[#] %s", operation)
+        if operations:
+            self._backend.apply(name, operations, desired.device)
+        self._applied = wireguard_diff.applied_generations(desired.device)
+
+    async def observe(self) -> ObservedDevice | None:
+        """Return what WireGuard says now; None if the device is gone or does not answer."""
+        try:
+            return await self.run(lambda: self._backend.observe(self._interface))
+        except NostrvpnError as exc:
+            _log.warning("the tunnel does not answer: %s", exc)
+            return None
+
+    async def delete(self) -> None:
+        """Remove the interface and all that hangs on it."""
+        try:
+            await self.run(lambda: self._backend.delete(self._interface))
+        except NostrvpnError as exc:
+            _log.error("the tunnel could not be removed: %s", exc)
+
+    def close(self) -> None:
+        """End the worker thread."""
+        self._thread.shutdown(wait=True)

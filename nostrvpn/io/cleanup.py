@@ -1,0 +1,27 @@
+"""Remove every interface of ours from this network namespace, knowing nothing but our mark."""
+
+from __future__ import annotations
+
+from nostrvpn.io.netlink import marked_interfaces
+from nostrvpn.io.wireguard import Backend
+from nostrvpn.io.wireguard_kernel import KernelBackend
+from nostrvpn.io.wireguard_userspace import UserspaceBackend
+
+__all__ = ["remove_marked"]
+
+
+def remove_marked(alias_prefix: str = "", interface: str | None = None) -> tuple[str, ...]:
+    """Remove the links with our mark and the processes and sockets behind them; return their names.
+
+    ``alias_prefix`` narrows it to links whose alias starts so (one node among several on a host).
+    ``interface`` narrows it to the link of that name. Addresses and routes go with their link.
+    Blocks; SystemRefused if the kernel will not.
+    """
+    removed = []
+    for link in marked_interfaces():
+        if not link.alias.startswith(alias_prefix) or interface not in (None, link.name):
+            continue
+        backend: Backend = KernelBackend() if link.kind == "wireguard" else UserspaceBackend()
+        backend.delete(link.name)
+        removed.append(link.name)
+    return tuple(removed)

@@ -1,0 +1,87 @@
+"""A small Nostr relay in this process (nostr-sdk's ``LocalRelay``), for the lab and ``relay``.
+
+nostr-sdk costs 20 MB, so it is imported only when a relay is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from nostrvpn.errors import SystemRefused
+
+if TYPE_CHECKING:
+    import nostr_sdk
+
+__all__ = ["EmbeddedRelay"]
+
+# More than a lab or a family of nodes opens; each connection costs some kilobytes.
+MAX_CONNECTIONS: Final = 512
+# A node asks for a handful of events a minute; a lab with twenty of them stays far below.
+MAX_REQUESTS: Final = 1000
+EVENTS_PER_MINUTE: Final = 60_000
+
+
+class EmbeddedRelay:
+    """A relay that keeps its events in memory and delivers ephemeral ones to who listens."""
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        auth: str | None = None,
+        write_policy: nostr_sdk.WritePolicy | None = None,
+    ) -> None:
+        """Port 0 takes a free one; ``auth`` is "read", "write" or "both" (NIP-42), or None."""
+        self._host, self._port = host, port
+        self._auth = auth
+        self._write_policy = write_policy
+        self._relay: Any = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """The ws:// URL; empty before ``start``."""
+        return self._url
+
+    async def start(self) -> None:
+        """Listen; SystemRefused if the address cannot be used."""
+        import nostr_sdk
+
+        builder = nostr_sdk.LocalRelayBuilder().addr(self._host)
+        builder = builder.max_connections(MAX_CONNECTIONS).rate_limit(
+            nostr_sdk.RateLimit(max_reqs=MAX_REQUESTS, notes_per_minute=EVENTS_PER_MINUTE)
+        )
+        if self._port:
+            builder = builder.port(self._port)
+        if self._auth is not None:
+            mode = nostr_sdk.LocalRelayBuilderNip42Mode[self._auth.upper()]
+            builder = builder.nip42(nostr_sdk.LocalRelayBuilderNip42(mode=mode))
+        if self._write_policy is not None:
+            # The policy is called from the library's own threads, which must find our loop. The
+            # setting is the library's only one, so it is taken back when the relay stops.
+            nostr_sdk.uniffi_set_event_loop(asyncio.get_running_loop())
+            builder = builder.write_policy(self._write_policy)
+        relay = builder.build()
+        try:
+            await relay.run()
+            self._url = str(await relay.url()).rstrip("/")
+        except nostr_sdk.NostrSdkError as exc:
+            where = f"{self._host}:{self._port}"
+            raise SystemRefused(
+                f"the relay cannot listen on {where}: {exc}",
+                "choose another address or port, or stop what listens there",
+            ) from exc
+        self._relay = relay
+
+    async def stop(self) -> None:
+        """Stop listening and close every connection; nothing if it does not run."""
+        relay, self._relay, self._url = self._relay, None, ""
+        if relay is None:
+            return
+        relay.shutdown()
+        if self._write_policy is not None:
+            import nostr_sdk
+
+            nostr_sdk.uniffi_set_event_loop(None)

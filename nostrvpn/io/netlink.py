@@ -1,0 +1,371 @@
+"""Links, addresses and routes of this network namespace, read and changed over rtnetlink.
+
+Everything here blocks, and acts in the network namespace of the calling thread; the agent calls
+it from one worker thread. pyroute2 costs 0.1 s of CPU and 21 MB to import, so it is imported on
+first use.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
+from typing import TYPE_CHECKING, Any, assert_never
+
+from nostrvpn.errors import SystemRefused
+from nostrvpn.host.diff import (
+    AddAddress,
+    AddRoute,
+    HostOp,
+    RemoveAddress,
+    RemoveRoute,
+    SetLink,
+)
+from nostrvpn.host.state import (
+    ALIAS_MARK,
+    ROUTE_PROTOCOL,
+    HostState,
+    IPInterface,
+    IPNetwork,
+    is_marked,
+)
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+__all__ = [
+    "Link",
+    "LocalInterface",
+    "apply_host",
+    "create_link",
+    "delete_link",
+    "find_link",
+    "links",
+    "local_addresses",
+    "main_routes",
+    "marked_interfaces",
+    "observe_host",
+    "refused",
+    "set_link",
+]
+
+# Spec: linux/if.h, linux/if_addr.h, linux/rtnetlink.h.
+_IFF_UP = 0x1
+_IFF_LOOPBACK = 0x8
+_IFA_F_NODAD = 0x02
+_IFA_F_DADFAILED = 0x08
+_IFA_F_DEPRECATED = 0x20
+_IFA_F_TENTATIVE = 0x40
+_IFA_F_NOPREFIXROUTE = 0x200
+_RT_TABLE_MAIN = 254
+_RT_SCOPE_UNIVERSE = 0
+_RT_SCOPE_LINK = 253
+_RTN_UNICAST = 1
+
+_GONE = (errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENOENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface: ``kind`` is "wireguard", "tun", "veth"..., or empty for hardware."""
+
+    name: str
+    index: int
+    kind: str
+    alias: str
+    mtu: int
+    up: bool
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the link carries our mark."""
+        return is_marked(self.alias)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalInterface:
+    """An interface with the addresses that can be used as a source now (no tentative, no stale)."""
+
+    name: str
+    kind: str
+    addresses: tuple[IPInterface, ...]
+    mtu: int
+    up: bool
+    is_ours: bool
+
+
+@contextmanager
+def _rtnetlink(action: str) -> Iterator[IPRoute]:
+    """Open rtnetlink; what the kernel refuses comes out as SystemRefused naming the action."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as route:
+            yield route
+    except NetlinkError as exc:
+        raise refused(action, exc.code) from exc
+    except OSError as exc:
+        raise refused(action, exc.errno or errno.EIO) from exc
+
+
+def refused(action: str, code: int) -> SystemRefused:
+    """Return the error for an action that the kernel refused with an errno."""
+    hint = ""
+    if code in (errno.EPERM, errno.EACCES):
+        hint = "Run it as root, or with CAP_NET_ADMIN."
+    elif code == errno.EADDRINUSE:
+        hint = "Another program has the UDP port: choose another listen port."
+    return SystemRefused(f"{action}: {os.strerror(code)}", hint)
+
+
+def links() -> tuple[Link, ...]:
+    """Return all links of this network namespace."""
+    with _rtnetlink("listing links") as route:
+        return tuple(_parse_link(message) for message in route.get_links())
+
+
+def find_link(interface: str) -> Link | None:
+    """Return the link of this name, or None."""
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError:
+        return None
+    with _rtnetlink(f"reading link {interface}") as route:
+        return _link_at(route, index)
+
+
+def marked_interfaces() -> tuple[Link, ...]:
+    """Return all links in this network namespace that carry our mark."""
+    return tuple(link for link in links() if link.is_ours)
+
+
+def create_link(interface: str, kind: str, mtu: int) -> None:
+    """Create a link with our mark; SystemRefused if the kernel will not."""
+    with _rtnetlink(f"creating {kind} link {interface}") as route:
+        route.link("add", ifname=interface, kind=kind, mtu=mtu)
+    try:
+        # The kernel takes no alias while it creates a link. Whoever dies between these two calls
+        # leaves a link without key and peers, which the next start adopts.
+        set_link(interface, mtu=None, alias=ALIAS_MARK)
+    except SystemRefused:
+        delete_link(interface)
+        raise
+
+
+def set_link(interface: str, *, mtu: int | None, alias: str | None) -> None:
+    """Set a link's MTU and alias; None leaves one as it is."""
+    apply_host([SetLink(interface, mtu=mtu, alias=alias)])
+
+
+def delete_link(interface: str) -> None:
+    """Delete a link; one that is gone already is fine."""
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError:
+        return
+    with _rtnetlink(f"deleting link {interface}") as route, _already(*_GONE):
+        route.link("del", index=index)
+
+
+def observe_host(interface: str) -> HostState | None:
+    """Return the link's addresses and our routes over it, or None if there is no such link."""
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError:
+        return None
+    with _rtnetlink(f"reading the state of {interface}") as route:
+        link = _link_at(route, index)
+        if link is None:
+            return None
+        addresses = frozenset(
+            _parse_address(message) for message in route.get_addr() if message["index"] == index
+        )
+        return HostState(
+            interface=interface,
+            mtu=link.mtu,
+            addresses=addresses,
+            routes=_our_routes(route, index),
+            alias=link.alias,
+            up=link.up,
+        )
+
+
+def apply_host(ops: Iterable[HostOp]) -> None:
+    """Apply operations in order; what is so already is fine, any other refusal is SystemRefused."""
+    for op in ops:
+        with _rtnetlink(str(op)) as route:
+            index = _index(op)
+            if index is None:
+                if isinstance(op, RemoveAddress | RemoveRoute):
+                    continue
+                raise SystemRefused(f"{op}: there is no link {op.interface}")
+            _apply(route, op, index)
+
+
+def local_addresses() -> tuple[LocalInterface, ...]:
+    """Return every interface but loopback, with the addresses that can be a source right now."""
+    with _rtnetlink("listing addresses") as route:
+        messages = [link for link in route.get_links() if not link["flags"] & _IFF_LOOPBACK]
+        addresses: dict[int, list[IPInterface]] = {}
+        unusable = _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_DEPRECATED
+        for message in route.get_addr():
+            if not _address_flags(message) & unusable:
+                addresses.setdefault(message["index"], []).append(_parse_address(message))
+    found = []
+    for message in messages:
+        link = _parse_link(message)
+        usable = tuple(sorted(addresses.get(link.index, ()), key=str))
+        found.append(LocalInterface(link.name, link.kind, usable, link.mtu, link.up, link.is_ours))
+    return tuple(found)
+
+
+def _index(op: HostOp) -> int | None:
+    try:
+        return socket.if_nametoindex(op.interface)
+    except OSError:
+        return None
+
+
+def _apply(route: IPRoute, op: HostOp, index: int) -> None:
+    match op:
+        case SetLink():
+            arguments: dict[str, Any] = {"mtu": op.mtu, "ifalias": op.alias}
+            if op.up is not None:
+                arguments["state"] = "up" if op.up else "down"
+            arguments = {key: value for key, value in arguments.items() if value is not None}
+            if arguments:
+                route.link("set", index=index, **arguments)
+        case AddAddress():
+            with _already(errno.EEXIST):
+                # Our links have no neighbours, so there is nobody to detect a duplicate with.
+                flags = _IFA_F_NOPREFIXROUTE | (_IFA_F_NODAD if op.address.version == 6 else 0)
+                route.addr("add", index=index, IFA_FLAGS=flags, **_address(op.address))
+        case RemoveAddress():
+            with _already(*_GONE):
+                route.addr("del", index=index, **_address(op.address))
+        case AddRoute():
+            _add_route(route, op, index)
+        case RemoveRoute():
+            with _already(*_GONE):
+                route.route("del", **_route(op.network, index))
+        case _:
+            assert_never(op)
+
+
+def _add_route(route: IPRoute, op: AddRoute, index: int) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        route.route("add", **_route(op.network, index))
+    except NetlinkError as exc:
+        if exc.code != errno.EEXIST:
+            raise
+        if op.network not in _our_routes(route, index):
+            raise SystemRefused(
+                f"{op}: the host has another route to {op.network}",
+                "Another program or the local network uses these addresses.",
+            ) from exc
+
+
+@contextmanager
+def _already(*codes: int) -> Iterator[None]:
+    """Accept a refusal that means: it is so already."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as exc:
+        if exc.code not in codes:
+            raise
+
+
+def _address(address: IPInterface) -> dict[str, Any]:
+    return {
+        "family": _family(address),
+        "address": str(address.ip),
+        "prefixlen": address.network.prefixlen,
+    }
+
+
+def _route(network: IPNetwork, index: int) -> dict[str, Any]:
+    return {
+        "family": _family(network),
+        "dst": str(network),
+        "oif": index,
+        "proto": ROUTE_PROTOCOL,
+        "table": _RT_TABLE_MAIN,
+        "type": _RTN_UNICAST,
+        "scope": _RT_SCOPE_LINK if network.version == 4 else _RT_SCOPE_UNIVERSE,
+    }
+
+
+def _family(value: IPInterface | IPNetwork) -> int:
+    return int(socket.AF_INET if value.version == 4 else socket.AF_INET6)
+
+
+def _our_routes(route: IPRoute, index: int) -> frozenset[IPNetwork]:
+    return frozenset(
+        _parse_destination(message)
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for message in route.get_routes(family=int(family), table=_RT_TABLE_MAIN)
+        if message["proto"] == ROUTE_PROTOCOL and message.get("oif") == index
+    )
+
+
+def _parse_destination(message: Any) -> IPNetwork:
+    # A default route has no destination attribute.
+    unspecified = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+    return ip_network(f"{message.get('dst') or unspecified}/{message['dst_len']}")
+
+
+def _link_at(route: IPRoute, index: int) -> Link | None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        for message in route.get_links(index):
+            return _parse_link(message)
+    except NetlinkError as exc:
+        if exc.code not in _GONE:
+            raise
+    return None
+
+
+def _parse_link(message: Any) -> Link:
+    kind = message.get(("linkinfo", "kind")) or ""
+    if message["flags"] & _IFF_LOOPBACK:
+        kind = "loopback"
+    return Link(
+        name=message.get("ifname"),
+        index=message["index"],
+        kind=kind,
+        alias=message.get("ifalias") or "",
+        mtu=message.get("mtu"),
+        up=bool(message["flags"] & _IFF_UP),
+    )
+
+
+def _parse_address(message: Any) -> IPInterface:
+    # On a point-to-point link "address" is the other end's and "local" ours; IPv6 has no "local".
+    return ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}")
+
+
+def _address_flags(message: Any) -> int:
+    # The header's field has 8 bits; the attribute, where present, has all 32.
+    flags = message.get_attr("IFA_FLAGS")
+    return int(message["flags"] if flags is None else flags)
+
+
+def main_routes() -> frozenset[IPNetwork]:
+    """Return the destinations of the main table's routes that are not ours."""
+    with _rtnetlink("listing routes") as route:
+        return frozenset(
+            _parse_destination(message)
+            for message in route.get_routes(table=_RT_TABLE_MAIN)
+            if message["proto"] != ROUTE_PROTOCOL
+            and message["family"] in (socket.AF_INET, socket.AF_INET6)
+        )

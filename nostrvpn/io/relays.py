@@ -1,0 +1,221 @@
+"""WebSockets to relays: moves texts between the relay pool and the network, decides nothing.
+
+One task per relay reads and hands every text on by awaiting ``deliver``, so a slow reader slows the
+relay down (TCP) and nothing is dropped. A second one writes from a bounded queue; if the relay does
+not take our texts fast enough to empty it, the connection is closed with that reason. Every ``open``
+ends in exactly one ``RelayClosed``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from socket import IPPROTO_TCP, TCP_QUICKACK
+from typing import Final
+
+import aiohttp
+
+from nostrvpn import __version__
+from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText
+
+__all__ = ["RelaySockets"]
+
+SocketEvent = RelayOpened | RelayClosed | RelayText
+
+CONNECT_SECONDS: Final = 10.0
+# aiohttp pings this often and gives up when no pong comes within half of it.
+HEARTBEAT_SECONDS: Final = 20.0
+# The largest wrap is below 90 kB of text; what most relays allow is 128 KiB.
+MAX_MESSAGE: Final = 128 * 1024
+# Texts waiting to be written. The pool has at most 256 unanswered publishes per relay, and a few
+# subscriptions and answers to AUTH.
+MAX_OUTGOING: Final = 512
+# A relay that does not answer our close frame is not worth more.
+CLOSE_SECONDS: Final = 2.0
+MAX_REASON: Final = 200
+
+
+class RelaySockets:
+    """Open connections to relays, by URL; events go to ``deliver`` in the order they happened."""
+
+    def __init__(
+        self, deliver: Callable[[SocketEvent], Awaitable[None]], proxy: str | None = None
+    ) -> None:
+        """``proxy`` is an HTTP proxy URL for every connection."""
+        self._deliver = deliver
+        self._proxy = proxy
+        self._session: aiohttp.ClientSession | None = None
+        self._links: dict[str, _Link] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+
+    def open(self, url: str) -> None:
+        """Start connecting; ``RelayOpened`` or ``RelayClosed`` follows. Nothing if it is open."""
+        if url in self._links or self._is_stopping:
+            return
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=None)
+            agent = {"User-Agent": f"nostrvpn/{__version__}"}
+            self._session = aiohttp.ClientSession(timeout=timeout, headers=agent)
+        link = _Link(url, self._session, self._deliver, self._proxy)
+        self._links[url] = link
+        task = asyncio.get_running_loop().create_task(self._live(link), name=f"relay {url}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self, url: str) -> None:
+        """Close a connection or stop connecting; ``RelayClosed`` follows. Nothing if unknown."""
+        link = self._links.get(url)
+        if link is not None:
+            link.stop("closed by us")
+
+    def send(self, url: str, text: str) -> None:
+        """Queue a text; a full queue closes the connection, an unknown URL is ignored.
+
+        Ignoring loses nothing: the pool is about to hear ``RelayClosed`` and keeps what had no OK.
+        """
+        link = self._links.get(url)
+        if link is not None:
+            link.send(text)
+
+    async def stop(self) -> None:
+        """Close everything, all at once, within four seconds, and deliver nothing any more."""
+        self._is_stopping = True
+        for link in self._links.values():
+            link.stop("stopping")
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=2 * CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _live(self, link: _Link) -> None:
+        try:
+            reason = await link.run()
+        finally:
+            # Before the event: whoever hears it may open the same URL again at once.
+            del self._links[link.url]
+        if not self._is_stopping:  # nobody may be left to take it
+            await self._deliver(RelayClosed(link.url, reason))
+
+
+class _Link:
+    """One connection: connect, then read until it ends."""
+
+    def __init__(
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        deliver: Callable[[SocketEvent], Awaitable[None]],
+        proxy: str | None,
+    ) -> None:
+        self.url = url
+        self._session = session
+        self._deliver = deliver
+        self._proxy = proxy
+        self._outgoing: asyncio.Queue[str] = asyncio.Queue(MAX_OUTGOING)
+        self._work: asyncio.Task[str] | None = None
+        self._stop_reason = ""
+
+    def stop(self, reason: str) -> None:
+        """End the connection; the first reason counts."""
+        if not self._stop_reason:
+            self._stop_reason = reason
+            if self._work is not None:
+                self._work.cancel()
+
+    def send(self, text: str) -> None:
+        """Queue a text for writing."""
+        try:
+            self._outgoing.put_nowait(text)
+        except asyncio.QueueFull:
+            self.stop(f"does not take what we send ({MAX_OUTGOING} texts wait)")
+
+    async def run(self) -> str:
+        """Connect and read to the end; return the reason of the end."""
+        if self._stop_reason:  # stopped before the task ran
+            return self._stop_reason
+        self._work = asyncio.get_running_loop().create_task(self._connect_and_read())
+        try:
+            await asyncio.wait({self._work})
+        finally:
+            self._work.cancel()
+        return self._stop_reason if self._work.cancelled() else self._work.result()
+
+    async def _connect_and_read(self) -> str:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                socket = await self._session.ws_connect(
+                    self.url,
+                    heartbeat=HEARTBEAT_SECONDS,
+                    max_msg_size=MAX_MESSAGE,
+                    proxy=self._proxy,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
+                )
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            return _describe(exc)
+        writer: asyncio.Task[None] | None = None
+        try:
+            await self._deliver(RelayOpened(self.url))
+            writer = asyncio.get_running_loop().create_task(self._write(socket))
+            return await self._read(socket)
+        finally:
+            if writer is not None:
+                writer.cancel()
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                await socket.close()
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> str:
+        transport = socket.get_extra_info("socket")
+        while True:
+            # A relay with Nagle's algorithm on holds its next frame back until the last one is
+            # acknowledged, and Linux delays that by 40 ms; it forgets this option, so each time.
+            with contextlib.suppress(OSError, AttributeError):
+                transport.setsockopt(IPPROTO_TCP, TCP_QUICKACK, 1)
+            message = await socket.receive()
+            match message.type:
+                case aiohttp.WSMsgType.TEXT:
+                    await self._deliver(RelayText(self.url, message.data))
+                case aiohttp.WSMsgType.BINARY:
+                    # No relay has a reason to; the pool counts it as what it is, malformed.
+                    await self._deliver(RelayText(self.url, "<binary>"))
+                case aiohttp.WSMsgType.ERROR:
+                    return _describe(message.data)
+                case _:
+                    failure = socket.exception()
+                    return _describe(failure) if failure else _describe_close(socket.close_code)
+
+    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        try:
+            while True:
+                await socket.send_str(await self._outgoing.get())
+        except (aiohttp.ClientError, OSError) as exc:
+            self.stop(_describe(exc))
+
+
+def _describe_close(code: int | None) -> str:
+    return f"closed by the relay (code {code})" if code else "closed by the relay"
+
+
+def _describe(error: object) -> str:
+    """Return one line for the user about why a connection failed or ended."""
+    match error:
+        case aiohttp.WebSocketError(code=aiohttp.WSCloseCode.MESSAGE_TOO_BIG):
+            return f"oversized message (more than {MAX_MESSAGE} bytes)"
+        case aiohttp.WSServerHandshakeError():
+            text = f"no WebSocket there (HTTP {error.status})"
+        case aiohttp.ServerTimeoutError():
+            text = "does not answer our pings"
+        case TimeoutError():
+            text = f"no connection within {CONNECT_SECONDS:g} s"
+        case aiohttp.ClientConnectorDNSError():
+            text = f"unknown host name {error.host}"
+        case aiohttp.InvalidURL():
+            text = "not a WebSocket URL"
+        case _:
+            text = str(error) or type(error).__name__
+    return text[:MAX_REASON]

@@ -1,0 +1,61 @@
+"""What both WireGuard backends ask before they touch an interface: is it ours, is the port free?"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+from nostrvpn.errors import SystemRefused
+from nostrvpn.io.netlink import Link
+from nostrvpn.wireguard.device import ObservedDevice
+from nostrvpn.wireguard.diff import Op, SetDevice
+
+__all__ = ["require_free_port", "require_ours"]
+
+
+def require_ours(link: Link, observed: ObservedDevice | None) -> None:
+    """Raise SystemRefused unless the link is ours.
+
+    A WireGuard device without mark, key and peers counts as ours: it is what we leave behind when
+    we are killed between making a link and marking it, and nobody has put it to use.
+    """
+    if link.is_ours or (observed is not None and observed.is_bare):
+        return
+    raise SystemRefused(
+        f"the interface {link.name} exists and is not nostrvpn's",
+        "Choose another name with --interface, or remove that interface.",
+    )
+
+
+def require_free_port(ops: Iterable[Op], observed: ObservedDevice | None) -> None:
+    """Raise SystemRefused if an operation asks for a UDP port that another socket has.
+
+    WireGuard takes its port when the link comes up, and implementations differ in what they tell
+    when it is taken by then (wireguard-go tells nothing and stays deaf). So it is asked for
+    beforehand.
+    """
+    current = observed.listen_port if observed is not None else 0
+    for op in ops:
+        if isinstance(op, SetDevice) and op.listen_port not in (None, 0, current):
+            assert op.listen_port is not None
+            _try_port(op.listen_port)
+
+
+def _try_port(port: int) -> None:
+    for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            probe = socket.socket(family, socket.SOCK_DGRAM)
+        except OSError:
+            continue  # a host without this family has nobody on the port either
+        with probe:
+            try:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((wildcard, port))
+            except OSError as exc:
+                if exc.errno == errno.EADDRINUSE:
+                    raise SystemRefused(
+                        f"UDP port {port} is in use by another program",
+                        "Choose another wireguard.listen_port.",
+                    ) from exc

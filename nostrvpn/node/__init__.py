@@ -1,0 +1,14 @@
+"""The whole node as one pure machine: it joins the concepts and computes the desired state.
+
+Decides: what a relay message, a datagram, a command or a change of the host means for membership,
+paths and tunnel together, and what the kernel should look like. Does no I/O: it takes events and
+returns effects. Open ``events.py`` first (what goes in and out), then ``node.py``.
+
+- ``events``    the closed unions of events and effects
+- ``node``      the machine: one event in, effects out
+- ``peers``     what is known of each peer, and its tunnel's progress
+- ``commands``  the control commands, each an event with an answer
+- ``desired``   node -> WireGuard device and host state
+- ``status``    node -> the document behind ``nostrvpn status --json``
+- ``problems``  the catalogue of what can be wrong, in words, with the next step
+"""

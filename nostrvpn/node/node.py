@@ -1,0 +1,410 @@
+"""The node: one event in, effects out.
+
+What it joins: membership (who), paths (over which addresses), the post (how messages travel) and the
+tunnel (what WireGuard is told). The rules that belong to none of them alone are here:
+
+- A peer is followed by the path engine from the moment it may matter: as soon as it is a member, and
+  the inviter already while we wait to be admitted. So a join request carries our candidates, the
+  welcome carries the inviter's, and the first check leaves when the welcome arrives.
+- Descriptions that arise in one step leave at its end, one message a peer, after the datagrams: the
+  openers must be out before the answer is.
+- A peer's WireGuard key is what the peer itself says in a sealed message.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import assert_never
+
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.identity.keys import RootSecret, npub
+from nostrvpn.machine import Moment, Tick, earliest
+from nostrvpn.mesh.effects import (
+    JoinState,
+    MembersChanged,
+    MembershipEffect,
+    RequestJoin,
+    SendRefusal,
+    SendRoster,
+    Store,
+    Welcome,
+)
+from nostrvpn.mesh.membership import Membership
+from nostrvpn.node.commands import answer_joins, run_command
+from nostrvpn.node.desired import Desired, TunnelSettings, desired_state, overlapping_route
+from nostrvpn.node.events import (
+    Command,
+    HostChanged,
+    Log,
+    NodeEffect,
+    NodeEvent,
+    Persist,
+    Reconcile,
+    ReconcileFinished,
+    ResolveStun,
+    StunResolved,
+    TunnelSeen,
+)
+from nostrvpn.node.outbox import Outbox
+from nostrvpn.node.peers import Peer, parse_relay_list, parse_wireguard_key
+from nostrvpn.node.post import Post
+from nostrvpn.node.tunnel import Tunnel
+from nostrvpn.paths.agent import Paths
+from nostrvpn.paths.candidates import LocalAddress
+from nostrvpn.paths.description import (
+    cached_session_to_json,
+    parse_cached_session,
+    parse_description,
+)
+from nostrvpn.paths.events import (
+    AddPeer,
+    DatagramReceived,
+    Describe,
+    LinkChanged,
+    LocalAddresses,
+    NetworkChanged,
+    PathEffect,
+    PathEvent,
+    Remember,
+    RemoteDescription,
+    RemovePeer,
+    SendDatagram,
+    StunServers,
+    Trace,
+    UseEndpoint,
+)
+from nostrvpn.paths.settings import PathSettings
+from nostrvpn.signaling.courier import Delivery
+from nostrvpn.signaling.messages import MessageType
+from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText, RetryNow
+
+__all__ = ["Node", "NodeSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What is fixed for one run of a node."""
+
+    secret: RootSecret
+    name: str
+    tunnel: TunnelSettings
+    relays: tuple[str, ...]
+    active_relays: int
+    stun_servers: tuple[str, ...]
+    paths: PathSettings
+
+
+class Node:
+    """One node. ``step`` is the only way in; the properties are for whoever carries effects out."""
+
+    def __init__(
+        self, settings: NodeSettings, records: Mapping[str, Mapping[str, object]], backend: str
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.me = settings.secret.public_key
+        self.membership = Membership(settings.secret, settings.name)
+        self.peers: dict[str, Peer] = {}
+        self.paths = Paths(stun_servers=(), settings=settings.paths)
+        reserved = records.get("meta", {}).get("seq", 0)
+        self.post = Post(
+            settings.secret,
+            settings.relays,
+            settings.active_relays,
+            reserved if isinstance(reserved, int) else 0,
+        )
+        self.tunnel = Tunnel(self.peers)
+        self.dropped: Counter[str] = Counter()
+        self.notes: list[tuple[str, str]] = []  # (problem code, text) found at start
+        self.unresolved_stun: tuple[str, ...] = ()
+        self.storage_error: str | None = None
+        self.tap_error: str | None = None
+        self.reconcile_error: str | None = None
+        self.addresses: tuple[LocalAddress, ...] = ()
+        self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()
+        self.awaiting_join: dict[int, float] = {}
+        self.traces: dict[str, list[str]] = {}
+        self._sessions = dict(records.get("session", {}))
+        self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key)
+        self._restore(records)
+
+    def _restore(self, records: Mapping[str, Mapping[str, object]]) -> None:
+        for text in self.membership.restore(records):
+            self.notes.append(("record_damaged", text))
+        for public_key, stored in records.get("peer", {}).items():
+            try:
+                self.peers[public_key] = Peer.from_json(public_key, stored)
+            except PeerMisbehaved as exc:
+                self.notes.append(("record_damaged", f"peer {public_key[:8]}: {exc}"))
+
+    def _known_relays(self) -> tuple[str, ...]:
+        """Relays that peers named when we last met: where they listen now."""
+        return tuple(dict.fromkeys(peer.relays[0] for peer in self.peers.values() if peer.relays))
+
+    # -- in ---------------------------------------------------------------------------------
+
+    def start(self, moment: Moment) -> list[NodeEffect]:
+        """Begin: the first effects of a run."""
+        effects = self.post.use_relays(self._known_relays(), moment)
+        effects += self.post.relay_event(Tick(), moment)
+        effects += self._members_changed(moment)
+        if self.settings.stun_servers:
+            effects.append(ResolveStun(self.settings.stun_servers))
+        return effects + self.outbox.flush(moment)
+
+    def step(self, event: NodeEvent, moment: Moment) -> list[NodeEffect]:
+        """Handle one event; return what is to be done, in this order."""
+        effects = self._dispatch(event, moment)
+        effects += self._deliver(moment)
+        effects += answer_joins(self, moment)
+        return effects + self.outbox.flush(moment)
+
+    @property
+    def deadline(self) -> float | None:
+        """When a Tick is due, in Moment.now's seconds."""
+        return earliest(
+            self.post.deadline,
+            self.paths.deadline,
+            self.tunnel.deadline(),
+            self.membership.deadline,
+            *self.awaiting_join.values(),
+        )
+
+    def desired(self, now: float) -> Desired:
+        """What the kernel should look like at ``now``."""
+        return desired_state(
+            self.settings.tunnel,
+            self.me,
+            self.membership.roster,
+            self.peers.values(),
+            ipv4=self.overlap is None,
+            now=now,
+        )
+
+    @property
+    def overlap(self) -> IPv4Network | None:
+        """A route of the host that takes the overlay's IPv4 range away from us, or None."""
+        roster = self.membership.roster
+        return overlapping_route(roster, self.routes) if roster is not None else None
+
+    def peer_name(self, public_key: str) -> str:
+        """The name a user knows a peer by: own alias, the roster's name, or the npub's beginning."""
+        peer, roster = self.peers.get(public_key), self.membership.roster
+        if peer is not None and peer.alias:
+            return peer.alias
+        if roster is not None and roster.members.get(public_key):
+            return roster.members[public_key]
+        return npub(public_key)[:12]
+
+    def _dispatch(self, event: NodeEvent, moment: Moment) -> list[NodeEffect]:
+        match event:
+            case RelayOpened():
+                self.membership.hurry(moment)
+                return self.post.relay_event(event, moment) + self._tick_membership(moment)
+            case RelayClosed() | RelayText():
+                return self.post.relay_event(event, moment)
+            case DatagramReceived():
+                return self._paths(event, moment)
+            case HostChanged():
+                return self._host_changed(event, moment)
+            case StunResolved():
+                self.unresolved_stun = event.unresolved
+                return self._paths(StunServers(event.endpoints), moment)
+            case TunnelSeen():
+                news, effects = self.tunnel.seen(event.device, moment)
+                for item in news:
+                    effects += self._paths(item, moment)
+                return effects
+            case ReconcileFinished():
+                self.reconcile_error = event.error
+                return []
+            case Command():
+                return run_command(self, event, moment)
+            case Tick():
+                return self._tick(moment)
+            case _:
+                assert_never(event)
+
+    def _tick(self, moment: Moment) -> list[NodeEffect]:
+        effects = self.post.tick(moment)
+        effects += self._paths(Tick(), moment)
+        effects += self.tunnel.tick(moment)
+        return effects + self._tick_membership(moment)
+
+    def _tick_membership(self, moment: Moment) -> list[NodeEffect]:
+        return self.take_membership(self.membership.tick(moment), moment)
+
+    def _host_changed(self, event: HostChanged, moment: Moment) -> list[NodeEffect]:
+        moved = bool(self.addresses) and event.addresses != self.addresses
+        self.addresses, self.routes = event.addresses, event.routes
+        port = self.settings.tunnel.listen_port
+        effects = self._paths(LocalAddresses(event.addresses, port), moment)
+        if moved:
+            self.membership.hurry(moment)
+            effects += self.post.relay_event(RetryNow(), moment)
+            effects += self._paths(NetworkChanged(), moment)
+        return [*effects, Reconcile()]
+
+    # -- membership -------------------------------------------------------------------------
+
+    def take_membership(
+        self, effects: Sequence[MembershipEffect], moment: Moment
+    ) -> list[NodeEffect]:
+        """Carry out what the membership machine asked for."""
+        out: list[NodeEffect] = []
+        for effect in effects:
+            match effect:
+                case Store():
+                    out.append(Persist(effect.space, effect.key, effect.value))
+                case RequestJoin():
+                    self.outbox.request_join(effect)
+                case Welcome():
+                    self.outbox.welcome(effect)
+                case SendRefusal() | SendRoster():
+                    out += self.outbox.send(effect, moment)
+                case MembersChanged():
+                    out += self._members_changed(moment)
+                case _:
+                    assert_never(effect)
+        return out
+
+    def _followed(self) -> dict[str, None]:
+        """The peers the path engine must know: members, and the inviter we wait for."""
+        followed = dict.fromkeys(self.membership.peers if self.membership.is_member else ())
+        joining = self.membership.joining
+        if joining is not None and joining.state is JoinState.ASKING:
+            followed[joining.link.inviter] = None
+        return followed
+
+    def _members_changed(self, moment: Moment) -> list[NodeEffect]:
+        effects: list[NodeEffect] = []
+        followed = self._followed()
+        for gone in [peer for peer in self.peers if peer not in followed]:
+            del self.peers[gone]
+            self.outbox.forget(gone)
+            self._sessions.pop(gone, None)
+            effects += [Persist("session", gone, None), Persist("peer", gone, None)]
+            effects += self._paths(RemovePeer(gone), moment)
+        invites = [invite.secret for invite in self.membership.open_invites(moment.wall)]
+        effects += self.post.listen(followed, invites, moment)
+        for peer in followed:
+            if peer not in self.peers:
+                self.peers[peer] = Peer(peer)
+            if peer not in self.traces:
+                effects += self._follow(peer, moment)
+        joining = self.membership.joining
+        if joining is not None and joining.state is JoinState.ASKING:
+            effects += self.post.use_relays(joining.link.relays, moment)
+        self.traces = {peer: self.traces.get(peer, []) for peer in self.peers}
+        return [*effects, Reconcile()]
+
+    def _follow(self, peer: str, moment: Moment) -> list[NodeEffect]:
+        self.traces[peer] = []
+        cached = self._sessions.get(peer)
+        session = None
+        if cached is not None:
+            try:
+                session = parse_cached_session(cached, self.settings.paths)
+            except PeerMisbehaved as exc:
+                self.dropped[exc.code] += 1
+        return self._paths(AddPeer(peer, self.me < peer, session), moment)
+
+    # -- paths ------------------------------------------------------------------------------
+
+    def _paths(self, event: PathEvent, moment: Moment) -> list[NodeEffect]:
+        effects: list[NodeEffect] = []
+        for effect in self.paths.step(event, moment):
+            effects += self._take_path(effect, moment)
+        return effects
+
+    def _take_path(self, effect: PathEffect, moment: Moment) -> list[NodeEffect]:
+        match effect:
+            case SendDatagram():
+                return [effect]
+            case Describe():
+                if effect.peer in self.peers:
+                    self.peers[effect.peer].told = effect.description
+                self.outbox.describe(effect.peer, effect.description)
+                return []
+            case UseEndpoint():
+                return self.tunnel.use_endpoint(effect, self.me, moment)
+            case Remember():
+                value = cached_session_to_json(effect.cached)
+                self._sessions[effect.peer] = value
+                return [Persist("session", effect.peer, value)]
+            case LinkChanged():
+                state = f"{effect.snapshot.state}, path {effect.snapshot.path}"
+                return [Log("info", f"peer {self.peer_name(effect.peer)}: {state}")]
+            case Trace():
+                return [Log("debug", str(effect))]
+            case _:
+                assert_never(effect)
+
+    # -- messages ---------------------------------------------------------------------------
+
+    def _deliver(self, moment: Moment) -> list[NodeEffect]:
+        effects: list[NodeEffect] = []
+        while self.post.deliveries:
+            delivery = self.post.deliveries.pop(0)
+            try:
+                effects += self._receive(delivery, moment)
+            except PeerMisbehaved as exc:
+                self.dropped[exc.code] += 1
+                kind = delivery.message.type.value
+                effects.append(Log("debug", f"a {kind} message was dropped: {exc}"))
+        return effects
+
+    def _receive(self, delivery: Delivery, moment: Moment) -> list[NodeEffect]:
+        sender, message = delivery.sender, delivery.message
+        body, roster = message.body, self.membership.roster
+        match message.type:
+            case MessageType.JOIN:
+                answer = self.membership.on_join_request(sender, body, moment)
+                effects = self.take_membership(answer, moment)
+                return effects + self._hear(sender, body, moment)
+            case MessageType.WELCOME:
+                effects = self.take_membership(self.membership.on_welcome(sender, body), moment)
+                return effects + self._hear(sender, body, moment)
+            case MessageType.REFUSED:
+                return self.take_membership(self.membership.on_refused(sender, body), moment)
+            case MessageType.ROSTER | MessageType.DESCRIBE:
+                if roster is None or message.network_id != roster.network_id:
+                    raise PeerMisbehaved("other_network")
+                if message.type is MessageType.ROSTER:
+                    return self.take_membership(self.membership.on_roster(body), moment)
+                if sender not in roster.members:
+                    raise PeerMisbehaved("not_a_member")
+                return self._hear(sender, body, moment)
+            case _:
+                assert_never(message.type)
+
+    def _hear(self, sender: str, body: dict[str, object], moment: Moment) -> list[NodeEffect]:
+        """Take up what a peer says of itself: WireGuard key, relays, roster version, candidates."""
+        peer = self.peers.get(sender)
+        if peer is None:
+            return []  # refused, or removed meanwhile
+        effects: list[NodeEffect] = []
+        before = (peer.wireguard_key, peer.relays)
+        key = parse_wireguard_key(body.get("wg"))
+        taken = {p.wireguard_key for p in self.peers.values() if p is not peer}
+        if key in taken or key == self.settings.tunnel.public_key:
+            raise PeerMisbehaved("duplicate_key", "a peer claims another's WireGuard key")
+        peer.wireguard_key = key
+        peer.relays = parse_relay_list(body.get("relays", []))
+        if before != (peer.wireguard_key, peer.relays):
+            effects += [Persist("peer", sender, peer.to_json()), Reconcile()]
+        active = {relay.url for relay in self.post.pool.snapshot()}
+        if peer.relays and not active.intersection(peer.relays):
+            effects += self.post.use_relays(peer.relays[:1], moment)
+        version = body.get("ver")
+        if type(version) is int:
+            answer = self.membership.on_version_heard(sender, version)
+            effects += self.take_membership(answer, moment)
+        if body.get("desc") is not None:
+            description = parse_description(body["desc"], self.settings.paths)
+            peer.heard = description
+            effects += self._paths(RemoteDescription(sender, description), moment)
+        return effects

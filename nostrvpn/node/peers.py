@@ -1,0 +1,88 @@
+"""What the node knows of each peer, and how far its tunnel is."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.paths.description import Description
+
+__all__ = ["MAX_PEER_RELAYS", "Peer", "parse_relay_list", "parse_wireguard_key"]
+
+MAX_PEER_RELAYS = 6
+
+
+@dataclass(slots=True)
+class Peer:
+    """One peer. The persistent part is :meth:`to_json`; the rest is this run's.
+
+    ``endpoint`` is what the path engine decided, ``held_until`` the moment (seconds, Moment.now)
+    before which WireGuard is not told: the other side starts the handshake then, since two
+    handshakes begun at once cancel each other and cost WireGuard's 5 s retry.
+    """
+
+    public_key: str
+    wireguard_key: str | None = None
+    alias: str = ""
+    relays: tuple[str, ...] = ()
+    endpoint: Endpoint | None = None
+    endpoint_generation: int = 0
+    told: Description | None = None
+    heard: Description | None = None
+    held_until: float | None = None
+    watch_since: float | None = None
+    wireguard_endpoint: Endpoint | None = None
+    handshake_wall: float | None = None
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+    def starts_handshake(self, me: str) -> bool:
+        """Whether this node starts the WireGuard handshake: who offered does, of two the lower key.
+
+        Without descriptions (a cached path after a restart) the peer may not know yet that it has to
+        do anything, so we start.
+        """
+        if self.told is None or self.heard is None:
+            return True
+        answered = self.heard.answers == self.told.session
+        answering = self.told.answers == self.heard.session
+        return answered if answered != answering else me < self.public_key
+
+    def to_json(self) -> dict[str, object]:
+        """Return what survives a restart."""
+        return {"wg": self.wireguard_key, "alias": self.alias, "relays": list(self.relays)}
+
+    @classmethod
+    def from_json(cls, public_key: str, stored: object) -> Peer:
+        """Rebuild a peer from :meth:`to_json`; PeerMisbehaved if the record is damaged."""
+        if not isinstance(stored, dict):
+            raise PeerMisbehaved("bad_record", "a damaged peer record")
+        key = stored.get("wg")
+        return cls(
+            public_key,
+            parse_wireguard_key(key) if key is not None else None,
+            str(stored.get("alias", "")),
+            parse_relay_list(stored.get("relays", [])),
+        )
+
+
+def parse_wireguard_key(value: object) -> str:
+    """Return a WireGuard public key (base64 of 32 bytes, not all zero); PeerMisbehaved otherwise."""
+    try:
+        raw = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or not any(raw):
+        raise PeerMisbehaved("bad_message", "not a WireGuard key")
+    return base64.b64encode(raw).decode()
+
+
+def parse_relay_list(value: object) -> tuple[str, ...]:
+    """Return a bounded list of relay URLs from outside, leaving out what is none."""
+    if not isinstance(value, list):
+        raise PeerMisbehaved("bad_message", "not a list of relays")
+    urls = [url for url in value if isinstance(url, str) and len(url) <= 200]
+    return tuple(u for u in urls if u.startswith(("ws://", "wss://")))[:MAX_PEER_RELAYS]

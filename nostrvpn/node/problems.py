@@ -1,0 +1,127 @@
+"""The catalogue of what can be wrong with a node, in words, each with the next step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CATALOGUE", "Problem", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong now. ``severity`` is ``error``, ``warning`` or ``info``."""
+
+    code: str
+    severity: str
+    text: str
+    hint: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return the form that ``status --json`` shows."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "text": self.text,
+            "hint": self.hint,
+        }
+
+
+# code -> (severity, text, hint); braces are filled in by :func:`problem`.
+CATALOGUE: dict[str, tuple[str, str, str]] = {
+    "relays_down": (
+        "error",
+        "no Nostr relay can be reached ({reason})",
+        "check the internet connection; live tunnels stay up meanwhile",
+    ),
+    "relay_unfit": (
+        "warning",
+        "relay {url} does not carry our messages: {reason}",
+        "nothing to do if others are fit; otherwise set relays.urls in the configuration",
+    ),
+    "stun_silent": (
+        "warning",
+        "no STUN server answers, so the public address is unknown",
+        "UDP may be blocked here; set stun: in the configuration to a server you can reach",
+    ),
+    "stun_unresolved": (
+        "warning",
+        "the STUN servers' names do not resolve: {names}",
+        "check DNS, or give addresses in stun: of the configuration",
+    ),
+    "hard_nat": (
+        "info",
+        "this network's NAT gives another port for each destination",
+        "a peer behind such a NAT too cannot be reached directly; forward the UDP port {port}",
+    ),
+    "clock_skew": (
+        "warning",
+        "{name}'s clock and ours differ by {minutes} minutes, so its messages are refused",
+        "set both clocks (timedatectl set-ntp true)",
+    ),
+    "tunnel_refused": (
+        "error",
+        "the tunnel could not be configured: {reason}",
+        "run `nostrvpn cleanup`, then `nostrvpn up` as root",
+    ),
+    "not_saved": (
+        "error",
+        "the state cannot be saved, so no message leaves: {reason}",
+        "free space on the disk that holds the state directory; it goes on by itself",
+    ),
+    "tap_failed": (
+        "error",
+        "probes cannot share WireGuard's port: {reason}",
+        "run as root or with CAP_NET_RAW and CAP_NET_ADMIN",
+    ),
+    "ipv4_overlap": (
+        "warning",
+        "the overlay's IPv4 range {prefix} overlaps {route}, so only IPv6 is used",
+        "reach peers by their IPv6 addresses",
+    ),
+    "state_restored": (
+        "warning",
+        "{text}",
+        "check `nostrvpn peers`; the damaged file was kept beside the new one",
+    ),
+    "record_damaged": (
+        "warning",
+        "{text}",
+        "the record was left out; join or invite again if a peer is missing",
+    ),
+    "join_waiting": (
+        "info",
+        "waiting for {name} to admit this node",
+        "it completes when that node is online; keep this one running",
+    ),
+    "join_refused": (
+        "error",
+        "the invite was refused: {reason}",
+        "ask for a new invite for this node's npub: {npub}",
+    ),
+    "applicant_refused": (
+        "info",
+        "{name} tried to join and was refused: {reason}",
+        "if you know this npub, invite it with `nostrvpn invite`",
+    ),
+    "removed": (
+        "error",
+        "this node was removed from the network by its owner",
+        "ask the owner for a new invite",
+    ),
+    "peer_unreachable": (
+        "warning",
+        "no direct path to {name} was found yet",
+        "see `nostrvpn netcheck` on both sides; it is tried again by itself",
+    ),
+    "no_network": (
+        "info",
+        "this node is in no network yet",
+        "run `nostrvpn invite NPUB` to start one, or `nostrvpn join LINK`",
+    ),
+}
+
+
+def problem(code: str, **values: object) -> Problem:
+    """Return the catalogue's entry ``code`` with its blanks filled in."""
+    severity, text, hint = CATALOGUE[code]
+    return Problem(code, severity, text.format(**values), hint.format(**values))

@@ -1,0 +1,207 @@
+"""Node -> the documents that ``status``, ``id``, ``peers`` and ``netcheck`` show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nostrvpn.identity.keys import npub
+from nostrvpn.machine import Moment
+from nostrvpn.mesh.addressing import ipv4_prefix
+from nostrvpn.mesh.effects import JoinState
+from nostrvpn.node.problems import Problem, problem
+
+if TYPE_CHECKING:
+    from nostrvpn.node.node import Node
+
+__all__ = ["identity_document", "netcheck_document", "peers_document", "status_document"]
+
+# A refused applicant is news for a day.
+REFUSAL_SHOWN_S = 86_400
+
+
+def identity_document(node: Node) -> dict[str, object]:
+    """Who this node is."""
+    return {
+        "npub": node.settings.secret.npub,
+        "name": node.membership.name,
+        "wireguard_public_key": node.settings.tunnel.public_key,
+        "addresses": _addresses(node),
+        "network": node.membership.roster.network_id if node.membership.roster else None,
+    }
+
+
+def _addresses(node: Node) -> list[str]:
+    roster = node.membership.roster
+    if roster is None or node.me not in roster.members:
+        return []
+    own = roster.address(node.me)
+    return [str(own.ipv6)] if node.overlap else [str(own.ipv6), str(own.ipv4)]
+
+
+def status_document(node: Node, moment: Moment) -> dict[str, object]:
+    """Everything about the node that a user may ask."""
+    drops = {**node.post.dropped, **node.dropped}
+    return identity_document(node) | {
+        "interface": node.settings.tunnel.interface,
+        "backend": node.backend,
+        "listen_port": node.settings.tunnel.listen_port,
+        "relays": _relays(node),
+        "peers": peers_document(node, moment),
+        "joining": _joining(node),
+        "dropped_messages": drops,
+        "problems": [item.to_json() for item in _problems(node, moment)],
+    }
+
+
+def _relays(node: Node) -> list[dict[str, object]]:
+    return [
+        {
+            "url": relay.url,
+            "state": relay.state,
+            "rtt_ms": None if relay.rtt_ms is None else round(relay.rtt_ms, 1),
+            "fitness": relay.fitness,
+            "reason": relay.reason,
+            "counters": dict(relay.counters),
+        }
+        for relay in node.post.pool.snapshot()
+    ]
+
+
+def _joining(node: Node) -> dict[str, object] | None:
+    joining = node.membership.joining
+    if joining is None or joining.state is JoinState.JOINED:
+        return None
+    return {
+        "inviter": npub(joining.link.inviter),
+        "state": joining.state.value,
+        "reason": joining.reason,
+        "attempts": joining.attempts,
+    }
+
+
+def peers_document(node: Node, moment: Moment) -> list[dict[str, object]]:
+    """Every peer with its path and traffic; the inviter we wait for is one too."""
+    roster = node.membership.roster
+    document: list[dict[str, object]] = []
+    for peer in node.peers.values():
+        link = node.paths.snapshot(peer.public_key)
+        member = roster is not None and peer.public_key in roster.members
+        age = None if peer.handshake_wall is None else max(0.0, moment.wall - peer.handshake_wall)
+        endpoint = link.endpoint if link is not None else None
+        addresses = []
+        if roster is not None and member:
+            address = roster.address(peer.public_key)
+            addresses = [str(address.ipv6), str(address.ipv4)]
+        document.append(
+            {
+                "npub": npub(peer.public_key),
+                "name": node.peer_name(peer.public_key),
+                "addresses": addresses,
+                "state": (link.state if link is not None else "idle") if member else "joining",
+                "path": link.path if link is not None else "none",
+                "endpoint": str(endpoint or peer.wireguard_endpoint or "") or None,
+                "rtt_ms": _round(link.rtt_ms if link is not None else None),
+                "rx_bytes": peer.rx_bytes,
+                "tx_bytes": peer.tx_bytes,
+                "last_handshake_age_s": _round(age),
+                "connected_in_ms": _round(link.connected_in_ms if link is not None else None),
+                "stages_ms": {k: _round(v) for k, v in link.stages.items()} if link else {},
+            }
+        )
+    return document
+
+
+def netcheck_document(node: Node) -> dict[str, object]:
+    """What this network lets through: NAT class, reflexive addresses, relays and STUN servers."""
+    nat = node.paths.nat()
+    return {
+        "nat": {
+            "mapping": nat.mapping,
+            "reflexive_v4": str(nat.reflexive_v4) if nat.reflexive_v4 else None,
+            "reflexive_v6": str(nat.reflexive_v6) if nat.reflexive_v6 else None,
+        },
+        "udp": nat.reflexive_v4 is not None or nat.reflexive_v6 is not None,
+        "listen_port": node.settings.tunnel.listen_port,
+        "stun": [
+            {
+                "server": str(report.server),
+                "mapped": str(report.mapped) if report.mapped else None,
+                "rtt_ms": _round(report.rtt_ms),
+            }
+            for report in nat.servers
+        ],
+        "unresolved_stun": list(node.unresolved_stun),
+        "relays": _relays(node),
+    }
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def _problems(node: Node, moment: Moment) -> list[Problem]:
+    found = [problem(code, text=text) for code, text in node.notes]
+    if node.reconcile_error:
+        found.append(problem("tunnel_refused", reason=node.reconcile_error))
+    if node.storage_error:
+        found.append(problem("not_saved", reason=node.storage_error))
+    if node.tap_error:
+        found.append(problem("tap_failed", reason=node.tap_error))
+    found += _membership_problems(node, moment)
+    found += _relay_problems(node)
+    found += _path_problems(node, moment)
+    for sender, offset in node.post.clock_offsets.items():
+        if sender in node.peers:
+            minutes = round(abs(offset) / 60)
+            found.append(problem("clock_skew", name=node.peer_name(sender), minutes=minutes))
+    return found
+
+
+def _membership_problems(node: Node, moment: Moment) -> list[Problem]:
+    membership, found = node.membership, []
+    joining = membership.joining
+    if joining is not None and joining.state is JoinState.ASKING:
+        found.append(problem("join_waiting", name=node.peer_name(joining.link.inviter)))
+    elif joining is not None and joining.state in (JoinState.REFUSED, JoinState.EXPIRED):
+        npub_text = node.settings.secret.npub
+        found.append(problem("join_refused", reason=joining.reason, npub=npub_text))
+    elif membership.roster is None:
+        found.append(problem("no_network"))
+    if membership.roster is not None and not membership.is_member:
+        found.append(problem("removed"))
+    for wall, applicant, reason in membership.refusals:
+        if moment.wall - wall < REFUSAL_SHOWN_S:
+            found.append(problem("applicant_refused", name=npub(applicant), reason=reason))
+    roster, overlap = membership.roster, node.overlap
+    if roster is not None and overlap is not None:
+        prefix = ipv4_prefix(roster.network_id)
+        found.append(problem("ipv4_overlap", prefix=prefix, route=overlap))
+    return found
+
+
+def _relay_problems(node: Node) -> list[Problem]:
+    relays = node.post.pool.snapshot()
+    found = [
+        problem("relay_unfit", url=relay.url, reason=relay.reason)
+        for relay in relays
+        if relay.fitness == "unfit"
+    ]
+    if not any(relay.state == "connected" for relay in relays):
+        reasons = sorted({relay.reason for relay in relays if relay.reason})
+        found.append(problem("relays_down", reason="; ".join(reasons[:2]) or "connecting"))
+    return found
+
+
+def _path_problems(node: Node, moment: Moment) -> list[Problem]:
+    found, nat = [], node.paths.nat()
+    if node.unresolved_stun:
+        found.append(problem("stun_unresolved", names=", ".join(node.unresolved_stun)))
+    if nat.servers and nat.reflexive_v4 is None and nat.reflexive_v6 is None:
+        found.append(problem("stun_silent"))
+    if nat.mapping == "dependent":
+        found.append(problem("hard_nat", port=node.settings.tunnel.listen_port))
+    for peer in node.peers.values():
+        link = node.paths.snapshot(peer.public_key)
+        if link is not None and link.state in ("failed", "degraded"):
+            found.append(problem("peer_unreachable", name=node.peer_name(peer.public_key)))
+    return found

@@ -1,0 +1,258 @@
+"""Paths: the path engine as one machine. Events in, effects out; one Link per peer.
+
+Decides which link a datagram belongs to, and what is answered at all: only authentic checks, at a
+bounded rate, never with more bytes than came in. Everything else is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import assert_never
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment, Tick, earliest
+from nostrvpn.paths.budgets import ANSWERS_PER_SECOND, PROBES_PER_MINUTE, Budget
+from nostrvpn.paths.candidates import LocalAddress, Surroundings, survey
+from nostrvpn.paths.events import (
+    AddPeer,
+    DatagramReceived,
+    Describe,
+    LinkChanged,
+    LocalAddresses,
+    NetworkChanged,
+    PathEffect,
+    PathEvent,
+    Remember,
+    RemoteDescription,
+    RemovePeer,
+    Restart,
+    SendDatagram,
+    StunServers,
+    Trace,
+    TunnelObserved,
+    UseEndpoint,
+)
+from nostrvpn.paths.link import Link
+from nostrvpn.paths.reflexive import ReflexiveProbe
+from nostrvpn.paths.settings import PathSettings
+from nostrvpn.paths.snapshot import LinkSnapshot, NatReport
+from nostrvpn.paths.stun import StunKind, StunMessage, parse_stun
+
+__all__ = [
+    "AddPeer",
+    "DatagramReceived",
+    "Describe",
+    "LinkChanged",
+    "LocalAddress",
+    "LocalAddresses",
+    "NetworkChanged",
+    "PathEffect",
+    "PathEvent",
+    "Paths",
+    "Remember",
+    "RemoteDescription",
+    "RemovePeer",
+    "Restart",
+    "SendDatagram",
+    "StunServers",
+    "Tick",
+    "Trace",
+    "TunnelObserved",
+    "UseEndpoint",
+]
+
+# Links kept; a mesh has tens of members, and each link costs some kilobytes.
+MAX_PEERS = 1024
+
+
+class Paths:
+    """The machine. ``step`` never raises for input from outside: it drops and counts."""
+
+    def __init__(
+        self, *, stun_servers: tuple[Endpoint, ...] = (), settings: PathSettings | None = None
+    ) -> None:
+        self._settings = settings or PathSettings()
+        self._probe = ReflexiveProbe(stun_servers, self._settings)
+        self._links: dict[str, Link] = {}
+        self._by_ufrag: dict[str, Link] = {}
+        self._ufrags: dict[str, tuple[str, ...]] = {}
+        self._shown: dict[str, tuple[object, ...]] = {}
+        self._addresses: tuple[LocalAddress, ...] = ()
+        self._port = 0
+        self._surroundings = Surroundings()
+        self._answers = Budget(ANSWERS_PER_SECOND, ANSWERS_PER_SECOND)
+        self._probes = Budget(PROBES_PER_MINUTE / 60, PROBES_PER_MINUTE)
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def deadline(self) -> float | None:
+        """When a Tick is due next, in Moment.now's time."""
+        links = [link.deadline for link in self._links.values()]
+        return earliest(self._probe.deadline, *links)
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The peers added, in the order of their arrival."""
+        return tuple(self._links)
+
+    def snapshot(self, peer: str) -> LinkSnapshot | None:
+        """Return what is known of the path to ``peer``; None if it was not added."""
+        link = self._links.get(peer)
+        return None if link is None else link.snapshot()
+
+    def nat(self) -> NatReport:
+        """Return what STUN servers told about our NAT."""
+        return self._probe.report()
+
+    def step(self, event: PathEvent, moment: Moment) -> list[PathEffect]:
+        """Take one event; return the effects in the order to perform them."""
+        match event:
+            case AddPeer():
+                return self._add(event, moment)
+            case RemovePeer(peer):
+                return self._remove(peer)
+            case LocalAddresses(addresses, port):
+                return self._move(addresses, port, moment)
+            case StunServers(endpoints):
+                sent = self._probe.use_servers(endpoints, moment)
+                return [*sent, *self._survey(moment)]
+            case RemoteDescription(peer, description):
+                link = self._links.get(peer)
+                if link is None:
+                    return self._drop("unknown_peer")
+                try:
+                    return self._after(link, link.described(description, moment))
+                except PeerMisbehaved as exc:
+                    return self._drop(exc.code)
+            case DatagramReceived():
+                return self._receive(event, moment)
+            case TunnelObserved(peer):
+                link = self._links.get(peer)
+                return [] if link is None else self._after(link, link.observed(event, moment))
+            case NetworkChanged():
+                return self._network_changed(moment)
+            case Restart(peer):
+                link = self._links.get(peer)
+                return [] if link is None else self._after(link, link.restart(moment))
+            case Tick():
+                return self._tick(moment)
+            case _:
+                assert_never(event)
+
+    def _add(self, event: AddPeer, moment: Moment) -> list[PathEffect]:
+        if event.peer in self._links:
+            return []
+        if len(self._links) >= MAX_PEERS:
+            return self._drop("too_many_peers")
+        link = Link(event, self._settings, self._probes, moment)
+        self._links[event.peer] = link
+        return self._after(link, link.start(self._surroundings, moment))
+
+    def _remove(self, peer: str) -> list[PathEffect]:
+        self._links.pop(peer, None)
+        self._shown.pop(peer, None)
+        for ufrag in self._ufrags.pop(peer, ()):
+            self._by_ufrag.pop(ufrag, None)
+        return []
+
+    def _move(
+        self, addresses: tuple[LocalAddress, ...], port: int, moment: Moment
+    ) -> list[PathEffect]:
+        before = self._surroundings
+        self._addresses, self._port = addresses, port
+        now = survey(addresses, port, (), self._settings, reflexive_pending=False)
+        if before.versions == now.versions and before.prefixes == now.prefixes:
+            # Known addresses: nothing to ask the STUN servers.
+            return self._survey(moment)
+        sent = self._probe.start(now.versions, moment)
+        return [*sent, *self._survey(moment)]
+
+    def _network_changed(self, moment: Moment) -> list[PathEffect]:
+        effects: list[PathEffect] = [*self._probe.start(self._surroundings.versions, moment)]
+        for link in list(self._links.values()):
+            effects += self._after(link, link.network_changed(moment))
+        return effects + self._survey(moment)
+
+    def _survey(self, moment: Moment) -> list[PathEffect]:
+        """Work out our candidates again, and tell the links if they differ."""
+        surroundings = survey(
+            self._addresses,
+            self._port,
+            self._probe.endpoints,
+            self._settings,
+            reflexive_pending=self._probe.pending,
+        )
+        if surroundings == self._surroundings:
+            return []
+        self._surroundings = surroundings
+        effects: list[PathEffect] = []
+        for link in list(self._links.values()):
+            effects += self._after(link, link.surroundings_changed(surroundings, moment))
+        return effects
+
+    def _receive(self, event: DatagramReceived, moment: Moment) -> list[PathEffect]:
+        try:
+            message = parse_stun(event.data)
+            if message.kind is StunKind.REQUEST:
+                return self._request(message, event, moment)
+            if message.kind is StunKind.INDICATION:
+                return self._drop("indication")
+            if self._probe.knows(message.transaction):
+                self._probe.answered(message, event.source, moment)
+                return self._survey(moment)
+            for link in self._links.values():
+                if link.knows(message.transaction):
+                    return self._after(link, link.answered(message, event.source, moment))
+            return self._drop("unknown_transaction")
+        except PeerMisbehaved as exc:
+            return self._drop(exc.code)
+
+    def _request(
+        self, message: StunMessage, event: DatagramReceived, moment: Moment
+    ) -> list[PathEffect]:
+        ufrag = message.username.partition(":")[0]
+        link = self._by_ufrag.get(ufrag)
+        password = None if link is None else link.password(ufrag)
+        if link is None or password is None:
+            return self._drop("unknown_user")
+        # RFC 8445 section 7.2.2 asks for each of these in a check.
+        if not message.has_fingerprint or message.priority is None:
+            return self._drop("incomplete_check")
+        if not message.is_authentic(password):
+            return self._drop("forged_check")
+        if not self._answers.spend(event.source, moment.now):
+            return self._drop("rate_limited")
+        return self._after(link, link.asked(message, event.source, event.destination_ip, moment))
+
+    def _tick(self, moment: Moment) -> list[PathEffect]:
+        effects: list[PathEffect] = []
+        if self._probe.deadline is not None and self._probe.deadline <= moment.now:
+            sent, _ = self._probe.tick(moment)
+            effects += sent
+            effects += self._survey(moment)
+        for link in list(self._links.values()):
+            if link.deadline is not None and link.deadline <= moment.now:
+                effects += self._after(link, link.tick(moment))
+        return effects
+
+    def _after(self, link: Link, effects: list[PathEffect]) -> list[PathEffect]:
+        """Add what follows from a link's change: what to persist, and what to show."""
+        ufrags, known = link.ufrags, self._ufrags.get(link.peer, ())
+        if ufrags != known:
+            for ufrag in known:
+                self._by_ufrag.pop(ufrag, None)
+            self._by_ufrag |= dict.fromkeys(ufrags, link)
+            self._ufrags[link.peer] = ufrags
+        memory = link.memory()
+        if memory is not None:
+            effects = [*effects, memory]
+        shown = (link.state, link.path, link.endpoint)
+        if self._shown.get(link.peer) != shown:
+            self._shown[link.peer] = shown
+            effects = [*effects, LinkChanged(link.peer, link.snapshot())]
+        return effects
+
+    def _drop(self, code: str) -> list[PathEffect]:
+        self.counters[code] += 1
+        return []

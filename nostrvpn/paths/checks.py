@@ -1,0 +1,367 @@
+"""The check list of one link: which endpoints of the peer are tried, when, and with what result.
+
+WireGuard has one socket and the kernel chooses its source address, so a pair (RFC 8445 section 6.1.2)
+is told by its remote endpoint alone. There is no freezing: there is one component, and pairs are few.
+
+Three kinds of sends, all of them genuine checks:
+
+- openers, with a TTL too small to arrive: they open our own NAT's mapping before anything of the
+  peer's can meet that NAT (a Linux NAT that accepts input would otherwise give our flow another port)
+- ordinary checks, best pair first, a burst and then paced
+- triggered checks, at once, towards whoever just sent an authentic check (RFC 8445 section 7.3.1.4)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import Enum
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment, earliest
+from nostrvpn.paths.budgets import Budget
+from nostrvpn.paths.candidates import (
+    TYPE_PREFERENCE,
+    Candidate,
+    CandidateKind,
+    Surroundings,
+    candidate_priority,
+    needs_opener,
+)
+from nostrvpn.paths.events import SendDatagram
+from nostrvpn.paths.settings import PathSettings
+from nostrvpn.paths.snapshot import PairResult
+from nostrvpn.paths.stun import TRANSACTION, Check, StunMessage, render_check
+
+__all__ = ["CheckList", "Credentials", "Pair", "PairState"]
+
+# Gaps after each try: seven tries in 3.5 s (NetBird and pion: 7 tries), dense at first, because the
+# two sides' mappings open within the first hundred milliseconds.
+RETRY = (0.1, 0.15, 0.25, 0.5, 1.0, 1.5)
+MAX_TRIES = len(RETRY) + 1
+# How long a round lasts: the last try at 3.5 s and 1.5 s for its answer.
+ROUND = 5.0
+# Checks sent at once when a round begins: one of each kind and family.
+BURST = 6
+# Openers per pair, against loss, and the gap between them (measured recipe: 0, 100, 200 ms).
+OPENERS = 3
+OPENER_GAP = 0.1
+# A pair is not triggered more often: one check per check of the peer, duplicates aside.
+TRIGGER_GAP = 0.02
+# Pairs kept: the peer's 16 candidates and as many peer-reflexive ones.
+MAX_PAIRS = 32
+# Checks whose answers are awaited: 32 pairs with ten sends each, and heartbeats.
+MAX_TRANSACTIONS = 384
+
+
+class PairState(Enum):
+    """RFC 8445 section 6.1.2.6, without Frozen; HELD waits for the peer's first check."""
+
+    HELD = "held"
+    WAITING = "waiting"
+    IN_PROGRESS = "in-progress"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What our checks carry."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(slots=True)
+class Pair:
+    """One endpoint of the peer and how its checks go. ``rank``: higher is better."""
+
+    endpoint: Endpoint
+    kind: CandidateKind
+    rank: tuple[bool, int, int, int]
+    state: PairState = PairState.WAITING
+    due: float | None = None
+    triggered: bool = False
+    tries: int = 0
+    last_sent: float | None = None
+    openers_left: int = 0
+    opener_at: float = 0.0
+    rtt: float | None = None
+    succeeded_at: float | None = None
+    nominated: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    endpoint: Endpoint
+    at: float
+    password: str = field(repr=False)
+    use_candidate: bool
+
+
+class CheckList:
+    """Pairs and their schedule. ``tick`` sends what is due; ``match`` takes answers."""
+
+    def __init__(
+        self, *, controlling: bool, tie_breaker: int, settings: PathSettings, probes: Budget
+    ) -> None:
+        self._controlling = controlling
+        self._tie_breaker = tie_breaker
+        self._settings = settings
+        self._probes = probes
+        self._credentials: Credentials | None = None
+        self._surroundings = Surroundings()
+        self._sent: OrderedDict[bytes, _Sent] = OrderedDict()
+        self._burst = 0
+        self._slot = 0.0
+        self.pairs: dict[Endpoint, Pair] = {}
+        self.ends_at: float | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``tick`` is due next."""
+        due = [self.ends_at]
+        for pair in self.pairs.values():
+            if pair.openers_left:
+                due.append(pair.opener_at)
+            if pair.due is not None:
+                unpaced = pair.triggered or self._burst > 0
+                due.append(pair.due if unpaced else max(pair.due, self._slot))
+        return earliest(*due)
+
+    def knows(self, transaction: bytes) -> bool:
+        """Say whether a check with this transaction id is open."""
+        return transaction in self._sent
+
+    def results(self) -> tuple[PairResult, ...]:
+        """Return every pair's result, best pair first, for ``why``."""
+        return tuple(
+            PairResult(
+                endpoint=pair.endpoint,
+                kind=pair.kind.value,
+                state=pair.state.value,
+                tries=pair.tries,
+                rtt_ms=None if pair.rtt is None else pair.rtt * 1000,
+                reason=pair.reason,
+            )
+            for pair in sorted(self.pairs.values(), key=lambda pair: pair.rank, reverse=True)
+        )
+
+    def authorize(self, credentials: Credentials) -> None:
+        """Use the peer's (new) credentials from now on."""
+        self._credentials = credentials
+
+    def set_remote(self, candidates: tuple[Candidate, ...], surroundings: Surroundings) -> None:
+        """Take the peer's candidates; pairs that were tried keep their state.
+
+        Endpoints that the peer no longer names and that do not work are dropped.
+        """
+        self._surroundings = surroundings
+        named = {candidate.endpoint for candidate in candidates}
+        for endpoint, pair in list(self.pairs.items()):
+            if endpoint not in named and pair.state is not PairState.SUCCEEDED:
+                del self.pairs[endpoint]
+        ours = {candidate.endpoint for candidate in surroundings.candidates}
+        for candidate in candidates:
+            endpoint = candidate.endpoint
+            if endpoint in ours or endpoint.ip.version not in surroundings.versions:
+                continue
+            known = self.pairs.get(endpoint)
+            if known is not None:
+                known.kind, known.rank = candidate.kind, self._rank(candidate)
+            elif self._has_room():
+                self.pairs[endpoint] = Pair(endpoint, candidate.kind, self._rank(candidate))
+
+    def begin(self, now: float, *, hold: float, keep: Endpoint | None) -> None:
+        """Start a round. NATed pairs wait ``hold`` seconds for the peer; ``keep``: the pair in use."""
+        for pair in self.pairs.values():
+            if pair.endpoint != keep:
+                pair.state, pair.tries, pair.reason = PairState.WAITING, 0, ""
+                pair.nominated = False
+                pair.due, pair.triggered = None, False
+        self._burst = BURST
+        self.resume(now, hold=hold)
+
+    def resume(self, now: float, *, hold: float) -> None:
+        """Schedule the pairs that wait: those of a new round, or those that were just named."""
+        for pair in self.pairs.values():
+            if pair.state is not PairState.WAITING or pair.tries or pair.due is not None:
+                continue
+            pair.due = now
+            if hold and needs_opener(pair.endpoint):
+                pair.state, pair.due = PairState.HELD, now + hold
+        self.ends_at = now + hold + ROUND
+
+    def open_nats(self, now: float, *, times: int = OPENERS) -> None:
+        """Schedule openers towards everything that a NAT of ours lies before."""
+        for pair in self.pairs.values():
+            if needs_opener(pair.endpoint) and pair.state is not PairState.SUCCEEDED:
+                pair.openers_left, pair.opener_at = times, now
+
+    def release(self, now: float) -> None:
+        """The peer moved first: check what was held."""
+        for pair in self.pairs.values():
+            if pair.state is PairState.HELD:
+                pair.state, pair.due = PairState.WAITING, now
+
+    def trigger(self, endpoint: Endpoint, now: float) -> Pair | None:
+        """An authentic check came from ``endpoint``: check it at once; None if there is no room."""
+        pair = self.pairs.get(endpoint)
+        if pair is None:
+            if not self._has_room():
+                return None
+            kind = CandidateKind.PEER_REFLEXIVE
+            candidate = Candidate(kind, endpoint, candidate_priority(kind, endpoint.ip.version))
+            pair = self.pairs[endpoint] = Pair(endpoint, kind, self._rank(candidate))
+        recent = pair.last_sent is not None and now - pair.last_sent < TRIGGER_GAP
+        if pair.state is not PairState.SUCCEEDED and not recent:
+            pair.due, pair.triggered = now, True
+            if pair.state is PairState.FAILED:
+                pair.state, pair.tries, pair.reason = PairState.WAITING, 0, ""
+            self.ends_at = max(self.ends_at or 0.0, now + ROUND)
+        return pair
+
+    def settle(self, best: Pair) -> None:
+        """A pair works: stop trying worse ones."""
+        for pair in self.pairs.values():
+            if pair.rank < best.rank and pair.state is not PairState.SUCCEEDED:
+                pair.due, pair.openers_left = None, 0
+                pair.reason = pair.reason or "not needed: a better path was found first"
+
+    def better_may_come(self, pair: Pair) -> bool:
+        """Say whether a better pair than ``pair`` is still being tried."""
+        return any(
+            other.rank > pair.rank and other.due is not None and other.tries < 3
+            for other in self.pairs.values()
+            if other.state is not PairState.SUCCEEDED
+        )
+
+    def best_since(self, since: float) -> Pair | None:
+        """Return the best pair that answered after ``since``, or None."""
+        working = [
+            pair
+            for pair in self.pairs.values()
+            if pair.state is PairState.SUCCEEDED and (pair.succeeded_at or 0.0) > since
+        ]
+        return max(working, key=lambda pair: pair.rank, default=None)
+
+    def tick(self, moment: Moment) -> list[SendDatagram]:
+        """Send the openers and checks that are due; end the round when its time is over."""
+        now = moment.now
+        effects: list[SendDatagram] = []
+        ordered = sorted(self.pairs.values(), key=lambda pair: pair.rank, reverse=True)
+        for pair in ordered:
+            if pair.openers_left and pair.opener_at <= now:
+                pair.openers_left -= 1
+                pair.opener_at = now + OPENER_GAP
+                effects += self.send(pair, moment, ttl=self._settings.opener_ttl)
+        kinds: set[tuple[CandidateKind, int]] = set()
+        due: list[tuple[tuple[bool, int, bool], Pair]] = []
+        for pair in ordered:
+            if pair.due is not None and pair.due <= now:
+                kind = (pair.kind, pair.endpoint.ip.version)
+                # The best of each kind first: one of them is the path, rarely the second best.
+                due.append(((not pair.triggered, pair.tries, kind in kinds), pair))
+                kinds.add(kind)
+        for _, pair in sorted(due, key=lambda item: item[0]):
+            if not pair.triggered and not self._take_slot(now):
+                break
+            effects += self._try(pair, moment)
+        if self.ends_at is not None and now >= self.ends_at:
+            self._end()
+        return effects
+
+    def send(
+        self, pair: Pair, moment: Moment, *, ttl: int | None = None, use_candidate: bool = False
+    ) -> list[SendDatagram]:
+        """Send one check now, unless the endpoint's probe budget is spent."""
+        if self._credentials is None:
+            return []
+        proven = pair.state is PairState.SUCCEEDED
+        if not proven and not self._probes.spend(pair.endpoint.ip, moment.now):
+            pair.reason = "too many probes to this address"
+            return []
+        check = Check(
+            transaction=moment.entropy.take(TRANSACTION),
+            username=self._credentials.username,
+            password=self._credentials.password,
+            priority=candidate_priority(CandidateKind.PEER_REFLEXIVE, pair.endpoint.ip.version),
+            controlling=self._controlling,
+            tie_breaker=self._tie_breaker,
+            use_candidate=use_candidate and self._controlling,
+        )
+        self._sent[check.transaction] = _Sent(
+            pair.endpoint, moment.now, check.password, check.use_candidate
+        )
+        if len(self._sent) > MAX_TRANSACTIONS:
+            self._sent.popitem(last=False)
+        return [SendDatagram(render_check(check), pair.endpoint, ttl)]
+
+    def match(self, message: StunMessage, source: Endpoint, now: float) -> tuple[Pair, bool]:
+        """Take an authentic answer: return its pair, now succeeded, and whether it nominated.
+
+        PeerMisbehaved for answers that are forged, from elsewhere (RFC 8445 section 7.2.5.2.1), or
+        errors.
+        """
+        sent = self._sent[message.transaction]
+        if not message.is_authentic(sent.password):
+            raise PeerMisbehaved("forged_answer", "an answer that is not the peer's")
+        pair = self.pairs.get(sent.endpoint)
+        if source != sent.endpoint:
+            if pair is not None and pair.state is not PairState.SUCCEEDED:
+                pair.reason = f"answered from another address, {source}"
+            raise PeerMisbehaved("wrong_source", "an answer from another address")
+        del self._sent[message.transaction]
+        if pair is None:
+            raise PeerMisbehaved("late_answer", "an answer for a pair that is gone")
+        if message.error_code is not None:
+            pair.reason = f"the peer answered with error {message.error_code}"
+            raise PeerMisbehaved("error_answer", pair.reason)
+        pair.state, pair.reason, pair.due, pair.triggered = PairState.SUCCEEDED, "", None, False
+        pair.openers_left = 0
+        pair.rtt, pair.succeeded_at = now - sent.at, now
+        return pair, sent.use_candidate
+
+    def _try(self, pair: Pair, moment: Moment) -> list[SendDatagram]:
+        effects = self.send(pair, moment)
+        pair.triggered = False
+        pair.state = PairState.IN_PROGRESS
+        pair.last_sent = moment.now
+        pair.tries += 1
+        pair.due = moment.now + RETRY[pair.tries - 1] if pair.tries < MAX_TRIES else None
+        return effects
+
+    def _take_slot(self, now: float) -> bool:
+        """Pace ordinary checks: the burst is free, then one each interval (RFC 8445, 14.2)."""
+        if self._burst:
+            self._burst -= 1
+        elif now < self._slot:
+            return False
+        self._slot = now + self._settings.check_interval
+        return True
+
+    def _end(self) -> None:
+        self.ends_at = None
+        for pair in self.pairs.values():
+            pair.due, pair.openers_left, pair.triggered = None, 0, False
+            if pair.state is not PairState.SUCCEEDED:
+                pair.state = PairState.FAILED
+                pair.reason = pair.reason or f"no answer to {pair.tries} checks"
+
+    def _has_room(self) -> bool:
+        if len(self.pairs) < MAX_PAIRS:
+            return True
+        for endpoint, pair in self.pairs.items():
+            if pair.kind is CandidateKind.PEER_REFLEXIVE and pair.state is PairState.FAILED:
+                del self.pairs[endpoint]
+                return True
+        return False
+
+    def _rank(self, candidate: Candidate) -> tuple[bool, int, int, int]:
+        ip = candidate.endpoint.ip
+        on_link = any(
+            prefix.version == ip.version and ip in prefix for prefix in self._surroundings.prefixes
+        )
+        return (on_link, TYPE_PREFERENCE[candidate.kind], ip.version, candidate.priority)

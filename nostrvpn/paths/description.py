@@ -1,0 +1,165 @@
+"""What two peers tell each other by signaling to find a path, and how it is JSON.
+
+::
+
+    {"session": "<16 hex>", "generation": 1, "answers": null | "<16 hex>",
+     "ufrag": "…", "password": "…",
+     "candidates": [{"kind": "host", "endpoint": "192.0.2.1:51820", "priority": 2130706431}]}
+
+A session is one set of credentials (RFC 8445 section 5.3); a restart makes a new one. ``generation``
+counts the descriptions of a session: the highest wins. ``answers`` names the peer's session that the
+sender knew: null is an offer and asks for an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from nostrvpn.endpoint import Endpoint, parse_endpoint
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.paths.candidates import MAX_CANDIDATES, Candidate, CandidateKind, refusal
+from nostrvpn.paths.settings import PathSettings
+
+__all__ = [
+    "CachedSession",
+    "Description",
+    "cached_session_to_json",
+    "description_to_json",
+    "parse_cached_session",
+    "parse_description",
+]
+
+_SESSION = re.compile(r"[0-9a-f]{16}\Z")
+# RFC 8839 section 5.4: ice-char; at least 4 and 22 of them. The upper bounds are ours (RFC: 256).
+_UFRAG = re.compile(r"[A-Za-z0-9+/]{4,32}\Z")
+_PASSWORD = re.compile(r"[A-Za-z0-9+/]{22,64}\Z")
+_MAX_GENERATION = 1 << 31
+_MAX_PRIORITY = 1 << 32
+# The longest text of an endpoint: an IPv6 address in brackets with a port.
+_MAX_ENDPOINT_TEXT = 54
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One side's session, credentials and candidates, in one generation."""
+
+    session: str
+    generation: int
+    answers: str | None
+    ufrag: str
+    password: str = field(repr=False)
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSession:
+    """What lets a restarted node check its peer's last address at once, without a relay."""
+
+    local: Description
+    remote: Description
+    endpoint: Endpoint | None
+
+
+def description_to_json(description: Description) -> dict[str, object]:
+    """Return a JSON-able form; it holds the session's password."""
+    return {
+        "session": description.session,
+        "generation": description.generation,
+        "answers": description.answers,
+        "ufrag": description.ufrag,
+        "password": description.password,
+        "candidates": [
+            {
+                "kind": candidate.kind.value,
+                "endpoint": str(candidate.endpoint),
+                "priority": candidate.priority,
+            }
+            for candidate in description.candidates
+        ],
+    }
+
+
+def parse_description(obj: object, settings: PathSettings | None = None) -> Description:
+    """Parse a peer's description; PeerMisbehaved("bad_description") if it breaks a bound."""
+    fields = _mapping(obj)
+    answers = fields.get("answers")
+    candidates = fields.get("candidates")
+    if not isinstance(candidates, list) or len(candidates) > MAX_CANDIDATES:
+        raise PeerMisbehaved("bad_description", "not a bounded list of candidates")
+    settings = settings or PathSettings()
+    parsed = [_parse_candidate(item, settings) for item in candidates]
+    return Description(
+        session=_text(fields.get("session"), _SESSION),
+        generation=_number(fields.get("generation"), _MAX_GENERATION),
+        answers=None if answers is None else _text(answers, _SESSION),
+        ufrag=_text(fields.get("ufrag"), _UFRAG),
+        password=_text(fields.get("password"), _PASSWORD),
+        candidates=tuple(candidate for candidate in parsed if candidate is not None),
+    )
+
+
+def cached_session_to_json(cached: CachedSession) -> dict[str, object]:
+    """Return a JSON-able form for the state database; it holds both passwords."""
+    return {
+        "local": description_to_json(cached.local),
+        "remote": description_to_json(cached.remote),
+        "endpoint": None if cached.endpoint is None else str(cached.endpoint),
+    }
+
+
+def parse_cached_session(obj: object, settings: PathSettings | None = None) -> CachedSession:
+    """Parse what ``cached_session_to_json`` made; PeerMisbehaved if the state was damaged."""
+    fields = _mapping(obj)
+    settings = settings or PathSettings()
+    endpoint = fields.get("endpoint")
+    return CachedSession(
+        local=parse_description(fields.get("local"), settings),
+        remote=parse_description(fields.get("remote"), settings),
+        endpoint=None if endpoint is None else _endpoint(endpoint, settings),
+    )
+
+
+def _parse_candidate(obj: object, settings: PathSettings) -> Candidate | None:
+    """Parse one candidate; None for a kind that a later version knows."""
+    fields = _mapping(obj)
+    kind = fields.get("kind")
+    if not isinstance(kind, str) or len(kind) > 16:
+        raise PeerMisbehaved("bad_description", "a candidate without a kind")
+    endpoint = _endpoint(fields.get("endpoint"), settings)
+    priority = _number(fields.get("priority"), _MAX_PRIORITY)
+    try:
+        return Candidate(CandidateKind(kind), endpoint, priority)
+    except ValueError:
+        return None
+
+
+def _endpoint(value: object, settings: PathSettings) -> Endpoint:
+    if not isinstance(value, str) or len(value) > _MAX_ENDPOINT_TEXT:
+        raise PeerMisbehaved("bad_description", "a candidate without an endpoint")
+    try:
+        endpoint = parse_endpoint(value)
+    except ValueError as exc:
+        raise PeerMisbehaved("bad_description", "a candidate that is no endpoint") from exc
+    reason = refusal(endpoint, settings)
+    if reason is not None:
+        raise PeerMisbehaved("bad_description", f"a candidate with {reason}")
+    return endpoint
+
+
+def _mapping(value: object) -> dict[object, object]:
+    if not isinstance(value, dict):
+        raise PeerMisbehaved("bad_description", "not an object")
+    return value
+
+
+def _text(value: object, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or pattern.match(value) is None:
+        raise PeerMisbehaved("bad_description", "a mistyped field")
+    return value
+
+
+def _number(value: object, limit: int) -> int:
+    if type(value) is not int or not 0 < value < limit:
+        raise PeerMisbehaved("bad_description", "a number out of range")
+    return value

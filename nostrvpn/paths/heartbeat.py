@@ -1,0 +1,110 @@
+"""Is the selected path alive? Consent checks (RFC 7675), made cheap.
+
+In use: both sides check every 3 s. Idle: the controlling side alone checks, every 25 s on a grid
+that all links share; its check and the answer keep both NATs' mappings open, and the other side
+listens. Two misses, then quick retries, then the path is lost: 6 s after it broke, if in use.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from nostrvpn.paths.reflexive import REFRESH, next_on_grid
+
+__all__ = ["Heartbeat", "Pulse"]
+
+# Tailscale's heartbeat while a path is in use.
+ACTIVE_INTERVAL = 3.0
+# The same as the STUN refresh, so that one wake-up serves both, and below a NAT's 30 s.
+IDLE_INTERVAL = REFRESH
+# The listener allows the checker its retries before it checks itself.
+LISTENER_SLACK = {True: 2.0, False: 10.0}
+# An answer is missed after this; the internet's round trips stay below.
+PATIENCE = 1.0
+QUICK_PATIENCE = 0.25
+# Misses at PATIENCE, then misses at QUICK_PATIENCE, before the path counts as lost.
+SLOW_MISSES = 2
+QUICK_MISSES = 4
+
+
+class Pulse(Enum):
+    """What a due heartbeat asks for."""
+
+    NOTHING = "nothing"
+    CHECK = "check"
+    LOST = "lost"
+
+
+class Heartbeat:
+    """The timer of one selected path; ``controlling`` decides who checks an idle one."""
+
+    def __init__(self, *, controlling: bool) -> None:
+        self._controlling = controlling
+        self._active = False
+        self._misses = 0
+        self._unanswered_since: float | None = None
+        self._heard_at = 0.0
+        self.deadline: float | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether an answer was missed since the last one came."""
+        return self._misses > 0
+
+    def start(self, now: float) -> None:
+        """A path was selected, just proven by a check."""
+        self._misses, self._unanswered_since = 0, None
+        self._heard_at = now
+        self._rest(now)
+
+    def stop(self) -> None:
+        """No path is selected."""
+        self.deadline, self._unanswered_since = None, None
+
+    def answered(self, now: float) -> None:
+        """The peer answered a check on the selected path."""
+        if self.deadline is not None:
+            self.start(now)
+
+    def heard(self, now: float) -> None:
+        """The peer's own check came over the selected path."""
+        self._heard_at = now
+
+    def probe(self, now: float) -> None:
+        """Doubt the path: check it at once."""
+        if self.deadline is not None and self._unanswered_since is None:
+            self.deadline = now
+
+    def set_active(self, active: bool, now: float) -> None:
+        """The tunnel came into use, or fell idle."""
+        if active == self._active:
+            return
+        self._active = active
+        if self.deadline is not None and self._unanswered_since is None:
+            self._rest(now)
+
+    def pulse(self, now: float) -> Pulse:
+        """Say what is due; after CHECK, the caller sends one."""
+        if self.deadline is None or now < self.deadline:
+            return Pulse.NOTHING
+        if self._unanswered_since is not None:
+            self._misses += 1
+        elif not self._controlling and not self._active:
+            listen_until = self._heard_at + IDLE_INTERVAL + LISTENER_SLACK[self._active]
+            if now < listen_until and self.deadline != now:
+                self.deadline = listen_until
+                return Pulse.NOTHING
+        if self._misses >= SLOW_MISSES + QUICK_MISSES:
+            self.stop()
+            return Pulse.LOST
+        self._unanswered_since = now
+        self.deadline = now + (PATIENCE if self._misses < SLOW_MISSES else QUICK_PATIENCE)
+        return Pulse.CHECK
+
+    def _rest(self, now: float) -> None:
+        if self._active:
+            self.deadline = now + ACTIVE_INTERVAL
+        elif self._controlling:
+            self.deadline = next_on_grid(now, IDLE_INTERVAL)
+        else:
+            self.deadline = now + IDLE_INTERVAL + LISTENER_SLACK[False]

@@ -1,0 +1,490 @@
+"""One peer: from its first description to a path that carries data, and back when the path dies.
+
+How two nodes meet, with one message each way::
+
+    offerer                                      answerer
+       |-- description (an offer) --------------->|
+       |                          openers (low TTL)|   its own NATs' mappings now exist
+       |<---------------- description (the answer)-|   it holds its checks of NATed pairs back
+       | openers, checks ------------------------->|   the offerer's mappings exist before anything
+       |<------------------- answers, its checks --|   of the answerer's can reach its NAT
+       | path proven: UseEndpoint    path proven: UseEndpoint
+
+So neither side ever probes a NAT that has no mapping for it, which matters with NATs that accept
+input: there the probe itself makes conntrack move the port that the other side will use. If both
+offer at once, both answer, and both check when the other's answer comes: the same two trips.
+
+A session (credentials) lives until a round is started over: the path was lost, a round failed, a
+user asked. The tunnel's endpoint is only ever replaced by one that was just proven.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+
+from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment, earliest
+from nostrvpn.paths.announcer import Announcer
+from nostrvpn.paths.budgets import Budget
+from nostrvpn.paths.candidates import CandidateKind, PathKind, Surroundings, refusal
+from nostrvpn.paths.checks import CheckList, Credentials, Pair, PairState
+from nostrvpn.paths.description import CachedSession, Description
+from nostrvpn.paths.events import (
+    AddPeer,
+    Describe,
+    PathEffect,
+    Remember,
+    SendDatagram,
+    Trace,
+    TunnelObserved,
+)
+from nostrvpn.paths.selection import Due, Selection
+from nostrvpn.paths.settings import PathSettings
+from nostrvpn.paths.snapshot import LinkSnapshot
+from nostrvpn.paths.states import LIVE, TRANSITIONS, LinkState
+from nostrvpn.paths.stun import StunMessage, render_response
+
+__all__ = ["TRANSITIONS", "Link", "LinkState"]
+
+# After a failed round: conntrack forgets an unanswered flow in 30 s, and a retry before that keeps
+# a bad entry alive; then ever more rarely, as news (a description, a network change) resets it.
+BACKOFF = (35.0, 60.0, 300.0, 1800.0, 3600.0)
+# Our offer is not answered yet, but the peer is known from before: check NATed pairs only after
+# this, so that usually its answer (and so its openers) comes first; without any relay this is how
+# two nodes find each other again, as the later one meets the mappings of the earlier.
+HOLD_UNANSWERED = 3.0
+# A restart by news (network, addresses) comes no sooner after the last one.
+ROUND_GAP = 2.0
+# Another pair that worked this recently takes over when the selected one is lost.
+FALLBACK_AGE = 10.0
+# The controlled side retries later, so that usually one side offers.
+CONTROLLED_LATER = 10.0
+# A second answer to a peer that repeats itself comes no sooner.
+ANSWER_GAP = 0.5
+# Sources of checks that came before the peer's description.
+MAX_EARLY = 4
+# Transaction ids of the peer's checks, remembered against replay from elsewhere: 25 s of checks at
+# the rate that is answered at all.
+MAX_SEEN = 512
+# Sessions of the peer that were replaced; a late description of one is not news.
+MAX_RETIRED = 8
+
+
+class Link:
+    """The machine of one peer. Every method takes a moment and returns effects."""
+
+    def __init__(
+        self, added: AddPeer, settings: PathSettings, probes: Budget, moment: Moment
+    ) -> None:
+        self.peer = added.peer
+        self.controlling = added.controlling
+        self.state = LinkState.IDLE
+        self.counters: Counter[str] = Counter()
+        self._settings = settings
+        self._surroundings = Surroundings()
+        self._announcer = Announcer(added.cached, moment)
+        self._cached = added.cached
+        self._remote = None if added.cached is None else added.cached.remote
+        self._checks = CheckList(
+            controlling=added.controlling,
+            tie_breaker=int.from_bytes(moment.entropy.take(8), "big"),
+            settings=settings,
+            probes=probes,
+        )
+        self._selection = Selection(added.peer, controlling=added.controlling)
+        self._offering_anew = not self._announcer.answered
+        self._gather_until: float | None = None
+        self._retry_at: float | None = None
+        self._failures = 0
+        self._began_at = moment.now
+        self._stages: dict[str, float] = {}
+        self._retired: OrderedDict[str, None] = OrderedDict()
+        self._early: dict[Endpoint, None] = {}
+        self._seen: OrderedDict[bytes, Endpoint] = OrderedDict()
+        self._remembered: CachedSession | None = added.cached
+
+    @property
+    def ufrags(self) -> tuple[str, ...]:
+        """The user name fragments under which this peer's checks come in."""
+        return self._announcer.ufrags
+
+    def password(self, ufrag: str) -> str | None:
+        """Return our password that belongs to ``ufrag``."""
+        return self._announcer.password(ufrag)
+
+    @property
+    def path(self) -> PathKind:
+        """What the tunnel runs over, as far as data proved it."""
+        return PathKind.DIRECT if self.state is LinkState.CONNECTED else PathKind.NONE
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The selected endpoint of the peer."""
+        return self._selection.endpoint
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``tick`` is due next."""
+        return earliest(
+            self._checks.deadline,
+            self._announcer.deadline,
+            self._selection.deadline,
+            self._gather_until,
+            self._retry_at,
+        )
+
+    def snapshot(self) -> LinkSnapshot:
+        """Return what status and ``why`` show."""
+        selected = self._selection.pair
+        return LinkSnapshot(
+            state=self.state.value,
+            path=self.path.value,
+            endpoint=self.endpoint,
+            rtt_ms=None if selected is None or selected.rtt is None else selected.rtt * 1000,
+            connected_in_ms=self._stages.get("proven"),
+            stages=dict(self._stages),
+            tried=self._checks.results(),
+            counters=dict(self.counters),
+        )
+
+    def memory(self) -> Remember | None:
+        """Return what to persist, if it changed since the last time: only proven paths count."""
+        latest = self._announcer.latest
+        if self.state is not LinkState.CONNECTED or self._remote is None or latest is None:
+            return None
+        cached = CachedSession(latest, self._remote, self.endpoint)
+        if cached == self._remembered:
+            return None
+        self._remembered = cached
+        return Remember(self.peer, cached)
+
+    def knows(self, transaction: bytes) -> bool:
+        """Say whether an answer with this transaction id is awaited."""
+        return self._checks.knows(transaction)
+
+    def start(self, surroundings: Surroundings, moment: Moment) -> list[PathEffect]:
+        """Begin with the peer: offer, and check a cached path at once."""
+        self._surroundings = surroundings
+        return self._begin(moment)
+
+    def restart(self, moment: Moment) -> list[PathEffect]:
+        """Start over with a new session; a live path stays in use meanwhile."""
+        self._failures = 0
+        return self._begin(moment, renew=True)
+
+    def _begin(self, moment: Moment, *, renew: bool = False) -> list[PathEffect]:
+        self._retry_at = None
+        if not self._surroundings.candidates:
+            return self._enter(LinkState.IDLE, "no addresses")
+        if renew:
+            self._announcer.renew(moment)
+            self._offering_anew = True
+            self._began_at = moment.now
+            self._stages.clear()
+        effects: list[PathEffect] = []
+        live = self.state in LIVE
+        if self._remote is not None:
+            self._authorize()
+            self._checks.set_remote(self._remote.candidates, self._surroundings)
+            self._checks.begin(moment.now, hold=HOLD_UNANSWERED, keep=self.endpoint)
+            if self._cached is not None and self._cached.endpoint is not None:
+                self._checks.trigger(self._cached.endpoint, moment.now)
+            self._cached = None
+            if not live and self.state is not LinkState.DEGRADED:
+                effects += self._enter(LinkState.CHECKING, "known peer")
+            effects += self._checks.tick(moment)
+        if self._surroundings.reflexive_pending:
+            self._gather_until = moment.now + self._settings.gather_wait
+            if self._remote is None:
+                effects += self._enter(LinkState.GATHERING, "waiting for STUN")
+            return effects
+        return effects + self._describe(moment)
+
+    def _describe(self, moment: Moment) -> list[PathEffect]:
+        """Send our description; first open our NATs for the peer, if it is known."""
+        self._gather_until = None
+        effects: list[PathEffect] = []
+        if self._remote is not None and self.state not in LIVE:
+            self._checks.open_nats(moment.now)
+            effects += self._checks.tick(moment)
+        known = None if self._remote is None or self._offering_anew else self._remote.session
+        description = self._announcer.describe(self._surroundings.candidates, known, moment)
+        self._stage("described", moment)
+        effects.append(Describe(self.peer, description))
+        if self._remote is None:
+            effects += self._enter(LinkState.OFFERED, "described")
+        return effects
+
+    def described(self, description: Description, moment: Moment) -> list[PathEffect]:
+        """The peer described itself. PeerMisbehaved("stale_description") if it is old news."""
+        known = self._remote
+        is_new = known is None or description.session != known.session
+        if description.session in self._retired:
+            raise PeerMisbehaved("stale_description", "a description of a replaced session")
+        if known is not None and not is_new and description.generation <= known.generation:
+            return self._repeat_answer(description, moment)
+        if known is not None and is_new:
+            self._retired[known.session] = None
+            if len(self._retired) > MAX_RETIRED:
+                self._retired.popitem(last=False)
+        was_answered = self._announcer.answered
+        self._remote = description
+        answered = self._announcer.acknowledge(description.answers)
+        self._offering_anew = False
+        self._failures = 0
+        self._retry_at = None
+        self._stage("remote_described", moment)
+        self._authorize()
+        self._checks.set_remote(description.candidates, self._surroundings)
+        hold = 0.0 if answered else self._settings.hold
+        if is_new or not was_answered or self.state is LinkState.FAILED:
+            self._checks.begin(moment.now, hold=hold, keep=self.endpoint)
+        else:
+            self._checks.resume(moment.now, hold=hold)
+        for source in self._early:
+            self._checks.trigger(source, moment.now)
+        self._early.clear()
+        if not self._surroundings.candidates:
+            return []
+        effects: list[PathEffect] = []
+        if self.state not in LIVE and self.state is not LinkState.DEGRADED:
+            effects += self._enter(LinkState.CHECKING, "described by the peer")
+        # A session that replaces another one asks for an answer, whatever it says it knows.
+        return effects + self._react(moment, must_answer=not answered or (is_new and bool(known)))
+
+    def _react(self, moment: Moment, *, must_answer: bool) -> list[PathEffect]:
+        """Open our NATs, then answer (or let the answer wait for STUN), then check."""
+        if self.state in LIVE:
+            self._selection.probe(moment.now)
+        if must_answer and self._surroundings.reflexive_pending:
+            self._gather_until = moment.now + self._settings.gather_wait
+            self._checks.open_nats(moment.now)
+        elif must_answer:
+            return self._describe(moment) + self._tick_checks(moment)
+        else:
+            self._checks.open_nats(moment.now, times=1)
+        return self._tick_checks(moment)
+
+    def _repeat_answer(self, description: Description, moment: Moment) -> list[PathEffect]:
+        """The peer repeats itself: if it does not know our session, our answer was lost."""
+        latest = self._announcer.latest
+        if description.answers == self._announcer.session or not self._surroundings.candidates:
+            return []
+        if latest is not None and not self._announcer.may_repeat(moment.now, ANSWER_GAP):
+            return []
+        effects: list[PathEffect] = []
+        if self.state is LinkState.FAILED:
+            self._checks.begin(moment.now, hold=self._settings.hold, keep=None)
+            effects += self._enter(LinkState.CHECKING, "asked again")
+        return effects + self._describe(moment)
+
+    def asked(
+        self,
+        message: StunMessage,
+        source: Endpoint,
+        destination_ip: IPAddress | None,
+        moment: Moment,
+    ) -> list[PathEffect]:
+        """Answer the peer's authentic check, and check back (RFC 8445 section 7.3).
+
+        PeerMisbehaved if it is a replay from elsewhere, or claims our own role.
+        """
+        now = moment.now
+        if self._seen.setdefault(message.transaction, source) != source:
+            raise PeerMisbehaved("replayed_check", "a check of the peer, from another address")
+        if len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        if message.sender_controls is not (not self.controlling):
+            # Roles follow from the keys, so there is no conflict to solve (RFC 8445, 7.3.1.1).
+            raise PeerMisbehaved("role_conflict", "a check that claims our own role")
+        password = self.password(message.username.partition(":")[0])
+        if password is None:
+            raise PeerMisbehaved("unknown_session", "a check of a session that is gone")
+        response = render_response(message.transaction, source, password)
+        effects: list[PathEffect] = [SendDatagram(response, source, None, destination_ip)]
+        self._stage("first_inbound", moment)
+        self._selection.heard(source, now)
+        if self._remote is None:
+            if len(self._early) < MAX_EARLY:
+                self._early[source] = None
+            return effects
+        if self._refuses(source):
+            return effects
+        self._checks.release(now)
+        pair = self._checks.trigger(source, now)
+        if pair is None:
+            self.counters["no_room_for_pair"] += 1
+            return effects
+        if self.state is LinkState.FAILED:
+            effects += self._enter(LinkState.CHECKING, "the peer checks")
+            self._retry_at = None
+        pair.nominated = message.use_candidate
+        if pair.nominated and not self.controlling and pair.state is PairState.SUCCEEDED:
+            effects += self._consider(pair, moment)
+        return effects + self._tick_checks(moment)
+
+    def answered(self, message: StunMessage, source: Endpoint, moment: Moment) -> list[PathEffect]:
+        """The peer answered a check of ours. PeerMisbehaved if the answer is not its own."""
+        pair, nominated = self._checks.match(message, source, moment.now)
+        self._stage("first_answer", moment)
+        if nominated and pair is self._selection.pair:
+            self._stage("nominated", moment)
+            self._selection.nominated()
+        return self._consider(pair, moment) + self._tick_selection(moment)
+
+    def observed(self, event: TunnelObserved, moment: Moment) -> list[PathEffect]:
+        """Take WireGuard's counters: they alone make a path "direct"."""
+        effects: list[PathEffect] = [*self._selection.observe(event, moment.now)]
+        if self.state is LinkState.VALIDATED and self._selection.proven:
+            self._stage("proven", moment)
+            effects += self._enter(LinkState.CONNECTED, "data flowed")
+        elif self.state is LinkState.CONNECTED and not self._selection.proven:
+            effects += self._enter(LinkState.VALIDATED, "data stopped")
+        return effects
+
+    def surroundings_changed(self, new: Surroundings, moment: Moment) -> list[PathEffect]:
+        """Our own addresses changed, or the first STUN answer came (or will not come)."""
+        old, self._surroundings = self._surroundings, new
+        if self.state is LinkState.IDLE:
+            return self._begin(moment) if new.candidates else []
+        moved = _hosts(old) != _hosts(new)
+        effects: list[PathEffect] = []
+        if old.candidates != new.candidates:
+            effects += self._candidates_changed(moment, moved=moved)
+        return effects + self.tick(moment)
+
+    def _candidates_changed(self, moment: Moment, *, moved: bool) -> list[PathEffect]:
+        if self._remote is not None:
+            self._checks.set_remote(self._remote.candidates, self._surroundings)
+        if self.state in LIVE:
+            self._selection.probe(moment.now)
+            if moved:
+                hold = self._settings.hold
+                self._checks.begin(moment.now, hold=hold, keep=self.endpoint)
+        elif not self._surroundings.candidates:
+            if self.state is LinkState.DEGRADED:
+                return []
+            self._gather_until = self._retry_at = None
+            self._announcer.rest()
+            return self._enter(LinkState.IDLE, "no addresses")
+        elif self.state is LinkState.FAILED:
+            return self.network_changed(moment)
+        if self._announcer.latest is not None:
+            self._announcer.hurry(moment.now)
+        return []
+
+    def network_changed(self, moment: Moment) -> list[PathEffect]:
+        """Routes changed: doubt the path in use, and hurry where there is none."""
+        now = moment.now
+        self._failures = 0
+        if self.state in LIVE:
+            self._selection.probe(now)
+        elif self.state is LinkState.FAILED:
+            self._retry_at = max(now, self._began_at + ROUND_GAP)
+        elif self.state is LinkState.OFFERED:
+            self._announcer.hurry(now, gap=ROUND_GAP)
+        return self.tick(moment)
+
+    def tick(self, moment: Moment) -> list[PathEffect]:
+        """Do what is due."""
+        now = moment.now
+        effects: list[PathEffect] = []
+        if self._retry_at is not None and self._retry_at <= now:
+            effects += self._begin(moment, renew=not self._announcer.is_offering)
+        if self._gather_until is not None and (
+            self._gather_until <= now or not self._surroundings.reflexive_pending
+        ):
+            effects += self._describe(moment)
+        if self._announcer.deadline is not None and self._announcer.deadline <= now:
+            effects += self._repeat(moment)
+        return effects + self._tick_checks(moment) + self._tick_selection(moment)
+
+    def _repeat(self, moment: Moment) -> list[PathEffect]:
+        """Describe again if the peer may have missed it, or if there is something new to say."""
+        latest = self._announcer.latest
+        news = latest is None or latest.candidates != self._surroundings.candidates
+        missed = self.state not in LIVE and (
+            self._announcer.is_offering or self.state in (LinkState.CHECKING, LinkState.DEGRADED)
+        )
+        if self._surroundings.candidates and (news or missed):
+            return self._describe(moment)
+        self._announcer.rest()
+        return []
+
+    def _tick_checks(self, moment: Moment) -> list[PathEffect]:
+        effects: list[PathEffect] = [*self._checks.tick(moment)]
+        if effects:
+            self._stage("first_check", moment)
+        waiting = self.state in (LinkState.CHECKING, LinkState.DEGRADED)
+        if waiting and self._checks.ends_at is None and self._gather_until is None:
+            gap = BACKOFF[min(self._failures, len(BACKOFF) - 1)]
+            self._failures += 1
+            self._retry_at = moment.now + gap + (0 if self.controlling else CONTROLLED_LATER)
+            effects += self._enter(LinkState.FAILED, "no path answered")
+        return effects
+
+    def _tick_selection(self, moment: Moment) -> list[PathEffect]:
+        pair = self._selection.pair
+        due = self._selection.tick(moment.now)
+        if pair is None or due is Due.NOTHING:
+            return []
+        if due is Due.CHECK:
+            return [*self._checks.send(pair, moment, use_candidate=self.controlling)]
+        pair.state, pair.reason = PairState.FAILED, "stopped answering"
+        self._selection.drop()
+        fallback = self._checks.best_since(moment.now - FALLBACK_AGE)
+        if fallback is not None:
+            return self._use(fallback, moment, keep_proof=False)
+        effects = self._enter(LinkState.DEGRADED, "the path stopped answering")
+        return effects + self._begin(moment, renew=True)
+
+    def _consider(self, pair: Pair, moment: Moment) -> list[PathEffect]:
+        """A pair works: use it if it is the first, the better or the nominated one."""
+        if not self._selection.wants(pair, moment.now):
+            return []
+        return self._use(pair, moment, keep_proof=self.state is LinkState.CONNECTED)
+
+    def _use(self, pair: Pair, moment: Moment, *, keep_proof: bool) -> list[PathEffect]:
+        self._stage("validated", moment)
+        self._retry_at = None
+        self._failures = 0
+        self._checks.settle(pair)
+        wait = self._checks.better_may_come(pair)
+        effects: list[PathEffect] = [
+            self._selection.use(pair, moment.now, keep_proof=keep_proof, wait=wait)
+        ]
+        if not keep_proof:
+            effects += self._enter(LinkState.VALIDATED, "a path answered")
+        return effects + self._tick_selection(moment)
+
+    def _authorize(self) -> None:
+        if self._remote is not None:
+            username = f"{self._remote.ufrag}:{self._announcer.ufrag}"
+            self._checks.authorize(Credentials(username, self._remote.password))
+
+    def _refuses(self, source: Endpoint) -> bool:
+        """Say whether a check's source is nothing that we would ever send data to."""
+        reason = refusal(source, self._settings)
+        if reason is not None:
+            self.counters["refused_source"] += 1
+        return reason is not None
+
+    def _stage(self, name: str, moment: Moment) -> None:
+        self._stages.setdefault(name, (moment.now - self._began_at) * 1000)
+
+    def _enter(self, state: LinkState, event: str) -> list[PathEffect]:
+        """Change the state, if it changes; the only place that does."""
+        if state is self.state:
+            return []
+        assert state in TRANSITIONS[self.state], f"{self.state} to {state}"
+        old, self.state = self.state, state
+        return [Trace(f"link {self.peer[:8]}", old.value, event, state.value)]
+
+
+def _hosts(surroundings: Surroundings) -> frozenset[Endpoint]:
+    return frozenset(
+        candidate.endpoint
+        for candidate in surroundings.candidates
+        if candidate.kind is CandidateKind.HOST
+    )

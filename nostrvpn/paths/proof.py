@@ -1,0 +1,76 @@
+"""What WireGuard's own counters say: did data cross the chosen path, and is the tunnel in use?"""
+
+from __future__ import annotations
+
+__all__ = ["TunnelProof"]
+
+# A tunnel counts as in use for this long after its counters moved (Tailscale's session idle time).
+IDLE_AFTER = 45.0
+# Keepalives (32 bytes each way in 25 s) and handshakes (about 300 bytes in 120 s) are not use: a
+# bucket leaks this many bytes a second, and use is what overflows it.
+LEAK = 16.0
+OVERFLOW = 512
+# WireGuard rejects a session after 180 s (REJECT_AFTER_TIME); with a live peer and anything to
+# send it has renewed it by then.
+SESSION_LIFE = 200.0
+# Two keepalives and some: silence of the other side for less proves nothing.
+SILENCE = 60.0
+
+
+class TunnelProof:
+    """Follows one peer's counters. ``proven``: WireGuard's packets came in since ``reset``."""
+
+    def __init__(self) -> None:
+        self.proven = False
+        self._since: float | None = None
+        self._rx: int | None = None
+        self._tx = 0
+        self._seen_at = 0.0
+        self._level = 0.0
+        self._used_at: float | None = None
+        self._rx_moved_at = 0.0
+        self._tx_since_rx = 0
+
+    def reset(self, now: float) -> None:
+        """A new endpoint was set: what came in before proves nothing about it."""
+        self.proven = False
+        self._since = now
+        self._rx = None
+        self._rx_moved_at = now
+        self._tx_since_rx = 0
+
+    def is_active(self, now: float) -> bool:
+        """Say whether the tunnel carried more than keepalives within the last 45 s."""
+        return self._used_at is not None and now - self._used_at < IDLE_AFTER
+
+    def active_until(self) -> float | None:
+        """Return when the tunnel falls idle if nothing more is observed."""
+        return None if self._used_at is None else self._used_at + IDLE_AFTER
+
+    def observe(self, now: float, handshake_age: float | None, rx: int, tx: int) -> None:
+        """Take one reading of the counters."""
+        if self._rx is None or rx < self._rx or tx < self._tx:
+            moved_rx, moved_tx = 0, 0
+        else:
+            moved_rx, moved_tx = rx - self._rx, tx - self._tx
+        self._level = max(0.0, self._level - LEAK * max(0.0, now - self._seen_at))
+        self._level += moved_rx + moved_tx
+        if self._level > OVERFLOW:
+            self._used_at = now
+            self._level = OVERFLOW
+        self._rx, self._tx, self._seen_at = rx, tx, now
+        if moved_rx:
+            self._rx_moved_at, self._tx_since_rx = now, 0
+        else:
+            self._tx_since_rx += moved_tx
+        if self._since is None:
+            return
+        fresh = handshake_age is not None and now - handshake_age > self._since
+        if fresh or moved_rx:
+            self.proven = True
+        elif (
+            self._tx_since_rx
+            and now - self._rx_moved_at > SILENCE
+            and (handshake_age is None or handshake_age > SESSION_LIFE)
+        ):
+            self.proven = False

@@ -1,0 +1,231 @@
+"""Our address as STUN servers see it, kept fresh, and the kind of mapping our NAT does.
+
+The first answer is usable at once; the kind of mapping needs two servers of one family (RFC 5780
+section 4.3 asks a second address of one server, which public servers do not have any more).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment, earliest
+from nostrvpn.paths.candidates import refusal
+from nostrvpn.paths.events import SendDatagram
+from nostrvpn.paths.settings import PathSettings
+from nostrvpn.paths.snapshot import Mapping, NatReport, ServerReport
+from nostrvpn.paths.stun import TRANSACTION, StunKind, StunMessage, render_query
+
+__all__ = ["REFRESH", "ReflexiveProbe", "next_on_grid"]
+
+# Ours: below the 30 s after which the most impatient NATs forget a UDP mapping (RFC 4787 REQ-5
+# allows 2 minutes, reality is about 30 s).
+REFRESH = 25.0
+# Gaps between the sends of one query (Tailscale's netcheck: 100 ms first); then the server is dead.
+RETRANSMIT = (0.1, 0.2, 0.4, 0.8, 1.5)
+# Servers asked at once per family: two make the mapping's kind, the third covers a dead one.
+PARALLEL = 3
+# How often the kind of mapping is asked again.
+RECLASSIFY = 600.0
+# Servers kept; more are ignored.
+MAX_SERVERS = 16
+
+
+def next_on_grid(now: float, interval: float) -> float:
+    """Return the next multiple of ``interval``: timers on one grid share their wake-ups."""
+    return (now // interval + 1) * interval
+
+
+@dataclass(slots=True)
+class _Server:
+    endpoint: Endpoint
+    mapped: Endpoint | None = None
+    rtt: float | None = None
+    tries: int = 0
+    retry_at: float | None = None
+    dead: bool = False
+
+
+class ReflexiveProbe:
+    """Asks STUN servers. ``answered`` says whether our address changed; raises PeerMisbehaved."""
+
+    def __init__(self, servers: tuple[Endpoint, ...], settings: PathSettings) -> None:
+        self._settings = settings
+        self._servers: dict[Endpoint, _Server] = {}
+        self._sent: dict[bytes, tuple[Endpoint, float]] = {}
+        self._current: dict[int, Endpoint] = {}
+        self._primary: dict[int, Endpoint] = {}
+        self._waiting: set[int] = set()
+        self._versions: frozenset[int] = frozenset()
+        self._refresh_at: float | None = None
+        self._classify_at = 0.0
+        self._keep(servers)
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Our reflexive endpoints, IPv6 first."""
+        return tuple(self._current[version] for version in (6, 4) if version in self._current)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a first answer is on its way that a description should wait for."""
+        return bool(self._waiting) and (4 in self._waiting or not self._current)
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``tick`` is due next."""
+        retries = [server.retry_at for server in self._servers.values()]
+        return earliest(self._refresh_at, *retries)
+
+    def report(self) -> NatReport:
+        """Return what is known of our NAT."""
+        return NatReport(
+            mapping=self._mapping().value,
+            reflexive_v4=self._current.get(4),
+            reflexive_v6=self._current.get(6),
+            servers=tuple(
+                ServerReport(s.endpoint, s.mapped, None if s.rtt is None else s.rtt * 1000)
+                for s in self._servers.values()
+            ),
+        )
+
+    def knows(self, transaction: bytes) -> bool:
+        """Say whether a query with this transaction id is open."""
+        return transaction in self._sent
+
+    def use_servers(self, servers: tuple[Endpoint, ...], moment: Moment) -> list[SendDatagram]:
+        """Replace the servers; ask the new ones unless nothing changed."""
+        if servers[:MAX_SERVERS] == tuple(self._servers):
+            return []
+        self._keep(servers)
+        return self.start(self._versions, moment)
+
+    def start(self, versions: frozenset[int], moment: Moment) -> list[SendDatagram]:
+        """Ask afresh, in the families this host has; addresses known so far stay meanwhile."""
+        self._versions = versions
+        self._sent.clear()
+        self._waiting.clear()
+        self._classify_at = moment.now + RECLASSIFY
+        effects: list[SendDatagram] = []
+        for server in self._servers.values():
+            server.retry_at, server.dead, server.mapped = None, False, None
+        for version in [version for version in self._current if version not in versions]:
+            del self._current[version]
+        for version in sorted(versions):
+            asked = [s for s in self._servers.values() if s.endpoint.ip.version == version]
+            if asked:
+                self._waiting.add(version)
+            effects += [self._query(server, moment, tries=0) for server in asked[:PARALLEL]]
+        self._refresh_at = next_on_grid(moment.now, REFRESH) if effects else None
+        return effects
+
+    def answered(self, message: StunMessage, source: Endpoint, moment: Moment) -> bool:
+        """Take a server's answer; return whether our candidates changed by it."""
+        server_endpoint, sent_at = self._sent[message.transaction]
+        if source != server_endpoint:
+            raise PeerMisbehaved("wrong_source", "a STUN answer from another address")
+        server = self._servers[server_endpoint]
+        self._forget(server)
+        mapped = message.mapped
+        if (
+            message.kind is not StunKind.RESPONSE
+            or mapped is None
+            or mapped.ip.version != source.ip.version
+            or refusal(mapped, self._settings) is not None
+        ):
+            server.dead = True
+            raise PeerMisbehaved("useless_stun_answer", f"the STUN server {source} gave no address")
+        server.dead, server.mapped, server.rtt = False, mapped, moment.now - sent_at
+        version = source.ip.version
+        primary = self._servers.get(self._primary.get(version, source))
+        first = version in self._waiting
+        self._waiting.discard(version)
+        # One server speaks for a family: another one's view through a dependent NAT is no news.
+        if not first and primary is not None and primary is not server and not primary.dead:
+            return False
+        self._primary[version] = source
+        changed = self._current.get(version) != mapped
+        self._current[version] = mapped
+        return changed
+
+    def tick(self, moment: Moment) -> tuple[list[SendDatagram], bool]:
+        """Repeat, refresh, give up: return what to send, and whether our candidates changed."""
+        now = moment.now
+        effects: list[SendDatagram] = []
+        changed = False
+        for server in list(self._servers.values()):
+            if server.retry_at is None or server.retry_at > now:
+                continue
+            if server.tries < len(RETRANSMIT):
+                effects.append(self._query(server, moment, tries=server.tries))
+            else:
+                gave_up, more = self._give_up(server, moment)
+                changed |= gave_up
+                effects += more
+        if self._refresh_at is not None and self._refresh_at <= now:
+            if now >= self._classify_at:
+                return effects + self.start(self._versions, moment), changed
+            self._refresh_at = next_on_grid(now, REFRESH)
+            effects += self._refresh(moment)
+        return effects, changed
+
+    def _refresh(self, moment: Moment) -> list[SendDatagram]:
+        """Ask one server a family, which also keeps the NAT's mapping open."""
+        effects = []
+        for version in sorted(self._versions):
+            family = [s for s in self._servers.values() if s.endpoint.ip.version == version]
+            chosen = self._primary.get(version)
+            # Without a primary nobody answered yet: ask the first again, as the network may be back.
+            for server in family:
+                if chosen in (None, server.endpoint):
+                    if server.retry_at is None:
+                        effects.append(self._query(server, moment, tries=0))
+                    break
+        return effects
+
+    def _give_up(self, server: _Server, moment: Moment) -> tuple[bool, list[SendDatagram]]:
+        """Count a silent server out, ask the next; drop the address once none is left to ask."""
+        self._forget(server)
+        server.dead = True
+        version = server.endpoint.ip.version
+        family = [s for s in self._servers.values() if s.endpoint.ip.version == version]
+        if any(s.retry_at is not None for s in family):
+            return False, []
+        if version not in self._waiting and self._primary.get(version) != server.endpoint:
+            return False, []
+        for other in family:
+            if not other.dead:
+                return False, [self._query(other, moment, tries=0)]
+        for other in family:
+            other.dead = False
+        self._waiting.discard(version)
+        self._primary.pop(version, None)
+        return self._current.pop(version, None) is not None, []
+
+    def _query(self, server: _Server, moment: Moment, *, tries: int) -> SendDatagram:
+        transaction = moment.entropy.take(TRANSACTION)
+        self._sent[transaction] = (server.endpoint, moment.now)
+        server.tries = tries + 1
+        server.retry_at = moment.now + RETRANSMIT[tries]
+        return SendDatagram(render_query(transaction), server.endpoint)
+
+    def _forget(self, server: _Server) -> None:
+        server.retry_at = None
+        for transaction in [t for t, sent in self._sent.items() if sent[0] == server.endpoint]:
+            del self._sent[transaction]
+
+    def _keep(self, servers: tuple[Endpoint, ...]) -> None:
+        known = self._servers
+        self._servers = {e: known.get(e, _Server(e)) for e in servers[:MAX_SERVERS]}
+        self._primary = {v: e for v, e in self._primary.items() if e in self._servers}
+
+    def _mapping(self) -> Mapping:
+        seen = [
+            server.mapped
+            for server in self._servers.values()
+            if server.mapped is not None and server.endpoint.ip.version == 4
+        ]
+        if len(seen) < 2:
+            return Mapping.UNKNOWN
+        return Mapping.INDEPENDENT if len(set(seen)) == 1 else Mapping.DEPENDENT

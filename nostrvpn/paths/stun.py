@@ -1,0 +1,158 @@
+"""STUN messages (RFC 8489, with the ICE attributes of RFC 8445) as values, on aioice's codec.
+
+Everything the codec raises for bytes from outside becomes PeerMisbehaved here.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv6Address, ip_address
+
+from aioice import stun
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.errors import PeerMisbehaved
+
+__all__ = [
+    "Check",
+    "StunKind",
+    "StunMessage",
+    "looks_like_stun",
+    "parse_stun",
+    "render_check",
+    "render_query",
+    "render_response",
+]
+
+# RFC 8489 section 5.
+COOKIE = stun.COOKIE.to_bytes(4, "big")
+HEADER = stun.HEADER_LENGTH
+# Ours: a check is 120 bytes, a server's answer with SOFTWARE and friends stays under 300.
+MAX_STUN = 548
+TRANSACTION = 12
+
+
+class StunKind(Enum):
+    """The class of a message (RFC 8489 section 5)."""
+
+    REQUEST = "request"
+    INDICATION = "indication"
+    RESPONSE = "response"
+    ERROR = "error"
+
+
+_KINDS = {
+    stun.Class.REQUEST: StunKind.REQUEST,
+    stun.Class.INDICATION: StunKind.INDICATION,
+    stun.Class.RESPONSE: StunKind.RESPONSE,
+    stun.Class.ERROR: StunKind.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StunMessage:
+    """A parsed Binding message. ``sender_controls`` is None where the sender names no role."""
+
+    kind: StunKind
+    transaction: bytes
+    username: str
+    priority: int | None
+    sender_controls: bool | None
+    use_candidate: bool
+    mapped: Endpoint | None
+    error_code: int | None
+    has_fingerprint: bool
+    size: int
+    _message: stun.Message = field(repr=False)
+
+    def is_authentic(self, password: str) -> bool:
+        """Say whether MESSAGE-INTEGRITY is there and made with ``password`` (RFC 8489, 14.5)."""
+        return bool(self._message.check_message_integrity(password.encode()))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A connectivity check (RFC 8445 section 7.2.2) before it is bytes."""
+
+    transaction: bytes
+    username: str
+    password: str = field(repr=False)
+    priority: int
+    controlling: bool
+    tie_breaker: int
+    use_candidate: bool
+
+
+def looks_like_stun(data: bytes) -> bool:
+    """Say whether ``data`` has STUN's first two bits, cookie and a sane size (RFC 8489, 5)."""
+    return HEADER <= len(data) <= MAX_STUN and not data[0] & 0xC0 and data[4:8] == COOKIE
+
+
+def parse_stun(data: bytes) -> StunMessage:
+    """Parse one Binding message; PeerMisbehaved("malformed_stun") for anything else."""
+    if not looks_like_stun(data):
+        raise PeerMisbehaved("malformed_stun", "not a STUN message")
+    try:
+        message = stun.parse_message(data)
+        mapped = _mapped(message)
+    except (ValueError, struct.error, IndexError, KeyError, TypeError, OverflowError) as exc:
+        raise PeerMisbehaved("malformed_stun", str(exc)) from exc
+    if message.message_method is not stun.Method.BINDING:
+        raise PeerMisbehaved("malformed_stun", "not a Binding message")
+    attributes = message.attributes
+    controls = "ICE-CONTROLLING" in attributes
+    return StunMessage(
+        kind=_KINDS[message.message_class],
+        transaction=bytes(message.transaction_id),
+        username=attributes.get("USERNAME", ""),
+        priority=attributes.get("PRIORITY"),
+        sender_controls=controls if controls or "ICE-CONTROLLED" in attributes else None,
+        use_candidate="USE-CANDIDATE" in attributes,
+        mapped=mapped,
+        error_code=message.error_code,
+        has_fingerprint="FINGERPRINT" in attributes,
+        size=len(data),
+        _message=message,
+    )
+
+
+def _mapped(message: stun.Message) -> Endpoint | None:
+    """Return XOR-MAPPED-ADDRESS, or MAPPED-ADDRESS of servers of old (RFC 8489, 14.1)."""
+    value = message.attributes.get("XOR-MAPPED-ADDRESS") or message.attributes.get("MAPPED-ADDRESS")
+    if value is None or not value[1]:
+        return None
+    ip = ip_address(value[0])
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    return Endpoint(ip, value[1])
+
+
+def render_query(transaction: bytes) -> bytes:
+    """Return a plain Binding request for a STUN server."""
+    message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST, transaction)
+    message.add_fingerprint()
+    return bytes(message)
+
+
+def render_check(check: Check) -> bytes:
+    """Return a connectivity check, authenticated with the peer's password."""
+    attributes: dict[str, object] = {
+        "USERNAME": check.username,
+        "PRIORITY": check.priority,
+        "ICE-CONTROLLING" if check.controlling else "ICE-CONTROLLED": check.tie_breaker,
+    }
+    if check.use_candidate:
+        attributes["USE-CANDIDATE"] = None
+    message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST, check.transaction, attributes)
+    message.add_message_integrity(check.password.encode())
+    return bytes(message)
+
+
+def render_response(transaction: bytes, mapped: Endpoint, password: str) -> bytes:
+    """Return the answer to a check that came from ``mapped``, authenticated with our password."""
+    attributes = {"XOR-MAPPED-ADDRESS": (str(mapped.ip), mapped.port)}
+    message = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE, transaction, attributes)
+    message.add_message_integrity(password.encode())
+    return bytes(message)

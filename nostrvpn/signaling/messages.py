@@ -1,0 +1,81 @@
+"""The envelope of every message between nodes: what is in the rumor's content, with its bounds.
+
+JSON, so that a second implementation needs nothing new::
+
+    {"v":1, "type":"describe", "net":"<network id>", "seq":1763719200123, "body":{…}}
+
+``seq`` grows with every message of a sender (milliseconds of its clock, or one more than its last):
+newer replaces older where a type says so. Bodies are described in ``docs/protocol/messages.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+
+from nostrvpn.errors import PeerMisbehaved
+
+__all__ = ["MAX_MESSAGE", "RUMOR_KIND", "Message", "MessageType", "parse_message", "render_message"]
+
+# The rumor is never published, so its kind only has to be told from chat messages (NIP-59).
+RUMOR_KIND = 21910
+# NIP-44 takes 65,535 bytes of plaintext a layer; two layers of padding and base64 leave this much.
+MAX_MESSAGE = 36_000
+
+
+class MessageType(Enum):
+    """What a message asks of its recipient."""
+
+    JOIN = "join"
+    WELCOME = "welcome"
+    REFUSED = "refused"
+    DESCRIBE = "describe"
+    ROSTER = "roster"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message between two nodes. ``network_id`` is 64 hex digits, ``body`` JSON-able."""
+
+    type: MessageType
+    network_id: str
+    seq: int
+    body: dict[str, object]
+
+
+def render_message(message: Message) -> str:
+    """Return the rumor's content; ValueError if it is larger than ``MAX_MESSAGE`` bytes."""
+    text = json.dumps(
+        {
+            "v": 1,
+            "type": message.type.value,
+            "net": message.network_id,
+            "seq": message.seq,
+            "body": message.body,
+        },
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    if len(text.encode()) > MAX_MESSAGE:
+        raise ValueError(f"a {message.type.value} message of {len(text)} characters")
+    return text
+
+
+def parse_message(text: str) -> Message:
+    """Parse a rumor's content; PeerMisbehaved if it is none of ours."""
+    if len(text) > MAX_MESSAGE:
+        raise PeerMisbehaved("oversized_message")
+    try:
+        document = json.loads(text)
+        kind = MessageType(document["type"])
+        version, network, seq, body = (document[key] for key in ("v", "net", "seq", "body"))
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise PeerMisbehaved("bad_message", "not a message of ours") from exc
+    if version != 1:
+        raise PeerMisbehaved("unknown_version", f"a message of version {version!r}")
+    if type(network) is not str or len(network) != 64 or set(network) - set("0123456789abcdef"):
+        raise PeerMisbehaved("bad_message", "a message without a network id")
+    if type(seq) is not int or not 0 < seq < 1 << 53 or type(body) is not dict:
+        raise PeerMisbehaved("bad_message", "a message with a mistyped field")
+    return Message(kind, network, seq, body)

@@ -1,0 +1,235 @@
+"""Links, addresses and routes over netlink; ``ip`` is the independent witness."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from ipaddress import ip_interface, ip_network
+from typing import Any
+
+import pytest
+
+from nostrvpn.errors import SystemRefused
+from nostrvpn.host.diff import AddRoute, HostOp, RemoveAddress, RemoveRoute, SetLink, diff
+from nostrvpn.host.state import HostState
+from nostrvpn.io.netlink import (
+    apply_host,
+    delete_link,
+    find_link,
+    local_addresses,
+    marked_interfaces,
+    observe_host,
+)
+from nostrvpn.io.netlink_monitor import NetlinkMonitor
+
+DESIRED = HostState(
+    "e0",
+    1300,
+    frozenset(map(ip_interface, ("10.64.1.2/16", "fd00::2/128"))),
+    frozenset(map(ip_network, ("10.64.0.0/16", "fd00::/64", "192.168.77.0/24"))),
+    "nostrvpn home",
+)
+
+
+@pytest.fixture
+def pair(netns: Any) -> Any:
+    """A namespace with a veth pair e0, e1; e1 is up, so that e0 has a carrier once it is up."""
+    netns.ip("link", "add", "e0", "type", "veth", "peer", "name", "e1")
+    netns.ip("link", "set", "e1", "up")
+    return netns
+
+
+def settle(netns: Any, desired: HostState) -> list[HostOp]:
+    ops = diff(netns.call(observe_host, desired.interface), desired)
+    netns.call(apply_host, ops)
+    return ops
+
+
+def ip_json(netns: Any, *arguments: str) -> Any:
+    return json.loads(netns.ip("-j", *arguments) or "[]")
+
+
+def test_the_desired_state_is_reached_once(pair: Any) -> None:
+    settle(pair, DESIRED)
+    (link,) = ip_json(pair, "-d", "addr", "show", "dev", "e0")
+    assert (link["mtu"], link["ifalias"]) == (1300, "nostrvpn home")
+    assert "UP" in link["flags"]
+    found = {
+        f"{info['local']}/{info['prefixlen']}"
+        for info in link["addr_info"]
+        if info["scope"] == "global"
+    }
+    assert found == {"10.64.1.2/16", "fd00::2/128"}
+    routes = ip_json(pair, "-4", "route") + ip_json(pair, "-6", "route")
+    ours = {route["dst"] for route in routes if route.get("protocol") == "157"}
+    assert ours == {"10.64.0.0/16", "fd00::/64", "192.168.77.0/24"}
+    assert not [route for route in routes if route["dst"].startswith("10.64") and "metric" in route]
+    assert settle(pair, DESIRED) == []
+
+
+def test_a_change_takes_only_what_changed(pair: Any) -> None:
+    settle(pair, DESIRED)
+    pair.ip("route", "add", "10.99.0.0/16", "dev", "e0")
+    smaller = HostState(
+        "e0", 1400, frozenset([ip_interface("10.64.1.2/16")]), frozenset(), "nostrvpn home"
+    )
+    ops = settle(pair, smaller)
+    assert len(ops) == 5
+    assert settle(pair, smaller) == []
+    assert [r["dst"] for r in ip_json(pair, "-4", "route")] == ["10.99.0.0/16"]
+
+
+def test_default_routes_of_ours_are_seen(pair: Any) -> None:
+    everything = HostState(
+        "e0",
+        1300,
+        DESIRED.addresses,
+        frozenset(map(ip_network, ("0.0.0.0/0", "::/0"))),
+    )
+    settle(pair, everything)
+    assert settle(pair, everything) == []
+    settle(pair, HostState("e0", 1300, DESIRED.addresses))
+    assert ip_json(pair, "-4", "route") == []
+
+
+def test_down_and_up_again(pair: Any) -> None:
+    settle(pair, DESIRED)
+    down = HostState("e0", 1300, DESIRED.addresses, frozenset(), "nostrvpn home", up=False)
+    settle(pair, down)
+    assert settle(pair, down) == []
+    settle(pair, DESIRED)
+    assert settle(pair, DESIRED) == []
+
+
+def test_a_route_of_somebody_else_is_not_taken(pair: Any) -> None:
+    pair.ip("addr", "add", "10.64.9.9/16", "dev", "e1")
+    with pytest.raises(SystemRefused, match="another route to") as caught:
+        settle(pair, DESIRED)
+    assert caught.value.hint
+
+
+def test_applying_twice_is_fine(pair: Any) -> None:
+    ops = diff(pair.call(observe_host, "e0"), DESIRED)
+    pair.call(apply_host, ops)
+    pair.call(apply_host, ops)
+    gone: list[HostOp] = [RemoveRoute("e0", net) for net in DESIRED.routes]
+    gone += [RemoveAddress("e0", address) for address in DESIRED.addresses]
+    pair.call(apply_host, gone)
+    pair.call(apply_host, gone)
+
+
+def test_a_link_that_is_not_there(netns: Any) -> None:
+    assert netns.call(observe_host, "e0") is None
+    assert netns.call(find_link, "e0") is None
+    netns.call(delete_link, "e0")
+    netns.call(apply_host, [RemoveRoute("e0", ip_network("10.0.0.0/8"))])
+    with pytest.raises(SystemRefused, match="no link e0"):
+        netns.call(apply_host, [SetLink("e0", up=True)])
+
+
+def test_a_refusal_names_the_operation(pair: Any) -> None:
+    route = AddRoute("e0", ip_network("10.64.0.0/16"))  # the link is down
+    with pytest.raises(SystemRefused, match=r"ip route add 10.64.0.0/16 dev e0 proto 157: Network"):
+        pair.call(apply_host, [route])
+
+
+def test_without_the_privilege_the_hint_says_so(pair: Any) -> None:
+    code = (
+        "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "from nostrvpn.errors import SystemRefused\n"
+        "try: apply_host([SetLink('e0', mtu=1300)])\n"
+        "except SystemRefused as exc: print(exc, exc.hint)\n"
+    )
+    # Imported while still root: nobody else may be able to read where the package is.
+    imports = (
+        "import pyroute2.iproute.linux, nostrvpn.io.netlink\n"
+        "from pyroute2 import IPRoute; IPRoute().close()\n"
+        "from nostrvpn.io.netlink import apply_host\nfrom nostrvpn.host.diff import SetLink\n"
+    )
+    said = pair.run(sys.executable, "-c", imports + code)
+    assert "Operation not permitted" in said
+    assert "as root" in said
+
+
+def test_local_addresses(pair: Any) -> None:
+    settle(pair, DESIRED)
+    pair.ip("addr", "add", "192.0.2.7/24", "dev", "e1")
+    pair.ip("addr", "add", "2001:db8::7/64", "dev", "e1", "nodad")
+    pair.ip("addr", "add", "2001:db8::8/64", "dev", "e1", "nodad", "preferred_lft", "0")
+    found = {local.name: local for local in pair.call(local_addresses)}
+    assert set(found) == {"e0", "e1"}
+    assert found["e0"].is_ours
+    assert not found["e1"].is_ours
+    assert (found["e1"].kind, found["e1"].mtu, found["e1"].up) == ("veth", 1500, True)
+    usable = {str(a) for a in found["e1"].addresses if not a.is_link_local}
+    assert usable == {"192.0.2.7/24", "2001:db8::7/64"}
+
+
+def test_marked_interfaces(pair: Any) -> None:
+    assert pair.call(marked_interfaces) == ()
+    pair.ip("link", "set", "e0", "alias", "nostrvpn home")
+    pair.ip("link", "set", "e1", "alias", "somebody else's nostrvpn")
+    (link,) = pair.call(marked_interfaces)
+    assert (link.name, link.kind, link.alias, link.is_ours) == (
+        "e0",
+        "veth",
+        "nostrvpn home",
+        True,
+    )
+
+
+def watch(during: Callable[[], None]) -> list[frozenset[str]]:
+    """Run a monitor in this thread's namespace; return what it reported, and that it stays quiet."""
+
+    async def run() -> list[frozenset[str]]:
+        reports: list[frozenset[str]] = []
+        reported = asyncio.Event()
+
+        def changed(kinds: frozenset[str]) -> None:
+            reports.append(kinds)
+            reported.set()
+
+        monitor = NetlinkMonitor(changed)
+        monitor.start()
+        await asyncio.to_thread(during)
+        await asyncio.wait_for(reported.wait(), 20)
+        monitor.stop()
+        monitor.stop()
+        return reports
+
+    return asyncio.run(run())
+
+
+def test_monitor_reports_addresses_and_routes(pair: Any) -> None:
+    pair.ip("link", "set", "e0", "up")
+    reports = pair.call(watch, lambda: pair.ip("addr", "add", "192.0.2.1/24", "dev", "e0"))
+    assert {"address", "route"} <= frozenset().union(*reports)
+
+
+def test_monitor_reports_links(pair: Any) -> None:
+    reports = pair.call(watch, lambda: pair.ip("link", "set", "e0", "mtu", "1400"))
+    assert "link" in frozenset().union(*reports)
+
+
+def test_monitor_makes_one_report_of_a_burst(pair: Any) -> None:
+    pair.ip("link", "set", "e0", "up")
+    batch = "".join(f"addr add 192.0.2.{i}/32 dev e0\n" for i in range(1, 200))
+
+    def burst() -> None:
+        command = ["ip", "-n", pair.name, "-batch", "-"]
+        subprocess.run(command, input=batch, text=True, check=True, timeout=20)
+
+    assert len(pair.call(watch, burst)) < 20
+
+
+def test_importing_netlink_does_not_import_pyroute2() -> None:
+    code = (
+        "import sys, nostrvpn.io.wireguard, nostrvpn.io.wireguard_userspace,"
+        "nostrvpn.io.wireguard_kernel, nostrvpn.io.netlink_monitor, nostrvpn.io.cleanup;"
+        "sys.exit('pyroute2' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30, env=dict(os.environ))

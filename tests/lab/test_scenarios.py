@@ -1,0 +1,23 @@
+"""Every registered scenario ends as it says: direct where it can be, honest where it cannot."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from nostrvpn.lab.patience import patient
+from nostrvpn.lab.scenarios import SCENARIOS, run_scenario
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run_scenario(name, Console(), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert code == 0, told
+    assert told["left_behind"] == []
+    if SCENARIOS[name].direct:
+        assert len(told["ping_ms"]) == 2
+    else:
+        assert {peer["path"] for peer in told["peers"]} == {"none"}

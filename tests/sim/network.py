@@ -1,0 +1,421 @@
+"""An internet in virtual time: an event heap, hosts behind NATs, loss, delay, jitter, signaling.
+
+Each host runs the real ``Paths`` machine and a model of WireGuard: handshakes every 5 s until one
+is answered, keepalives, roaming to the source of whatever is authentic.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from aioice import stun
+
+from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.machine import Entropy, Moment, Tick
+from nostrvpn.paths.agent import (
+    AddPeer,
+    DatagramReceived,
+    Describe,
+    LinkChanged,
+    LocalAddress,
+    LocalAddresses,
+    PathEffect,
+    PathEvent,
+    Paths,
+    Remember,
+    RemoteDescription,
+    SendDatagram,
+    Trace,
+    TunnelObserved,
+    UseEndpoint,
+)
+from nostrvpn.paths.description import (
+    CachedSession,
+    cached_session_to_json,
+    description_to_json,
+    parse_cached_session,
+    parse_description,
+)
+from nostrvpn.paths.settings import PathSettings
+from tests.sim.nats import ConeNat, Firewall, LinuxNat, Nat, SymmetricNat
+
+CORE_HOPS = 8
+HANDSHAKE_RETRY = 5.0
+KEEPALIVE = 25.0
+
+
+@dataclass
+class Conditions:
+    """Of the internet: one-way delays in seconds, shares of packets lost."""
+
+    delay: float = 0.02
+    jitter: float = 0.0
+    loss: float = 0.0
+    signal_delay: float = 0.04
+    signal_jitter: float = 0.0
+    signal_loss: float = 0.0
+    lan_delay: float = 0.0005
+
+
+@dataclass
+class Tunnel:
+    """One peer in the model of WireGuard."""
+
+    endpoint: Endpoint | None = None
+    handshake_at: float | None = None
+    rx: int = 0
+    tx: int = 0
+
+
+@dataclass
+class Host:
+    name: str
+    key: str
+    address: Endpoint
+    nat: Nat | None
+    lan: str | None
+    paths: Paths
+    v6: Endpoint | None = None
+    online: bool = True
+    signaling: bool = True
+    skew: float = 0.0
+    tunnels: dict[str, Tunnel] = field(default_factory=dict)
+    added_at: dict[str, float] = field(default_factory=dict)
+    validated_at: dict[str, float] = field(default_factory=dict)
+    connected_at: dict[str, float] = field(default_factory=dict)
+    memories: dict[str, CachedSession] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    wakeups: int = 0
+    traces: list[tuple[float, Trace]] = field(default_factory=list)
+    scheduled: float | None = None
+
+    def endpoints(self) -> list[Endpoint]:
+        return [self.address, *([self.v6] if self.v6 else [])]
+
+
+class Simulation:
+    def __init__(self, seed: int, conditions: Conditions | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.seed = seed
+        self.now = 1000.0
+        self.conditions = conditions or Conditions()
+        self.hosts: dict[str, Host] = {}
+        self.nats: dict[IPAddress, Nat] = {}
+        self.servers = (
+            Endpoint(IPv4Address("11.0.200.1"), 3478),
+            Endpoint(IPv4Address("11.0.201.1"), 3479),
+        )
+        self.servers_up = True
+        self.blocked: Callable[[Host, Host], bool] = lambda sender, receiver: False
+        self.on_datagram: Callable[[Host, SendDatagram], None] = lambda host, effect: None
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._entropy = itertools.count()
+
+    # --- building ---------------------------------------------------------------------------
+
+    def nat(self, kind: str, number: int, *, hairpin: bool = False) -> Nat | None:
+        ip = ip_address(f"11.0.{number}.2")
+        rng = random.Random(self.rng.random())
+        made: Nat
+        if kind == "open":
+            return None
+        if kind in ("full-cone", "address-restricted", "port-restricted"):
+            filtering = {"f": "none", "a": "address", "p": "port"}[kind[0]]
+            made = ConeNat(ip, rng, hairpin, filtering=filtering)
+        elif kind == "symmetric":
+            made = SymmetricNat(ip, rng, hairpin)
+        elif kind in ("linux", "accept-input"):
+            made = LinuxNat(ip, rng, hairpin, accept_input=kind == "accept-input")
+        elif kind == "firewall":
+            made = Firewall(ip, rng)
+        else:
+            raise AssertionError(kind)
+        self.nats[ip] = made
+        return made
+
+    def host(
+        self,
+        name: str,
+        kind: str,
+        *,
+        behind: Host | None = None,
+        skew: float = 0.0,
+        v6: bool = False,
+        stun: bool = True,
+        settings: PathSettings | None = None,
+    ) -> Host:
+        number = len(self.hosts) + 1
+        nat = behind.nat if behind else self.nat(kind, number)
+        lan = None if nat is None or not nat.maps else f"lan{number if not behind else behind.lan}"
+        if behind:
+            lan = behind.lan
+        port = self.rng.randrange(20000, 60000)
+        public = nat is None or not nat.maps
+        ip = ip_address(f"11.0.{number}.2" if public else f"192.168.1.{number}")
+        host = Host(
+            name=name,
+            key=f"{number:064x}",
+            address=Endpoint(ip, port),
+            nat=nat,
+            lan=lan,
+            paths=Paths(stun_servers=self.servers if stun else (), settings=settings),
+            v6=Endpoint(IPv6Address(f"2d00::{number:x}:1"), port) if v6 else None,
+            skew=skew,
+        )
+        self.hosts[name] = host
+        return host
+
+    def boot(self, host: Host) -> None:
+        self.step(host, self.local_addresses(host))
+
+    def local_addresses(self, host: Host) -> LocalAddresses:
+        return LocalAddresses(
+            tuple(
+                LocalAddress(e.ip, "eth0", 24 if e.ip.version == 4 else 112)
+                for e in host.endpoints()
+            ),
+            host.address.port,
+        )
+
+    def add(self, host: Host, peer: Host, *, cached: CachedSession | None = None) -> None:
+        host.tunnels.setdefault(peer.key, Tunnel())
+        host.added_at[peer.key] = self.now
+        self.step(host, AddPeer(peer.key, host.key < peer.key, cached))
+        self._observe(host, peer.key)
+
+    def pair(self, first: Host, second: Host, *, gap: float = 0.0) -> None:
+        self.add(first, second)
+        self.at(gap, lambda: self.add(second, first))
+
+    # --- running ----------------------------------------------------------------------------
+
+    def at(self, delay: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (self.now + delay, next(self._order), call))
+
+    def run(self, duration: float, until: Callable[[], bool] | None = None) -> bool:
+        end = self.now + duration
+        while self._heap and self._heap[0][0] <= end:
+            self.now, _, call = heapq.heappop(self._heap)
+            call()
+            if until is not None and until():
+                return True
+        self.now = end
+        return until is not None and until()
+
+    def moment(self, host: Host) -> Moment:
+        seed = f"{self.seed}/{next(self._entropy)}".encode()
+        return Moment(self.now + host.skew, 1.7e9 + self.now + host.skew * 3, Entropy(seed))
+
+    def step(self, host: Host, event: PathEvent) -> None:
+        if host.online:
+            host.wakeups += 1
+            self._perform(host, host.paths.step(event, self.moment(host)))
+        self._schedule(host)
+
+    def _schedule(self, host: Host) -> None:
+        deadline = host.paths.deadline
+        if deadline is None:
+            host.scheduled = None
+            return
+        due = max(deadline - host.skew, self.now)
+        if host.scheduled is not None and self.now < host.scheduled <= due:
+            return
+        host.scheduled = due
+
+        def wake() -> None:
+            if host.scheduled == due:
+                host.scheduled = None
+                late = host.paths.deadline
+                if late is not None and late - host.skew <= self.now + 1e-9:
+                    self.step(host, Tick())
+                else:
+                    self._schedule(host)
+
+        self.at(due - self.now, wake)
+
+    def _perform(self, host: Host, effects: list[PathEffect]) -> None:
+        for effect in effects:
+            host.counts[type(effect).__name__] += 1
+            match effect:
+                case SendDatagram():
+                    self.on_datagram(host, effect)
+                    self._send(host, effect.data, effect.destination, effect.ttl)
+                case Describe(peer, description):
+                    self._signal(host, peer, json.dumps(description_to_json(description)))
+                case UseEndpoint(peer, endpoint, _):
+                    host.validated_at.setdefault(peer, self.now)
+                    tunnel = host.tunnels[peer]
+                    first = tunnel.endpoint is None
+                    tunnel.endpoint = endpoint
+                    if first or tunnel.handshake_at is None:
+                        self._handshake(host, peer)
+                case Remember(peer, cached):
+                    text = json.dumps(cached_session_to_json(cached))
+                    host.memories[peer] = parse_cached_session(json.loads(text))
+                case LinkChanged(peer, snapshot):
+                    if snapshot.path == "direct":
+                        host.connected_at.setdefault(peer, self.now)
+                case Trace():
+                    host.traces.append((self.now, effect))
+
+    def _signal(self, host: Host, peer: str, text: str) -> None:
+        if self.rng.random() < self.conditions.signal_loss or not host.signaling:
+            return
+        c = self.conditions
+        receiver = next(h for h in self.hosts.values() if h.key == peer)
+        description = parse_description(json.loads(text))
+
+        def deliver() -> None:
+            if receiver.signaling:
+                self.step(receiver, RemoteDescription(host.key, description))
+
+        self.at(c.signal_delay + self.rng.random() * c.signal_jitter, deliver)
+
+    # --- packets ----------------------------------------------------------------------------
+
+    def _send(self, host: Host, data: bytes, to: Endpoint, ttl: int | None = None) -> None:
+        source = host.address if to.ip.version == 4 else host.v6
+        if source is None or not host.online:
+            return
+        for other in self.hosts.values():
+            if other is not host and host.lan in (other.lan, "") and other.address == to:
+                if other.lan:
+                    self.at(
+                        self.conditions.lan_delay, lambda o=other: self._arrive(o, data, source)
+                    )
+                    return
+        outer: Endpoint | None = source
+        if host.nat is not None and (to.ip.version == 4 or isinstance(host.nat, Firewall)):
+            outer = host.nat.outbound(source, to, self.now)
+        if outer is None or (ttl is not None and ttl < CORE_HOPS):
+            return
+        if host.nat is not None and to.ip == host.nat.ip and not host.nat.hairpin:
+            return
+        c = self.conditions
+        if self.rng.random() < c.loss:
+            return
+        delay = c.delay + self.rng.random() * c.jitter
+        self.at(delay, lambda: self._cross(host, data, outer, to))
+
+    def _cross(self, host: Host, data: bytes, source: Endpoint, to: Endpoint) -> None:
+        if to in self.servers and self.servers_up:
+            self._stun_answer(data, source, to)
+            return
+        nat = self.nats.get(to.ip)
+        inner: Endpoint | None = to
+        if nat is not None and nat.maps:
+            inner = nat.inbound(to.port, source, self.now)
+        for receiver in self.hosts.values():
+            if inner not in receiver.endpoints() or (nat is not None and receiver.nat is not nat):
+                continue
+            if nat is None and receiver.nat is not None and to.ip.version == 4:
+                continue
+            wall = receiver.nat
+            if isinstance(wall, Firewall) and not wall.admits(to, source, self.now):
+                continue
+            if not self.blocked(host, receiver):
+                self._arrive(receiver, data, source)
+
+    def _stun_answer(self, data: bytes, source: Endpoint, server: Endpoint) -> None:
+        request = stun.parse_message(data)
+        response = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE, request.transaction_id)
+        response.attributes["XOR-MAPPED-ADDRESS"] = (str(source.ip), source.port)
+        answer = bytes(response)
+        if self.rng.random() >= self.conditions.loss:
+            self.at(self.conditions.delay, lambda: self._route_back(answer, server, source))
+
+    def _route_back(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
+        nat = self.nats.get(to.ip)
+        inner = nat.inbound(to.port, source, self.now) if nat is not None and nat.maps else to
+        for receiver in self.hosts.values():
+            if inner == receiver.address:
+                self._arrive(receiver, data, source)
+
+    def _arrive(self, host: Host, data: bytes, source: Endpoint) -> None:
+        if not host.online:
+            return
+        if data[:2] == b"WG":
+            self._wireguard(host, data, source)
+        else:
+            self.step(host, DatagramReceived(data, source, host.address.ip))
+
+    # --- WireGuard --------------------------------------------------------------------------
+
+    def _wg_send(self, host: Host, peer: str, kind: str, size: int) -> None:
+        tunnel = host.tunnels.get(peer)
+        if tunnel is None or tunnel.endpoint is None:
+            return
+        tunnel.tx += size
+        self._send(host, f"WG {kind} {host.key} {size}".encode(), tunnel.endpoint)
+
+    def _handshake(self, host: Host, peer: str) -> None:
+        tunnel = host.tunnels.get(peer)
+        if tunnel is None or tunnel.handshake_at is not None:
+            return
+        self._wg_send(host, peer, "init", 148)
+        self.at(HANDSHAKE_RETRY, lambda: self._handshake(host, peer))
+
+    def _wireguard(self, host: Host, data: bytes, source: Endpoint) -> None:
+        _, kind, peer, size = data.decode().split()
+        tunnel = host.tunnels.get(peer)
+        if tunnel is None:
+            return
+        tunnel.rx += int(size)
+        tunnel.endpoint = source
+        fresh = tunnel.handshake_at is None
+        if kind == "init":
+            self._wg_send(host, peer, "resp", 92)
+        elif kind == "resp":
+            tunnel.handshake_at = self.now
+            self._wg_send(host, peer, "data", 32)
+        elif fresh:
+            tunnel.handshake_at = self.now
+        if kind != "init" and fresh:
+            self.at(KEEPALIVE, lambda: self._keepalive(host, peer))
+        self._observe_once(host, peer)
+
+    def _keepalive(self, host: Host, peer: str) -> None:
+        self._wg_send(host, peer, "data", 32)
+        self.at(KEEPALIVE, lambda: self._keepalive(host, peer))
+
+    def _observe(self, host: Host, peer: str) -> None:
+        self._observe_once(host, peer)
+        self.at(0.5, lambda: self._observe(host, peer))
+
+    def _observe_once(self, host: Host, peer: str) -> None:
+        tunnel = host.tunnels.get(peer)
+        if tunnel is None or not host.online:
+            return
+        age = None if tunnel.handshake_at is None else self.now - tunnel.handshake_at
+        seen = TunnelObserved(peer, age, tunnel.rx, tunnel.tx, tunnel.endpoint)
+        self._perform(host, host.paths.step(seen, self.moment(host)))
+        self._schedule(host)
+
+    # --- questions --------------------------------------------------------------------------
+
+    def state(self, host: Host, peer: Host) -> str:
+        snapshot = host.paths.snapshot(peer.key)
+        assert snapshot is not None
+        return snapshot.state
+
+    def are_direct(self, first: Host, second: Host) -> bool:
+        return self.state(first, second) == "connected" == self.state(second, first)
+
+    def data_flows(self, first: Host, second: Host) -> bool:
+        """Send data both ways over the endpoints in use, and see it arrive."""
+        before = (first.tunnels[second.key].rx, second.tunnels[first.key].rx)
+        for _ in range(20):
+            self._wg_send(first, second.key, "data", 1000)
+            self._wg_send(second, first.key, "data", 1000)
+            self.run(0.1)
+        self.run(2.0)
+        after = (first.tunnels[second.key].rx, second.tunnels[first.key].rx)
+        return after[0] >= before[0] + 1000 and after[1] >= before[1] + 1000

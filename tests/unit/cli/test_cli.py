@@ -1,0 +1,516 @@
+"""The command line against a fake daemon on a real socket: output, exit codes, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nostrvpn.cli import main
+from nostrvpn.control.server import ControlServer
+from nostrvpn.errors import UserError
+from nostrvpn.identity.keys import RootSecret, wireguard_public_key
+
+NPUB = RootSecret(b"\x11" * 32).npub
+PEER = RootSecret(b"\x22" * 32).npub
+
+RELAY: dict[str, Any] = {
+    "url": "wss://nos.lol",
+    "state": "connected",
+    "rtt_ms": 41.5,
+    "fitness": "fit",
+    "reason": "",
+    "counters": {},
+}
+STATUS: dict[str, Any] = {
+    "npub": NPUB,
+    "name": "laptop",
+    "wireguard_public_key": "QxYMuMaDKeDu6LZQB9jjNEZmdr9R/e1ORfb24R+BiXc=",
+    "addresses": ["fd00::1", "10.64.0.1"],
+    "network": "abcdef0123456789",
+    "interface": "nvpn0",
+    "backend": "kernel",
+    "listen_port": 23456,
+    "relays": [RELAY, RELAY | {"url": "wss://x.example", "state": "down", "rtt_ms": None}],
+    "peers": [
+        {
+            "npub": PEER,
+            "name": "home",
+            "addresses": ["fd00::2"],
+            "state": "connected",
+            "path": "direct",
+            "endpoint": "198.51.100.7:4242",
+            "rtt_ms": 12.25,
+            "rx_bytes": 10 * 1024 * 1024,
+            "tx_bytes": 512,
+            "last_handshake_age_s": 42.0,
+            "connected_in_ms": 180.0,
+        }
+    ],
+    "problems": [
+        {"code": "hard_nat", "severity": "warning", "text": "this NAT is hard", "hint": "use IPv6"}
+    ],
+}
+ECHO: dict[str, Any] = {
+    "peer": PEER,
+    "name": "home",
+    "address": "fd00::2",
+    "path": "direct",
+    "endpoint": "198.51.100.7:4242",
+    "rtt_ms": 12.5,
+}
+
+
+@dataclass
+class FakeDaemon:
+    """A control server in a thread; ``answers`` maps command to a result, list or error."""
+
+    answers: dict[str, Any] = field(default_factory=dict)
+    asked: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+
+    async def handle(self, command: str, arguments: dict[str, object], _admin: bool) -> object:
+        self.asked.append((command, arguments))
+        answer = self.answers[command]
+        if isinstance(answer, list):
+            answer = answer.pop(0) if len(answer) > 1 else answer[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> Any:
+        return json.loads(self.err)["error"]
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("PASSPHRASE_FILE", "INTERFACE"):
+        monkeypatch.delenv(f"NOSTRVPN_{name}", raising=False)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.setenv("NOSTRVPN_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("NOSTRVPN_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("NOSTRVPN_CONFIG", str(tmp_path / "etc" / "config.yaml"))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def execute(*arguments: str) -> Result:
+        capsys.readouterr()
+        code = main(arguments)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Result(code, said.out, said.err)
+
+    return execute
+
+
+@pytest.fixture
+def daemon(places: Path) -> Iterator[FakeDaemon]:
+    fake = FakeDaemon({"status": STATUS, "peers": {"peers": STATUS["peers"]}, "ping": ECHO})
+    started, loop = threading.Event(), asyncio.new_event_loop()
+    server = ControlServer(str(places / "run" / "control.sock"), fake.handle)
+
+    def serve() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(server.start())
+        started.set()
+        loop.run_forever()
+        loop.run_until_complete(server.stop())
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert started.wait(5)
+    yield fake
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+
+
+# -- init and id ------------------------------------------------------------------------------
+
+
+def test_init_then_id(run: Run, places: Path) -> None:
+    made = run("init", "--name", "bob", "--relay", "wss://Nos.lol/", "--json")
+    assert made.code == 0
+    identity = places / "state" / "identity"
+    assert stat.S_IMODE(identity.stat().st_mode) == 0o600
+    nsec = identity.read_text().strip()
+    assert nsec not in made.out + made.err
+    shown = run("id", "--json").json
+    assert shown["npub"] == made.json["npub"]
+    assert shown["addresses"] == []
+    assert "name: bob" in (places / "etc" / "config.yaml").read_text()
+    again = run("init")
+    assert again.code == 1
+    assert "not overwritten" in again.err
+    assert identity.read_text().strip() == nsec
+
+
+def test_init_imports(run: Run, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = RootSecret(b"\x33" * 32)
+    key = places / "key"
+    key.write_text(root.nsec())
+    refused = run("init", "--nsec-file", str(key))
+    assert refused.code == 1
+    assert "chmod 600" in refused.err
+    assert not (places / "state").exists()
+    key.chmod(0o600)
+    assert run("init", "--nsec-file", str(key), "--json").json["npub"] == root.npub
+    private = root.wireguard_private_key()
+    assert run("id", "--json").json["wireguard_public_key"] == wireguard_public_key(private)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--name", "Bob's"], 2, "--name"),
+        (["--relay", "http://x"], 2, "must start with wss://"),
+        (["--nsec-file", "a", "--words-file", "b"], 2, "exclude each other"),
+        (["--nsec-file", "/nonexistent"], 1, "there is no file"),
+        (["--words-file", "/nonexistent"], 1, "there is no file"),
+    ],
+)
+def test_init_refuses_before_it_writes(
+    run: Run, places: Path, arguments: list[str], code: int, said: str
+) -> None:
+    result = run("init", *arguments)
+    assert (result.code, result.out) == (code, "")
+    assert said in result.err
+    assert not (places / "state").exists()
+    assert not (places / "etc").exists()
+
+
+def test_init_keeps_a_users_configuration(run: Run, places: Path) -> None:
+    (places / "etc").mkdir()
+    config = places / "etc" / "config.yaml"
+    config.write_text("name: alice\n")
+    refused = run("init", "--name", "bob")
+    assert refused.code == 1
+    assert "already sets name to alice" in refused.err
+    assert not (places / "state").exists()
+    assert run("init", "--name", "alice").code == 0
+    assert config.read_text() == "name: alice\n"
+
+
+def test_id_shows_a_qr_code(run: Run) -> None:
+    run("init")
+    assert "▀" in run("id", "--qr").out
+
+
+def test_id_without_identity(run: Run) -> None:
+    result = run("id", "--json")
+    assert result.code == 1
+    assert result.error["code"] == "no_identity"
+    assert result.error["hint"] == "create one with: nostrvpn init"
+
+
+# -- status and the other questions -----------------------------------------------------------
+
+
+def test_status(run: Run, daemon: FakeDaemon) -> None:
+    assert run("status", "--json").json == STATUS
+    shown = run("status").out
+    for word in (NPUB, "fd00::1", "wss://nos.lol", "home", "direct", "10.0 MiB", "use IPv6"):
+        assert word in shown
+    assert daemon.asked == [("status", {}), ("status", {})]
+
+
+def test_status_shows_whatever_text_comes(run: Run, daemon: FakeDaemon) -> None:
+    peer = STATUS["peers"][0] | {"name": "[bold]x[/nope]", "endpoint": None, "rtt_ms": None}
+    daemon.answers["status"] = STATUS | {"peers": [peer], "relays": [], "listen_port": None}
+    assert "[bold]x[/nope]" in run("status").out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["peers"],
+        ["invite", "--once"],
+        ["join", "nostrvpn://x"],
+        ["netcheck"],
+        ["ping", "home"],
+        ["peer", "remove", "home"],
+        ["peer", "rename", "home", "house"],
+        ["export", "wg-quick"],
+    ],
+)
+def test_without_a_daemon(run: Run, command: list[str]) -> None:
+    result = run(*command)
+    assert (result.code, result.out) == (1, "")
+    lines = result.err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("error: nostrvpn is not running")
+    assert lines[1] == "hint: start it with: sudo nostrvpn up"
+    assert run(*command, "--json").error["code"] == "daemon_not_running"
+
+
+def test_invite_and_join(run: Run, daemon: FakeDaemon) -> None:
+    link = "nostrvpn://invite?x=1"
+    daemon.answers["invite"] = {"link": link, "npub": PEER, "expires_at": 4_000_000_000}
+    made = run("invite", PEER, "--expires", "15m", "--qr")
+    assert made.code == 0
+    assert made.out.splitlines()[0] == link
+    assert "▀" in made.out
+    assert daemon.asked[-1] == ("invite", {"npub": PEER, "once": False, "expires_s": 900})
+    assert run("invite", "--once", "--json").json["link"] == link
+    daemon.answers["join"] = [
+        {"network": "n", "inviter": PEER, "state": "joined"},
+        {"network": "n", "inviter": PEER, "state": "waiting"},
+    ]
+    assert "Joined" in run("join", link).out
+    assert "when that node is online" in run("join", link).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["invite"], "one NPUB or --once"),
+        (["invite", PEER, "--once"], "one NPUB or --once"),
+        (["invite", PEER[:-1]], "checksum"),
+        (["invite", "--once", "--expires", "soon"], "not a time span"),
+        (["invite", "--once", "--expires", "5s"], "between"),
+        (["invite", "--once", "--expires", "400d"], "between"),
+        (["join", "https://x"], "not an invite"),
+        (["peer", "rename", "home", "Bad Name"], "is not a name"),
+        (["ping", "home", "--count", "0"], "--count"),
+        (["status", "--interval", "0"], "--interval"),
+        (["stauts"], "did you mean: nostrvpn status?"),
+        (["status", "--jsn"], "--jsn"),
+        (["peer"], "Usage"),
+        (["--interface", "a/b", "status"], "not a name for an interface"),
+        (["completion", "tcsh"], "tcsh"),
+    ],
+)
+def test_wrong_usage(run: Run, arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.code == 2
+    assert said in result.err
+    assert result.out == ""
+
+
+def test_daemon_errors_are_shown(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["peer_remove"] = UserError("no peer is called x", "see: nostrvpn peers")
+    result = run("peer", "remove", "x")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "error: no peer is called x\nhint: see: nostrvpn peers\n"
+
+
+def test_peers(run: Run, daemon: FakeDaemon) -> None:
+    assert run("peers", "--json").json == {"peers": STATUS["peers"]}
+    assert "198.51.100.7:4242" in run("peers").out
+    daemon.answers["peer_rename"] = {"npub": PEER, "name": "house"}
+    assert "house" in run("peer", "rename", "home", "house").out
+    daemon.answers["peer_remove"] = {"npub": PEER, "name": "house"}
+    assert "Removed house" in run("peer", "remove", "house").out
+
+
+# -- ping and netcheck ------------------------------------------------------------------------
+
+
+def test_ping_counts(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["ping"] = [ECHO, ECHO | {"rtt_ms": None}, ECHO | {"rtt_ms": 14.5}]
+    result = run("ping", "home", "--count", "3", "--interval", "0", "--json")
+    assert result.code == 0
+    assert (result.json["sent"], result.json["received"]) == (3, 2)
+    assert result.json["rtt_ms"] == {"min": 12.5, "mean": 13.5, "max": 14.5}
+    # The first call names the peer as typed, the others by the npub that came back.
+    assert [arguments["peer"] for _, arguments in daemon.asked] == ["home", PEER, PEER]
+
+
+def test_ping_until_direct(run: Run, daemon: FakeDaemon) -> None:
+    relayed = ECHO | {"path": "relayed"}
+    daemon.answers["ping"] = [relayed, ECHO | {"rtt_ms": None}, relayed, ECHO]
+    result = run("ping", "home", "--until-direct", "--interval", "0")
+    assert result.code == 0
+    assert len(daemon.asked) == 4
+    assert "direct by 198.51.100.7:4242" in result.out
+    daemon.answers["ping"] = relayed
+    result = run("ping", "home", "--until-direct", "--interval", "0", "--deadline", "0.05")
+    assert result.code == 1
+    assert "the path is relayed" in result.err
+
+
+def test_ping_without_an_echo(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["ping"] = ECHO | {"rtt_ms": None, "path": "none", "endpoint": None}
+    result = run("ping", "home", "--count", "2", "--interval", "0")
+    assert result.code == 1
+    assert "no echo came back from home" in result.err
+
+
+def test_netcheck(run: Run, daemon: FakeDaemon) -> None:
+    report = {
+        "nat": {"mapping": "dependent", "reflexive_v4": "203.0.113.9:1", "reflexive_v6": None},
+        "udp": True,
+        "listen_port": 23456,
+        "stun": [{"server": "198.51.100.1:3478", "rtt_ms": 20.0}],
+        "unresolved_stun": [],
+        "relays": STATUS["relays"],
+    }
+    daemon.answers["netcheck"] = report
+    assert run("netcheck", "--json").json == report
+    shown = run("netcheck").out
+    for word in ("dependent (hard", "203.0.113.9:1", "wss://nos.lol", "20 ms"):
+        assert word in shown
+
+
+# -- export and the rest ----------------------------------------------------------------------
+
+
+def test_export(run: Run, daemon: FakeDaemon, places: Path) -> None:
+    root = RootSecret(b"\x44" * 32)
+    import base64
+
+    daemon.answers["export"] = {
+        "private_key": base64.b64encode(root.wireguard_private_key()).decode(),
+        "listen_port": 23456,
+        "fwmark": 0,
+        "mtu": 1280,
+        "addresses": ["10.64.0.1/32", "fd00::1/128"],
+        "peers": [
+            {
+                "public_key": STATUS["wireguard_public_key"],
+                "allowed_ips": ["10.64.0.2/32", "fd00::2/128"],
+                "endpoint": "[2001:db8::1]:4242",
+                "persistent_keepalive": 25,
+            }
+        ],
+    }
+    text = run("export", "wg-quick").out
+    for line in ("[Interface]", "MTU = 1280", "[Peer]", "Endpoint = [2001:db8::1]:4242"):
+        assert line in text
+    target = places / "wg0.conf"
+    assert run("export", "wg-quick", "-o", str(target)).code == 0
+    assert target.read_text() == text
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert run("export", "wg-quick", "-o", str(target)).code == 1
+    assert run("export", "wg-quick", "--json").json == {"config": text}
+
+
+def test_version_help_and_completion(run: Run) -> None:
+    assert run("version").out.startswith("nostrvpn ")
+    assert set(run("version", "--json").json) == {"version", "python", "system"}
+    shown = run("--help")
+    assert shown.code == 0
+    for command in ("init", "up", "down", "status", "invite", "join", "ping", "export", "lab"):
+        assert f"\n  {command} " in shown.out
+    for shell in ("bash", "zsh", "fish"):
+        assert "_NOSTRVPN_COMPLETE" in run("completion", shell).out
+
+
+def test_completion_offers_peers(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_NOSTRVPN_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "nostrvpn ping ho")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit):
+        main([])
+    assert daemon.asked == [("peers", {})]
+    assert capsys.readouterr().out == "plain,home\n"
+
+
+# -- up and down ------------------------------------------------------------------------------
+
+
+def test_up_when_it_is_up(run: Run, daemon: FakeDaemon) -> None:
+    down = STATUS | {"relays": [RELAY | {"state": "connecting"}]}
+    daemon.answers["status"] = [down, down, STATUS]
+    result = run("up")
+    assert result.code == 0
+    assert "1 connected: wss://nos.lol" in result.out
+    assert run("up", "--json").json == STATUS
+    assert run("up", "--foreground").code == 1
+
+
+def test_up_without_a_relay_says_why(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["status"] = STATUS | {
+        "relays": [RELAY | {"state": "down", "reason": "connection refused"}],
+        "problems": [],
+    }
+    result = run("up", "--timeout", "0.2")
+    assert result.code == 1
+    assert "no relay is connected: wss://nos.lol: connection refused" in result.err
+
+
+def test_up_explains_a_bad_configuration(run: Run, places: Path) -> None:
+    (places / "etc").mkdir()
+    (places / "etc" / "config.yaml").write_text("relay: x\n")
+    result = run("up")
+    assert result.code == 1
+    assert "line 1: relay: there is no such key" in result.err
+    assert "did you mean relays?" in result.err
+
+
+@pytest.mark.parametrize("command", ["up", "daemon"])
+def test_without_rights(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr("nostrvpn.io.privilege._has", lambda _capability: False)
+    result = run(command)
+    assert result.code == 1
+    assert "CAP_NET_ADMIN and CAP_NET_RAW missing" in result.err
+    assert "sudo" in result.err
+
+
+def test_down_waits_for_the_lock(run: Run, daemon: FakeDaemon, places: Path) -> None:
+    daemon.answers["stop"] = {"stopping": True}
+    assert run("down").code == 0
+    assert daemon.asked == [("stop", {})]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a start needs root")
+def test_up_shows_the_last_words_of_a_daemon_that_ends(
+    run: Run, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "echo noise; echo 'error: no port' >&2; echo 'hint: free one' >&2; exit 1"
+    monkeypatch.setattr(
+        "nostrvpn.cli.spawn.daemon_command_line", lambda _options: ["sh", "-c", words]
+    )
+    result = run("up")
+    assert result.code == 1
+    assert result.err == "error: no port\nhint: free one\n"
+    assert (places / "state" / "daemon.log").exists()
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_watch_goes_on_until_ctrl_c(
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    looks = iter([None, None])
+
+    def sleep(_seconds: float) -> None:
+        try:
+            next(looks)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("nostrvpn.cli.status.time.sleep", sleep)
+    result = run("status", "--watch", *form)
+    assert result.code == 0
+    assert len(daemon.asked) == 3
+    if form:
+        assert [json.loads(line) for line in result.out.splitlines()] == [STATUS] * 3
+    else:
+        assert "198.51.100.7:4242" in result.out
