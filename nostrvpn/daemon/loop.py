@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from ipaddress import IPv6Address
 from typing import assert_never
 
@@ -28,6 +29,7 @@ from nostrvpn.node.events import (
     NodeEvent,
     ObserveTunnel,
     Persist,
+    Poke,
     Reconcile,
     ReconcileFinished,
     Refuse,
@@ -225,6 +227,8 @@ class Loop:
                 self._answer(effect.call, _Refusal(effect))
             case SendEcho():
                 self.supervisor.start("echo", self._echo(effect))
+            case Poke():
+                self.supervisor.start("poke", self._poke(effect))
             case ResolveStun():
                 self.supervisor.start("resolve", self._resolve(effect.servers))
             case ShutDown():
@@ -248,6 +252,11 @@ class Loop:
 
     async def _observe(self) -> None:
         await self._inbox.put(TunnelSeen(await self._reconciler.observe()))
+
+    async def _poke(self, effect: Poke) -> None:
+        # Whether an answer comes shows in the tunnel's counters.
+        with suppress(NostrvpnError):
+            await echo(effect.address, 1.0, self._interface)
 
     async def _resolve(self, servers: tuple[str, ...]) -> None:
         endpoints, unresolved = await resolve_servers(servers)

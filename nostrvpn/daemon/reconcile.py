@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from nostrvpn.errors import NostrvpnError
+from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.host import diff as host_diff
 from nostrvpn.io.netlink import apply_host, observe_host
 from nostrvpn.io.wireguard import Backend
@@ -34,6 +34,7 @@ class Reconciler:
         self._interface = interface
         self._mtu = mtu
         self._applied: dict[str, int] = {}
+        self._ready = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
 
     async def run(self, work: Callable[[], _T]) -> _T:
@@ -51,10 +52,11 @@ class Reconciler:
     def reconcile_now(self, desired: Desired) -> None:
         """The same, in the calling thread; NostrvpnError says what the kernel refused."""
         name = self._interface
-        observed = self._backend.observe(name)
+        observed = self._find() if self._ready else None
         if observed is None:
+            # Idempotent: adopts a device of ours, replaces one whose process hangs.
             self._backend.create(name, self._mtu)
-            self._applied = {}
+            self._ready, self._applied = True, {}
             observed = self._backend.observe(name)
         host_operations = host_diff.diff(observe_host(name), desired.host)
         for host_operation in host_operations:
@@ -62,6 +64,13 @@ class Reconciler:
         # The device is ready before the link comes up and routes lead to it.
         self._apply_device(observed, desired)
         apply_host(host_operations)
+
+    def _find(self) -> ObservedDevice | None:
+        try:
+            return self._backend.observe(self._interface)
+        except SystemRefused as exc:
+            _log.warning("the tunnel does not answer and is made anew: %s", exc)
+            return None
 
     def _apply_device(self, observed: ObservedDevice | None, desired: Desired) -> None:
         name = self._interface

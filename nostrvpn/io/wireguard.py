@@ -39,7 +39,10 @@ class Backend(Protocol):
         """Return the device as it is, or None if there is none (any more) in this namespace."""
 
     def apply(self, interface: str, ops: Iterable[Op], device: Device) -> None:
-        """Apply operations in order; ``device`` is the desired one, which holds the keys."""
+        """Apply operations in order; ``device`` is the desired one, which holds the keys.
+
+        Refuses a device that is not ours: one that is found at the start was not made by ``create``.
+        """
 
     def delete(self, interface: str) -> None:
         """Remove the device and all that belongs to it (link, process, socket); gone is fine.

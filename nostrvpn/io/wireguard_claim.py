@@ -14,13 +14,13 @@ from nostrvpn.wireguard.diff import Op, SetDevice
 __all__ = ["require_free_port", "require_ours"]
 
 
-def require_ours(link: Link, observed: ObservedDevice | None) -> None:
-    """Raise SystemRefused unless the link is ours.
+def require_ours(link: Link | None, observed: ObservedDevice | None) -> None:
+    """Raise SystemRefused unless the link is ours (None: it has gone, so it is nobody else's).
 
     A WireGuard device without mark, key and peers counts as ours: it is what we leave behind when
     we are killed between making a link and marking it, and nobody has put it to use.
     """
-    if link.is_ours or (observed is not None and observed.is_bare):
+    if link is None or link.is_ours or (observed is not None and observed.is_bare):
         return
     raise SystemRefused(
         f"the interface {link.name} exists and is not nostrvpn's",

@@ -92,8 +92,11 @@ class KernelBackend:
     def apply(self, interface: str, ops: Iterable[Op], device: Device) -> None:
         """Apply operations in order; ``device`` is the desired one, which holds the keys."""
         ops = list(ops)
-        if any(isinstance(op, SetDevice) for op in ops):
-            require_free_port(ops, self.observe(interface))
+        if not ops:
+            return
+        observed = self.observe(interface)
+        require_ours(find_link(interface), observed)
+        require_free_port(ops, observed)
         for op in ops:
             with _generic_netlink(str(op)) as wireguard:
                 _apply(wireguard, interface, op, device)

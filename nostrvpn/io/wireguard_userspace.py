@@ -120,6 +120,7 @@ class UserspaceBackend:
         observed = self.observe(interface)
         if observed is None:
             raise SystemRefused(f"there is no WireGuard device {interface} any more")
+        require_ours(find_link(interface), observed)
         require_free_port(ops, observed)
         # One request per operation: an error then names what was refused.
         for op in ops:

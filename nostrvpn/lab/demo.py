@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -73,6 +74,9 @@ def _meet(meeting: Meeting, console: Console, as_json: bool) -> dict[str, Any]:
             "mbit_per_second": done.mbit_per_second,
             "sha256": done.received_sha256,
         }
+    else:
+        for node in (meeting.a, meeting.b):
+            sys.stderr.write(node.report() + "\n")
     document["peers"] = meeting.peers()
     if not as_json:
         show_peers(console, document["peers"])

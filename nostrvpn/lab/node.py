@@ -67,7 +67,6 @@ class LabNode:
             "name": self.name,
             "relays": {"urls": list(relays)},
             "stun": list(stun),
-            "log_level": "debug",
         }
         _merge(configuration, settings)
         self.config.write_text(yaml.safe_dump(configuration, sort_keys=False))

@@ -302,7 +302,8 @@ class Lab:
     def node(self, host: Host, server: Server, **settings: object) -> LabNode:
         """Put a nostrvpn node on ``host`` that uses ``server``'s relay and STUN; not yet started.
 
-        ``settings`` are merged into its configuration, e.g. ``wireguard={"backend": "kernel"}``.
+        ``settings`` are merged into its configuration, e.g.
+        ``wireguard={"backend": "kernel"}`` or ``log_level="debug"``.
         """
         node = LabNode(
             host.namespace,

@@ -27,6 +27,7 @@ __all__ = [
     "NodeEvent",
     "ObserveTunnel",
     "Persist",
+    "Poke",
     "Reconcile",
     "ReconcileFinished",
     "Refuse",
@@ -130,6 +131,13 @@ class SendEcho:
 
 
 @dataclass(frozen=True, slots=True)
+class Poke:
+    """Send something small to a peer through the tunnel, so that WireGuard speaks over a new path."""
+
+    address: IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
 class Reconcile:
     """The desired state changed."""
 
@@ -168,6 +176,7 @@ NodeEffect = (
     | Reply
     | Refuse
     | SendEcho
+    | Poke
     | Reconcile
     | ObserveTunnel
     | ResolveStun

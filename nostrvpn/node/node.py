@@ -42,6 +42,7 @@ from nostrvpn.node.events import (
     NodeEffect,
     NodeEvent,
     Persist,
+    Poke,
     Reconcile,
     ReconcileFinished,
     ResolveStun,
@@ -116,7 +117,7 @@ class Node:
             settings.active_relays,
             reserved if isinstance(reserved, int) else 0,
         )
-        self.tunnel = Tunnel(self.peers)
+        self.tunnel = Tunnel(self.peers, self._poke)
         self.dropped: Counter[str] = Counter()
         self.notes: list[tuple[str, str]] = []  # (problem code, text) found at start
         self.unresolved_stun: tuple[str, ...] = ()
@@ -336,12 +337,19 @@ class Node:
                 self._sessions[effect.peer] = value
                 return [Persist("session", effect.peer, value)]
             case LinkChanged():
+                if effect.snapshot.path != "none":
+                    self.tunnel.proven(effect.peer)
                 state = f"{effect.snapshot.state}, path {effect.snapshot.path}"
                 return [Log("info", f"peer {self.peer_name(effect.peer)}: {state}")]
             case Trace():
                 return [Log("debug", str(effect))]
             case _:
                 assert_never(effect)
+
+    def _poke(self, peer: str) -> Poke:
+        roster = self.membership.roster
+        assert roster is not None  # WireGuard has no peer that is not a member
+        return Poke(roster.address(peer).ipv6)
 
     # -- messages ---------------------------------------------------------------------------
 

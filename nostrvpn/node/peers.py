@@ -34,6 +34,7 @@ class Peer:
     heard: Description | None = None
     held_until: float | None = None
     watch_since: float | None = None
+    poke_at: float | None = None
     wireguard_endpoint: Endpoint | None = None
     handshake_wall: float | None = None
     rx_bytes: int = 0

@@ -9,8 +9,11 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``agent``        Paths: events in, effects out; tells datagrams apart, limits, one Link per peer
 - ``events``       the closed unions of events and effects
 - ``link``         one peer: its state, its rounds, its selected pair
+- ``states``       the states of a link, as data
 - ``checks``       the check list: pairs, tries, pacing, transactions (RFC 8445 section 6.1)
 - ``announcer``    our session towards one peer: what to describe, and when to say it again
+- ``remote``       the peer's side of it, and the memory against replays
+- ``selection``    the pair in use: endpoint, nomination, heartbeat, proof
 - ``heartbeat``    is the selected path alive (RFC 7675), at the price of few wake-ups
 - ``proof``        did WireGuard's own packets cross, and is the tunnel in use
 - ``reflexive``    STUN servers: our address from outside, and the NAT's kind of mapping
@@ -19,5 +22,6 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``stun``         the codec
 - ``budgets``      answers per source, probes per target
 - ``snapshot``     what status and ``why`` show
+- ``record``       timings of the stages, and what to persist
 - ``settings``     the knobs
 """

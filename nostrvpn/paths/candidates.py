@@ -98,6 +98,11 @@ class Surroundings:
     versions: frozenset[int] = frozenset()
     reflexive_pending: bool = False
 
+    @property
+    def hosts(self) -> frozenset[Endpoint]:
+        """The endpoints on this host's own interfaces."""
+        return frozenset(c.endpoint for c in self.candidates if c.kind is CandidateKind.HOST)
+
 
 def candidate_priority(kind: CandidateKind, version: int, index: int = 0) -> int:
     """Return the priority of RFC 8445 section 5.1.2.1 for component 1; IPv6 before IPv4."""

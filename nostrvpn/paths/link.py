@@ -20,16 +20,14 @@ user asked. The tunnel's endpoint is only ever replaced by one that was just pro
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, earliest
 from nostrvpn.paths.announcer import Announcer
 from nostrvpn.paths.budgets import Budget
-from nostrvpn.paths.candidates import CandidateKind, PathKind, Surroundings, refusal
+from nostrvpn.paths.candidates import PathKind, Surroundings, refusal
 from nostrvpn.paths.checks import CheckList, Credentials, Pair, PairState
-from nostrvpn.paths.description import CachedSession, Description
+from nostrvpn.paths.description import Description
 from nostrvpn.paths.events import (
     AddPeer,
     Describe,
@@ -39,6 +37,8 @@ from nostrvpn.paths.events import (
     Trace,
     TunnelObserved,
 )
+from nostrvpn.paths.record import Record
+from nostrvpn.paths.remote import News, RemoteSide
 from nostrvpn.paths.selection import Due, Selection
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot
@@ -62,13 +62,6 @@ FALLBACK_AGE = 10.0
 CONTROLLED_LATER = 10.0
 # A second answer to a peer that repeats itself comes no sooner.
 ANSWER_GAP = 0.5
-# Sources of checks that came before the peer's description.
-MAX_EARLY = 4
-# Transaction ids of the peer's checks, remembered against replay from elsewhere: 25 s of checks at
-# the rate that is answered at all.
-MAX_SEEN = 512
-# Sessions of the peer that were replaced; a late description of one is not news.
-MAX_RETIRED = 8
 
 
 class Link:
@@ -80,12 +73,12 @@ class Link:
         self.peer = added.peer
         self.controlling = added.controlling
         self.state = LinkState.IDLE
-        self.counters: Counter[str] = Counter()
         self._settings = settings
         self._surroundings = Surroundings()
         self._announcer = Announcer(added.cached, moment)
         self._cached = added.cached
-        self._remote = None if added.cached is None else added.cached.remote
+        self._remote = RemoteSide(None if added.cached is None else added.cached.remote)
+        self._record = Record(moment.now, added.cached)
         self._checks = CheckList(
             controlling=added.controlling,
             tie_breaker=int.from_bytes(moment.entropy.take(8), "big"),
@@ -97,12 +90,6 @@ class Link:
         self._gather_until: float | None = None
         self._retry_at: float | None = None
         self._failures = 0
-        self._began_at = moment.now
-        self._stages: dict[str, float] = {}
-        self._retired: OrderedDict[str, None] = OrderedDict()
-        self._early: dict[Endpoint, None] = {}
-        self._seen: OrderedDict[bytes, Endpoint] = OrderedDict()
-        self._remembered: CachedSession | None = added.cached
 
     @property
     def ufrags(self) -> tuple[str, ...]:
@@ -142,22 +129,20 @@ class Link:
             path=self.path.value,
             endpoint=self.endpoint,
             rtt_ms=None if selected is None or selected.rtt is None else selected.rtt * 1000,
-            connected_in_ms=self._stages.get("proven"),
-            stages=dict(self._stages),
+            connected_in_ms=self._record.stages.get("proven"),
+            stages=dict(self._record.stages),
             tried=self._checks.results(),
-            counters=dict(self.counters),
+            counters=dict(self._record.counters),
         )
 
     def memory(self) -> Remember | None:
         """Return what to persist, if it changed since the last time: only proven paths count."""
-        latest = self._announcer.latest
-        if self.state is not LinkState.CONNECTED or self._remote is None or latest is None:
+        if self.state is not LinkState.CONNECTED:
             return None
-        cached = CachedSession(latest, self._remote, self.endpoint)
-        if cached == self._remembered:
-            return None
-        self._remembered = cached
-        return Remember(self.peer, cached)
+        cached = self._record.memory(
+            self._announcer.latest, self._remote.description, self.endpoint
+        )
+        return None if cached is None else Remember(self.peer, cached)
 
     def knows(self, transaction: bytes) -> bool:
         """Say whether an answer with this transaction id is awaited."""
@@ -180,13 +165,12 @@ class Link:
         if renew:
             self._announcer.renew(moment)
             self._offering_anew = True
-            self._began_at = moment.now
-            self._stages.clear()
+            self._record.begin(moment.now)
         effects: list[PathEffect] = []
         live = self.state in LIVE
-        if self._remote is not None:
-            self._authorize()
-            self._checks.set_remote(self._remote.candidates, self._surroundings)
+        remote = self._remote.description
+        if remote is not None:
+            self._authorize(remote)
             self._checks.begin(moment.now, hold=HOLD_UNANSWERED, keep=self.endpoint)
             if self._cached is not None and self._cached.endpoint is not None:
                 self._checks.trigger(self._cached.endpoint, moment.now)
@@ -196,7 +180,7 @@ class Link:
             effects += self._checks.tick(moment)
         if self._surroundings.reflexive_pending:
             self._gather_until = moment.now + self._settings.gather_wait
-            if self._remote is None:
+            if remote is None:
                 effects += self._enter(LinkState.GATHERING, "waiting for STUN")
             return effects
         return effects + self._describe(moment)
@@ -205,53 +189,47 @@ class Link:
         """Send our description; first open our NATs for the peer, if it is known."""
         self._gather_until = None
         effects: list[PathEffect] = []
-        if self._remote is not None and self.state not in LIVE:
+        remote = self._remote.description
+        if remote is not None and self.state not in LIVE:
             self._checks.open_nats(moment.now)
             effects += self._checks.tick(moment)
-        known = None if self._remote is None or self._offering_anew else self._remote.session
+        known = None if remote is None or self._offering_anew else remote.session
         description = self._announcer.describe(self._surroundings.candidates, known, moment)
-        self._stage("described", moment)
+        self._record.stage("described", moment.now)
         effects.append(Describe(self.peer, description))
-        if self._remote is None:
+        if remote is None:
             effects += self._enter(LinkState.OFFERED, "described")
         return effects
 
     def described(self, description: Description, moment: Moment) -> list[PathEffect]:
         """The peer described itself. PeerMisbehaved("stale_description") if it is old news."""
-        known = self._remote
-        is_new = known is None or description.session != known.session
-        if description.session in self._retired:
-            raise PeerMisbehaved("stale_description", "a description of a replaced session")
-        if known is not None and not is_new and description.generation <= known.generation:
+        known = self._remote.description
+        news = self._remote.take(description)
+        if news is News.REPEAT:
             return self._repeat_answer(description, moment)
-        if known is not None and is_new:
-            self._retired[known.session] = None
-            if len(self._retired) > MAX_RETIRED:
-                self._retired.popitem(last=False)
         was_answered = self._announcer.answered
-        self._remote = description
         answered = self._announcer.acknowledge(description.answers)
         self._offering_anew = False
-        self._failures = 0
         self._retry_at = None
-        self._stage("remote_described", moment)
-        self._authorize()
-        self._checks.set_remote(description.candidates, self._surroundings)
+        if known is None or description.candidates != known.candidates:
+            # Only other addresses are news: offers alone would keep two nodes trying for ever.
+            self._failures = 0
+        self._record.stage("remote_described", moment.now)
+        self._authorize(description)
         hold = 0.0 if answered else self._settings.hold
-        if is_new or not was_answered or self.state is LinkState.FAILED:
+        if news is not News.UPDATE or not was_answered or self.state is LinkState.FAILED:
             self._checks.begin(moment.now, hold=hold, keep=self.endpoint)
         else:
             self._checks.resume(moment.now, hold=hold)
-        for source in self._early:
+        for source in self._remote.take_early():
             self._checks.trigger(source, moment.now)
-        self._early.clear()
         if not self._surroundings.candidates:
             return []
         effects: list[PathEffect] = []
         if self.state not in LIVE and self.state is not LinkState.DEGRADED:
             effects += self._enter(LinkState.CHECKING, "described by the peer")
         # A session that replaces another one asks for an answer, whatever it says it knows.
-        return effects + self._react(moment, must_answer=not answered or (is_new and bool(known)))
+        return effects + self._react(moment, must_answer=not answered or news is News.SESSION)
 
     def _react(self, moment: Moment, *, must_answer: bool) -> list[PathEffect]:
         """Open our NATs, then answer (or let the answer wait for STUN), then check."""
@@ -291,30 +269,24 @@ class Link:
         PeerMisbehaved if it is a replay from elsewhere, or claims our own role.
         """
         now = moment.now
-        if self._seen.setdefault(message.transaction, source) != source:
-            raise PeerMisbehaved("replayed_check", "a check of the peer, from another address")
-        if len(self._seen) > MAX_SEEN:
-            self._seen.popitem(last=False)
-        if message.sender_controls is not (not self.controlling):
-            # Roles follow from the keys, so there is no conflict to solve (RFC 8445, 7.3.1.1).
-            raise PeerMisbehaved("role_conflict", "a check that claims our own role")
+        self._remote.admit(message, source, controlling=self.controlling)
         password = self.password(message.username.partition(":")[0])
         if password is None:
             raise PeerMisbehaved("unknown_session", "a check of a session that is gone")
         response = render_response(message.transaction, source, password)
         effects: list[PathEffect] = [SendDatagram(response, source, None, destination_ip)]
-        self._stage("first_inbound", moment)
+        self._record.stage("first_inbound", moment.now)
         self._selection.heard(source, now)
-        if self._remote is None:
-            if len(self._early) < MAX_EARLY:
-                self._early[source] = None
+        if refusal(source, self._settings) is not None:
+            self._record.counters["refused_source"] += 1
             return effects
-        if self._refuses(source):
+        if self._remote.description is None:
+            self._remote.note_early(source)
             return effects
         self._checks.release(now)
         pair = self._checks.trigger(source, now)
         if pair is None:
-            self.counters["no_room_for_pair"] += 1
+            self._record.counters["no_room_for_pair"] += 1
             return effects
         if self.state is LinkState.FAILED:
             effects += self._enter(LinkState.CHECKING, "the peer checks")
@@ -327,9 +299,9 @@ class Link:
     def answered(self, message: StunMessage, source: Endpoint, moment: Moment) -> list[PathEffect]:
         """The peer answered a check of ours. PeerMisbehaved if the answer is not its own."""
         pair, nominated = self._checks.match(message, source, moment.now)
-        self._stage("first_answer", moment)
+        self._record.stage("first_answer", moment.now)
         if nominated and pair is self._selection.pair:
-            self._stage("nominated", moment)
+            self._record.stage("nominated", moment.now)
             self._selection.nominated()
         return self._consider(pair, moment) + self._tick_selection(moment)
 
@@ -337,7 +309,7 @@ class Link:
         """Take WireGuard's counters: they alone make a path "direct"."""
         effects: list[PathEffect] = [*self._selection.observe(event, moment.now)]
         if self.state is LinkState.VALIDATED and self._selection.proven:
-            self._stage("proven", moment)
+            self._record.stage("proven", moment.now)
             effects += self._enter(LinkState.CONNECTED, "data flowed")
         elif self.state is LinkState.CONNECTED and not self._selection.proven:
             effects += self._enter(LinkState.VALIDATED, "data stopped")
@@ -348,15 +320,16 @@ class Link:
         old, self._surroundings = self._surroundings, new
         if self.state is LinkState.IDLE:
             return self._begin(moment) if new.candidates else []
-        moved = _hosts(old) != _hosts(new)
+        moved = old.hosts != new.hosts
         effects: list[PathEffect] = []
         if old.candidates != new.candidates:
             effects += self._candidates_changed(moment, moved=moved)
         return effects + self.tick(moment)
 
     def _candidates_changed(self, moment: Moment, *, moved: bool) -> list[PathEffect]:
-        if self._remote is not None:
-            self._checks.set_remote(self._remote.candidates, self._surroundings)
+        remote = self._remote.description
+        if remote is not None:
+            self._authorize(remote)
         if self.state in LIVE:
             self._selection.probe(moment.now)
             if moved:
@@ -381,7 +354,7 @@ class Link:
         if self.state in LIVE:
             self._selection.probe(now)
         elif self.state is LinkState.FAILED:
-            self._retry_at = max(now, self._began_at + ROUND_GAP)
+            self._retry_at = max(now, self._record.began_at + ROUND_GAP)
         elif self.state is LinkState.OFFERED:
             self._announcer.hurry(now, gap=ROUND_GAP)
         return self.tick(moment)
@@ -415,7 +388,7 @@ class Link:
     def _tick_checks(self, moment: Moment) -> list[PathEffect]:
         effects: list[PathEffect] = [*self._checks.tick(moment)]
         if effects:
-            self._stage("first_check", moment)
+            self._record.stage("first_check", moment.now)
         waiting = self.state in (LinkState.CHECKING, LinkState.DEGRADED)
         if waiting and self._checks.ends_at is None and self._gather_until is None:
             gap = BACKOFF[min(self._failures, len(BACKOFF) - 1)]
@@ -446,7 +419,7 @@ class Link:
         return self._use(pair, moment, keep_proof=self.state is LinkState.CONNECTED)
 
     def _use(self, pair: Pair, moment: Moment, *, keep_proof: bool) -> list[PathEffect]:
-        self._stage("validated", moment)
+        self._record.stage("validated", moment.now)
         self._retry_at = None
         self._failures = 0
         self._checks.settle(pair)
@@ -458,20 +431,11 @@ class Link:
             effects += self._enter(LinkState.VALIDATED, "a path answered")
         return effects + self._tick_selection(moment)
 
-    def _authorize(self) -> None:
-        if self._remote is not None:
-            username = f"{self._remote.ufrag}:{self._announcer.ufrag}"
-            self._checks.authorize(Credentials(username, self._remote.password))
-
-    def _refuses(self, source: Endpoint) -> bool:
-        """Say whether a check's source is nothing that we would ever send data to."""
-        reason = refusal(source, self._settings)
-        if reason is not None:
-            self.counters["refused_source"] += 1
-        return reason is not None
-
-    def _stage(self, name: str, moment: Moment) -> None:
-        self._stages.setdefault(name, (moment.now - self._began_at) * 1000)
+    def _authorize(self, remote: Description) -> None:
+        """Give the check list what the peer's side and ours are now."""
+        username = f"{remote.ufrag}:{self._announcer.ufrag}"
+        self._checks.authorize(Credentials(username, remote.password))
+        self._checks.set_remote(remote.candidates, self._surroundings)
 
     def _enter(self, state: LinkState, event: str) -> list[PathEffect]:
         """Change the state, if it changes; the only place that does."""
@@ -480,11 +444,3 @@ class Link:
         assert state in TRANSITIONS[self.state], f"{self.state} to {state}"
         old, self.state = self.state, state
         return [Trace(f"link {self.peer[:8]}", old.value, event, state.value)]
-
-
-def _hosts(surroundings: Surroundings) -> frozenset[Endpoint]:
-    return frozenset(
-        candidate.endpoint
-        for candidate in surroundings.candidates
-        if candidate.kind is CandidateKind.HOST
-    )

@@ -198,8 +198,11 @@ def test_leaves_a_device_of_somebody_else_alone(node: Any) -> None:
         node.create()
     with pytest.raises(SystemRefused, match="not nostrvpn's"):
         node.delete()
+    with pytest.raises(SystemRefused, match="not nostrvpn's"):
+        node.settle(Device(private(7), 51882, 0, (Peer(A, networks("10.0.0.2/32")),)))
     assert node.netns.call(remove_marked) == ()
     assert node.observe().public_key == KEY.public_key
+    assert node.observe().peers == ()
     node.netns.ip("link", "del", node.interface)
 
 

@@ -222,10 +222,11 @@ class Simulation:
 
     def _schedule(self, host: Host) -> None:
         deadline = host.paths.deadline
-        if deadline is None:
+        if deadline is None or not host.online:
             host.scheduled = None
             return
-        due = max(deadline - host.skew, self.now)
+        # A microsecond late, as real timers are: rounding must not make a wake-up come early.
+        due = max(deadline - host.skew, self.now) + 1e-6
         if host.scheduled is not None and self.now < host.scheduled <= due:
             return
         host.scheduled = due
@@ -285,13 +286,12 @@ class Simulation:
         source = host.address if to.ip.version == 4 else host.v6
         if source is None or not host.online:
             return
-        for other in self.hosts.values():
-            if other is not host and host.lan in (other.lan, "") and other.address == to:
-                if other.lan:
-                    self.at(
-                        self.conditions.lan_delay, lambda o=other: self._arrive(o, data, source)
-                    )
-                    return
+        neighbour = next(
+            (o for o in self.hosts.values() if o.lan == host.lan and o.address == to), None
+        )
+        if host.lan is not None and neighbour is not None and neighbour is not host:
+            self.at(self.conditions.lan_delay, lambda: self._arrive(neighbour, data, source))
+            return
         outer: Endpoint | None = source
         if host.nat is not None and (to.ip.version == 4 or isinstance(host.nat, Firewall)):
             outer = host.nat.outbound(source, to, self.now)
@@ -388,7 +388,8 @@ class Simulation:
 
     def _observe(self, host: Host, peer: str) -> None:
         self._observe_once(host, peer)
-        self.at(0.5, lambda: self._observe(host, peer))
+        young = self.now - host.added_at[peer] < 30
+        self.at(0.5 if young else 5.0, lambda: self._observe(host, peer))
 
     def _observe_once(self, host: Host, peer: str) -> None:
         tunnel = host.tunnels.get(peer)
