@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
 from contextlib import suppress
 from ipaddress import IPv6Address
 from typing import assert_never
@@ -79,7 +78,6 @@ class Loop:
         self._reconcile_wanted = asyncio.Event()
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
-        self.dropped: Counter[str] = Counter()
         self.supervisor = Supervisor(self._task_failed)
         self.sockets = RelaySockets(self._inbox.put)
         self.tap = Tap(port, FWMARK, self._datagram)
@@ -91,7 +89,7 @@ class Loop:
         try:
             self._inbox.put_nowait(event)
         except asyncio.QueueFull:
-            self.dropped["inbox_full"] += 1
+            self._node.paths.counters["inbox_full"] += 1
 
     def _datagram(self, data: bytes, source: Endpoint, arrived_at: IPAddress | None) -> None:
         self.offer(DatagramReceived(data, source, arrived_at))
@@ -193,12 +191,12 @@ class Loop:
         try:
             self._store.put(self._unsaved)
         except NostrvpnError as exc:
-            self.dropped["unsaved"] += 1
             _log.error("state could not be saved: %s", exc)
             self._node.storage_error = str(exc)
         else:
             self._unsaved = []
             self._node.storage_error = None
+            self._node.backup_error = self._store.backup_problem
 
     def _perform_one(self, effect: NodeEffect) -> None:
         # Nothing leaves that depends on what is not saved; the machines send it again.

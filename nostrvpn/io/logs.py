@@ -46,4 +46,6 @@ def start_logging(level: str, log_file: str | None) -> None:
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    # Libraries are only heard when something is wrong: at debug level they drown what we say.
+    root.setLevel("WARNING")
+    logging.getLogger("nostrvpn").setLevel(level.upper())

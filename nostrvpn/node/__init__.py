@@ -6,6 +6,11 @@ returns effects. Open ``events.py`` first (what goes in and out), then ``node.py
 
 - ``events``    the closed unions of events and effects
 - ``node``      the machine: one event in, effects out
+- ``inbox``     what a received message means
+- ``outbox``    what one step has to say, sent at its end
+- ``post``      sending and receiving through relays, under which mailboxes
+- ``tunnel``    what WireGuard is told of each peer, and when
+- ``stun_lookup``  when to look STUN servers' names up
 - ``peers``     what is known of each peer, and its tunnel's progress
 - ``commands``  the control commands, each an event with an answer
 - ``desired``   node -> WireGuard device and host state

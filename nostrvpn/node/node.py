@@ -45,20 +45,20 @@ from nostrvpn.node.events import (
     Poke,
     Reconcile,
     ReconcileFinished,
-    ResolveStun,
     StunResolved,
     TunnelSeen,
 )
+from nostrvpn.node.inbox import deliver
 from nostrvpn.node.outbox import Outbox
-from nostrvpn.node.peers import Peer, parse_relay_list, parse_wireguard_key
+from nostrvpn.node.peers import Peer
 from nostrvpn.node.post import Post
+from nostrvpn.node.stun_lookup import StunLookup
 from nostrvpn.node.tunnel import Tunnel
 from nostrvpn.paths.agent import Paths
 from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.description import (
     cached_session_to_json,
     parse_cached_session,
-    parse_description,
 )
 from nostrvpn.paths.events import (
     AddPeer,
@@ -70,7 +70,6 @@ from nostrvpn.paths.events import (
     PathEffect,
     PathEvent,
     Remember,
-    RemoteDescription,
     RemovePeer,
     SendDatagram,
     StunServers,
@@ -78,8 +77,6 @@ from nostrvpn.paths.events import (
     UseEndpoint,
 )
 from nostrvpn.paths.settings import PathSettings
-from nostrvpn.signaling.courier import Delivery
-from nostrvpn.signaling.messages import MessageType
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText, RetryNow
 
 __all__ = ["Node", "NodeSettings"]
@@ -120,14 +117,14 @@ class Node:
         self.tunnel = Tunnel(self.peers, self._poke)
         self.dropped: Counter[str] = Counter()
         self.notes: list[tuple[str, str]] = []  # (problem code, text) found at start
-        self.unresolved_stun: tuple[str, ...] = ()
+        self.stun_lookup = StunLookup(settings.stun_servers)
         self.storage_error: str | None = None
+        self.backup_error: str | None = None
         self.tap_error: str | None = None
         self.reconcile_error: str | None = None
         self.addresses: tuple[LocalAddress, ...] = ()
         self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()
         self.awaiting_join: dict[int, float] = {}
-        self.traces: dict[str, list[str]] = {}
         self._sessions = dict(records.get("session", {}))
         self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key)
         self._restore(records)
@@ -137,7 +134,10 @@ class Node:
             self.notes.append(("record_damaged", text))
         for public_key, stored in records.get("peer", {}).items():
             try:
-                self.peers[public_key] = Peer.from_json(public_key, stored)
+                peer = Peer.from_json(public_key, stored)
+                if peer.wireguard_key in {p.wireguard_key for p in self.peers.values()} - {None}:
+                    raise PeerMisbehaved("bad_record", "its WireGuard key is another's too")
+                self.peers[public_key] = peer
             except PeerMisbehaved as exc:
                 self.notes.append(("record_damaged", f"peer {public_key[:8]}: {exc}"))
 
@@ -152,14 +152,13 @@ class Node:
         effects = self.post.use_relays(self._known_relays(), moment)
         effects += self.post.relay_event(Tick(), moment)
         effects += self._members_changed(moment)
-        if self.settings.stun_servers:
-            effects.append(ResolveStun(self.settings.stun_servers))
+        effects += self.stun_lookup.now(moment)
         return effects + self.outbox.flush(moment)
 
     def step(self, event: NodeEvent, moment: Moment) -> list[NodeEffect]:
         """Handle one event; return what is to be done, in this order."""
         effects = self._dispatch(event, moment)
-        effects += self._deliver(moment)
+        effects += deliver(self, moment)
         effects += answer_joins(self, moment)
         return effects + self.outbox.flush(moment)
 
@@ -169,7 +168,8 @@ class Node:
         return earliest(
             self.post.deadline,
             self.paths.deadline,
-            self.tunnel.deadline(),
+            self.tunnel.deadline,
+            self.stun_lookup.deadline,
             self.membership.deadline,
             *self.awaiting_join.values(),
         )
@@ -208,16 +208,16 @@ class Node:
             case RelayClosed() | RelayText():
                 return self.post.relay_event(event, moment)
             case DatagramReceived():
-                return self._paths(event, moment)
+                return self.step_paths(event, moment)
             case HostChanged():
                 return self._host_changed(event, moment)
             case StunResolved():
-                self.unresolved_stun = event.unresolved
-                return self._paths(StunServers(event.endpoints), moment)
+                self.stun_lookup.resolved(event, moment)
+                return self.step_paths(StunServers(event.endpoints), moment)
             case TunnelSeen():
                 news, effects = self.tunnel.seen(event.device, moment)
                 for item in news:
-                    effects += self._paths(item, moment)
+                    effects += self.step_paths(item, moment)
                 return effects
             case ReconcileFinished():
                 self.reconcile_error = event.error
@@ -231,8 +231,9 @@ class Node:
 
     def _tick(self, moment: Moment) -> list[NodeEffect]:
         effects = self.post.tick(moment)
-        effects += self._paths(Tick(), moment)
+        effects += self.step_paths(Tick(), moment)
         effects += self.tunnel.tick(moment)
+        effects += self.stun_lookup.tick(moment)
         return effects + self._tick_membership(moment)
 
     def _tick_membership(self, moment: Moment) -> list[NodeEffect]:
@@ -242,11 +243,12 @@ class Node:
         moved = bool(self.addresses) and event.addresses != self.addresses
         self.addresses, self.routes = event.addresses, event.routes
         port = self.settings.tunnel.listen_port
-        effects = self._paths(LocalAddresses(event.addresses, port), moment)
+        effects = self.step_paths(LocalAddresses(event.addresses, port), moment)
         if moved:
             self.membership.hurry(moment)
+            effects += self.stun_lookup.now(moment)
             effects += self.post.relay_event(RetryNow(), moment)
-            effects += self._paths(NetworkChanged(), moment)
+            effects += self.step_paths(NetworkChanged(), moment)
         return [*effects, Reconcile()]
 
     # -- membership -------------------------------------------------------------------------
@@ -288,22 +290,20 @@ class Node:
             self.outbox.forget(gone)
             self._sessions.pop(gone, None)
             effects += [Persist("session", gone, None), Persist("peer", gone, None)]
-            effects += self._paths(RemovePeer(gone), moment)
+            effects += self.step_paths(RemovePeer(gone), moment)
         invites = [invite.secret for invite in self.membership.open_invites(moment.wall)]
         effects += self.post.listen(followed, invites, moment)
         for peer in followed:
             if peer not in self.peers:
                 self.peers[peer] = Peer(peer)
-            if peer not in self.traces:
+            if self.paths.snapshot(peer) is None:
                 effects += self._follow(peer, moment)
         joining = self.membership.joining
         if joining is not None and joining.state is JoinState.ASKING:
             effects += self.post.use_relays(joining.link.relays, moment)
-        self.traces = {peer: self.traces.get(peer, []) for peer in self.peers}
         return [*effects, Reconcile()]
 
     def _follow(self, peer: str, moment: Moment) -> list[NodeEffect]:
-        self.traces[peer] = []
         cached = self._sessions.get(peer)
         session = None
         if cached is not None:
@@ -311,11 +311,12 @@ class Node:
                 session = parse_cached_session(cached, self.settings.paths)
             except PeerMisbehaved as exc:
                 self.dropped[exc.code] += 1
-        return self._paths(AddPeer(peer, self.me < peer, session), moment)
+        return self.step_paths(AddPeer(peer, self.me < peer, session), moment)
 
     # -- paths ------------------------------------------------------------------------------
 
-    def _paths(self, event: PathEvent, moment: Moment) -> list[NodeEffect]:
+    def step_paths(self, event: PathEvent, moment: Moment) -> list[NodeEffect]:
+        """Give the path engine an event, and carry out what it asks for."""
         effects: list[NodeEffect] = []
         for effect in self.paths.step(event, moment):
             effects += self._take_path(effect, moment)
@@ -350,69 +351,3 @@ class Node:
         roster = self.membership.roster
         assert roster is not None  # WireGuard has no peer that is not a member
         return Poke(roster.address(peer).ipv6)
-
-    # -- messages ---------------------------------------------------------------------------
-
-    def _deliver(self, moment: Moment) -> list[NodeEffect]:
-        effects: list[NodeEffect] = []
-        while self.post.deliveries:
-            delivery = self.post.deliveries.pop(0)
-            try:
-                effects += self._receive(delivery, moment)
-            except PeerMisbehaved as exc:
-                self.dropped[exc.code] += 1
-                kind = delivery.message.type.value
-                effects.append(Log("debug", f"a {kind} message was dropped: {exc}"))
-        return effects
-
-    def _receive(self, delivery: Delivery, moment: Moment) -> list[NodeEffect]:
-        sender, message = delivery.sender, delivery.message
-        body, roster = message.body, self.membership.roster
-        match message.type:
-            case MessageType.JOIN:
-                answer = self.membership.on_join_request(sender, body, moment)
-                effects = self.take_membership(answer, moment)
-                return effects + self._hear(sender, body, moment)
-            case MessageType.WELCOME:
-                effects = self.take_membership(self.membership.on_welcome(sender, body), moment)
-                return effects + self._hear(sender, body, moment)
-            case MessageType.REFUSED:
-                return self.take_membership(self.membership.on_refused(sender, body), moment)
-            case MessageType.ROSTER | MessageType.DESCRIBE:
-                if roster is None or message.network_id != roster.network_id:
-                    raise PeerMisbehaved("other_network")
-                if message.type is MessageType.ROSTER:
-                    return self.take_membership(self.membership.on_roster(body), moment)
-                if sender not in roster.members:
-                    raise PeerMisbehaved("not_a_member")
-                return self._hear(sender, body, moment)
-            case _:
-                assert_never(message.type)
-
-    def _hear(self, sender: str, body: dict[str, object], moment: Moment) -> list[NodeEffect]:
-        """Take up what a peer says of itself: WireGuard key, relays, roster version, candidates."""
-        peer = self.peers.get(sender)
-        if peer is None:
-            return []  # refused, or removed meanwhile
-        effects: list[NodeEffect] = []
-        before = (peer.wireguard_key, peer.relays)
-        key = parse_wireguard_key(body.get("wg"))
-        taken = {p.wireguard_key for p in self.peers.values() if p is not peer}
-        if key in taken or key == self.settings.tunnel.public_key:
-            raise PeerMisbehaved("duplicate_key", "a peer claims another's WireGuard key")
-        peer.wireguard_key = key
-        peer.relays = parse_relay_list(body.get("relays", []))
-        if before != (peer.wireguard_key, peer.relays):
-            effects += [Persist("peer", sender, peer.to_json()), Reconcile()]
-        active = {relay.url for relay in self.post.pool.snapshot()}
-        if peer.relays and not active.intersection(peer.relays):
-            effects += self.post.use_relays(peer.relays[:1], moment)
-        version = body.get("ver")
-        if type(version) is int:
-            answer = self.membership.on_version_heard(sender, version)
-            effects += self.take_membership(answer, moment)
-        if body.get("desc") is not None:
-            description = parse_description(body["desc"], self.settings.paths)
-            peer.heard = description
-            effects += self._paths(RemoteDescription(sender, description), moment)
-        return effects

@@ -68,6 +68,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "the state cannot be saved, so no message leaves: {reason}",
         "free space on the disk that holds the state directory; it goes on by itself",
     ),
+    "no_backup": (
+        "warning",
+        "the backup of the state could not be written: {reason}",
+        "free space on the disk that holds the state directory; it is tried again by itself",
+    ),
     "tap_failed": (
         "error",
         "probes cannot share WireGuard's port: {reason}",

@@ -51,6 +51,7 @@ def status_document(node: Node, moment: Moment) -> dict[str, object]:
         "peers": peers_document(node, moment),
         "joining": _joining(node),
         "dropped_messages": drops,
+        "dropped_datagrams": dict(node.paths.counters),
         "problems": [item.to_json() for item in _problems(node, moment)],
     }
 
@@ -132,7 +133,7 @@ def netcheck_document(node: Node) -> dict[str, object]:
             }
             for report in nat.servers
         ],
-        "unresolved_stun": list(node.unresolved_stun),
+        "unresolved_stun": list(node.stun_lookup.unresolved),
         "relays": _relays(node),
     }
 
@@ -147,6 +148,8 @@ def _problems(node: Node, moment: Moment) -> list[Problem]:
         found.append(problem("tunnel_refused", reason=node.reconcile_error))
     if node.storage_error:
         found.append(problem("not_saved", reason=node.storage_error))
+    if node.backup_error:
+        found.append(problem("no_backup", reason=node.backup_error))
     if node.tap_error:
         found.append(problem("tap_failed", reason=node.tap_error))
     found += _membership_problems(node, moment)
@@ -195,8 +198,8 @@ def _relay_problems(node: Node) -> list[Problem]:
 
 def _path_problems(node: Node, moment: Moment) -> list[Problem]:
     found, nat = [], node.paths.nat()
-    if node.unresolved_stun:
-        found.append(problem("stun_unresolved", names=", ".join(node.unresolved_stun)))
+    if node.stun_lookup.unresolved:
+        found.append(problem("stun_unresolved", names=", ".join(node.stun_lookup.unresolved)))
     if nat.servers and nat.reflexive_v4 is None and nat.reflexive_v6 is None:
         found.append(problem("stun_silent"))
     if nat.mapping == "dependent":

@@ -38,6 +38,7 @@ class Tunnel:
         self._observe_at: float | None = None
         self.device: ObservedDevice | None = None
 
+    @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due."""
         held = (peer.held_until for peer in self._peers.values())

@@ -42,6 +42,7 @@ class Heartbeat:
         self._controlling = controlling
         self._active = False
         self._misses = 0
+        self._doubted = False
         self._unanswered_since: float | None = None
         self._heard_at = 0.0
         self.deadline: float | None = None
@@ -53,7 +54,7 @@ class Heartbeat:
 
     def start(self, now: float) -> None:
         """A path was selected, just proven by a check."""
-        self._misses, self._unanswered_since = 0, None
+        self._misses, self._unanswered_since, self._doubted = 0, None, False
         self._heard_at = now
         self._rest(now)
 
@@ -74,6 +75,7 @@ class Heartbeat:
         """Doubt the path: check it at once."""
         if self.deadline is not None and self._unanswered_since is None:
             self.deadline = now
+            self._doubted = True
 
     def set_active(self, active: bool, now: float) -> None:
         """The tunnel came into use, or fell idle."""
@@ -91,7 +93,7 @@ class Heartbeat:
             self._misses += 1
         elif not self._controlling and not self._active:
             listen_until = self._heard_at + IDLE_INTERVAL + LISTENER_SLACK[self._active]
-            if now < listen_until and self.deadline != now:
+            if now < listen_until and not self._doubted:
                 self.deadline = listen_until
                 return Pulse.NOTHING
         if self._misses >= SLOW_MISSES + QUICK_MISSES:

@@ -55,7 +55,8 @@ class Homes(Lab):
     server: Server
 
     def build(self) -> None:
-        self.server = self.server_host(record=self._record)
+        self.server = self.server_host(relay=False)
+        self.relay = self.start_relay(self.server, record=self._record)
         self.routers: list[Router] = []
         self.laptops: list[Host] = []
         for letter in "abcdef"[: self._size]:

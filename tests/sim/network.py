@@ -44,6 +44,7 @@ from nostrvpn.paths.description import (
     parse_description,
 )
 from nostrvpn.paths.settings import PathSettings
+from nostrvpn.paths.snapshot import LinkSnapshot
 from tests.sim.nats import ConeNat, Firewall, LinuxNat, Nat, SymmetricNat
 
 CORE_HOPS = 8
@@ -402,10 +403,13 @@ class Simulation:
 
     # --- questions --------------------------------------------------------------------------
 
-    def state(self, host: Host, peer: Host) -> str:
+    def link(self, host: Host, peer: Host) -> LinkSnapshot:
         snapshot = host.paths.snapshot(peer.key)
         assert snapshot is not None
-        return snapshot.state
+        return snapshot
+
+    def state(self, host: Host, peer: Host) -> str:
+        return self.link(host, peer).state
 
     def are_direct(self, first: Host, second: Host) -> bool:
         return self.state(first, second) == "connected" == self.state(second, first)

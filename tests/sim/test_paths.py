@@ -19,7 +19,7 @@ from nostrvpn.paths.agent import (
 )
 from nostrvpn.paths.candidates import Candidate, CandidateKind
 from nostrvpn.paths.description import Description
-from tests.sim.nats import ConeNat
+from tests.sim.nats import ConeNat, LinuxNat
 from tests.sim.network import Conditions, Host, Simulation
 
 KINDS = (
@@ -128,6 +128,7 @@ def test_no_probe_meets_a_nat_that_accepts_input_before_its_own_mapping_is_open(
         sim, first, second = two(("accept-input", "accept-input"), seed, conditions)
         assert connect(sim, first, second)
         for host in (first, second):
+            assert isinstance(host.nat, LinuxNat)
             assert all(inner is not None for inner, _ in host.nat.entries.values())
 
 
@@ -137,6 +138,7 @@ def test_peers_behind_one_nat_end_on_the_lan(kind, hairpin):
     for seed in range(10):
         sim = Simulation(seed, Conditions(loss=0.05 * (seed % 3)))
         first = sim.host("first", kind)
+        assert first.nat is not None
         first.nat.hairpin = hairpin
         second = sim.host("second", kind, behind=first)
         for host in (first, second):
@@ -144,8 +146,8 @@ def test_peers_behind_one_nat_end_on_the_lan(kind, hairpin):
         sim.run(1.0)
         assert connect(sim, first, second)
         sim.run(15)
-        assert first.paths.snapshot(second.key).endpoint == second.address
-        assert second.paths.snapshot(first.key).endpoint == first.address
+        assert sim.link(first, second).endpoint == second.address
+        assert sim.link(second, first).endpoint == first.address
         assert first.tunnels[second.key].endpoint == second.address
         assert second.tunnels[first.key].endpoint == first.address
 
@@ -155,7 +157,10 @@ def test_two_lans_with_the_same_prefix_and_addresses_do_not_confuse():
     third = sim.host("third", "port-restricted")
     third.lan = None
     assert connect(sim, first, second)
-    assert first.paths.snapshot(second.key).endpoint.ip == second.nat.ip
+    chosen = sim.link(first, second).endpoint
+    assert chosen is not None
+    assert second.nat is not None
+    assert chosen.ip == second.nat.ip
 
 
 def test_ipv6_behind_stateful_firewalls_is_preferred():
@@ -166,8 +171,8 @@ def test_ipv6_behind_stateful_firewalls_is_preferred():
     sim.run(1)
     assert connect(sim, first, second)
     sim.run(5)
-    assert first.paths.snapshot(second.key).endpoint == second.v6
-    assert second.paths.snapshot(first.key).endpoint == first.v6
+    assert sim.link(first, second).endpoint == second.v6
+    assert sim.link(second, first).endpoint == first.v6
 
 
 def test_descriptions_do_not_wait_for_stun_longer_than_300_ms_and_are_mended_later():
@@ -253,7 +258,7 @@ def test_a_path_in_use_that_breaks_is_noticed_within_seven_seconds():
     start = sim.now
     assert sim.run(12, until=lambda: sim.state(first, second) != "connected")
     assert sim.now - start < 7
-    assert first.paths.snapshot(second.key).path == "none"
+    assert sim.link(first, second).path == "none"
     assert sim.run(12, until=lambda: sim.state(second, first) != "connected")
     sim.blocked = lambda sender, receiver: False
     assert sim.run(60, until=lambda: sim.are_direct(first, second))
@@ -349,7 +354,9 @@ def test_a_host_that_moves_to_another_network_is_direct_again_soon():
         assert sim.run(15, until=partial(sim.data_flows, first, second))
         assert sim.now - start < 15
         sim.run(10)
-        assert second.paths.snapshot(first.key).endpoint.ip == first.nat.ip
+        chosen = sim.link(second, first).endpoint
+        assert chosen is not None
+        assert chosen.ip == first.nat.ip
 
 
 def test_signaling_that_is_dead_for_a_minute_only_delays():

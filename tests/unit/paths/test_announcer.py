@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from nostrvpn.machine import Entropy, Moment
 from nostrvpn.paths.announcer import MAX_SESSIONS, Announcer
 from nostrvpn.paths.description import CachedSession
@@ -14,7 +16,7 @@ def test_repetition_thins_out_and_news_make_it_dense_again():
         announcer.describe((), None, moment(now))
         times.append(now)
         now = announcer.deadline
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     for gap, wanted in zip(gaps, (1, 2, 4, 8, 16, 32, 60, 120, 300, 300), strict=False):
         assert abs(gap - wanted) <= wanted * 0.06
     announcer.hurry(now)

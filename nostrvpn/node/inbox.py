@@ -1,0 +1,93 @@
+"""What received messages mean: the node's side of each message type.
+
+A message that got here is authentic, fresh and well-formed (``signaling/courier.py``); what is
+decided here is whether its sender may say this to this node.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment
+from nostrvpn.node.events import Log, NodeEffect, Persist, Reconcile
+from nostrvpn.node.peers import parse_relay_list, parse_wireguard_key
+from nostrvpn.paths.description import parse_description
+from nostrvpn.paths.events import RemoteDescription
+from nostrvpn.signaling.courier import Delivery
+from nostrvpn.signaling.messages import MessageType
+
+if TYPE_CHECKING:
+    from nostrvpn.node.node import Node
+
+__all__ = ["deliver"]
+
+
+def deliver(node: Node, moment: Moment) -> list[NodeEffect]:
+    """Take every message that arrived in this step; a bad one is dropped and counted."""
+    effects: list[NodeEffect] = []
+    while node.post.deliveries:
+        delivery = node.post.deliveries.pop(0)
+        try:
+            _receive(node, delivery, effects, moment)
+        except PeerMisbehaved as exc:
+            # What came of the message before its bad part stays: it is decided, and to be stored.
+            node.dropped[exc.code] += 1
+            kind = delivery.message.type.value
+            effects.append(Log("debug", f"a {kind} message was dropped: {exc}"))
+    return effects
+
+
+def _receive(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: Moment) -> None:
+    sender, message = delivery.sender, delivery.message
+    body, roster = message.body, node.membership.roster
+    match message.type:
+        case MessageType.JOIN:
+            answer = node.membership.on_join_request(sender, body, moment)
+            effects += node.take_membership(answer, moment)
+            _hear(node, sender, body, effects, moment)
+        case MessageType.WELCOME:
+            effects += node.take_membership(node.membership.on_welcome(sender, body), moment)
+            _hear(node, sender, body, effects, moment)
+        case MessageType.REFUSED:
+            effects += node.take_membership(node.membership.on_refused(sender, body), moment)
+        case MessageType.ROSTER | MessageType.DESCRIBE:
+            if roster is None or message.network_id != roster.network_id:
+                raise PeerMisbehaved("other_network")
+            if message.type is MessageType.ROSTER:
+                effects += node.take_membership(node.membership.on_roster(body), moment)
+            elif sender not in roster.members:
+                raise PeerMisbehaved("not_a_member")
+            else:
+                _hear(node, sender, body, effects, moment)
+        case _:
+            assert_never(message.type)
+
+
+def _hear(
+    node: Node, sender: str, body: dict[str, object], effects: list[NodeEffect], moment: Moment
+) -> None:
+    """Take up what a peer says of itself: WireGuard key, relays, roster version, candidates."""
+    peer = node.peers.get(sender)
+    if peer is None:
+        return  # refused, or removed meanwhile
+    before = (peer.wireguard_key, peer.relays)
+    key = parse_wireguard_key(body.get("wg"))
+    taken = {p.wireguard_key for p in node.peers.values() if p is not peer}
+    if key in taken or key == node.settings.tunnel.public_key:
+        raise PeerMisbehaved("duplicate_key", "a peer claims another's WireGuard key")
+    peer.wireguard_key = key
+    peer.relays = parse_relay_list(body.get("relays", []))
+    if before != (peer.wireguard_key, peer.relays):
+        effects += [Persist("peer", sender, peer.to_json()), Reconcile()]
+    active = {relay.url for relay in node.post.pool.snapshot()}
+    if peer.relays and not active.intersection(peer.relays):
+        effects += node.post.use_relays(peer.relays[:1], moment)
+    version = body.get("ver")
+    if type(version) is int:
+        answer = node.membership.on_version_heard(sender, version)
+        effects += node.take_membership(answer, moment)
+    if body.get("desc") is not None:
+        description = parse_description(body["desc"], node.settings.paths)
+        peer.heard = description
+        effects += node.step_paths(RemoteDescription(sender, description), moment)
