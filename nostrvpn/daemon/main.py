@@ -103,6 +103,7 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     stack.callback(reconciler.close)
     stack.push_async_callback(reconciler.delete)
     loop = Loop(node, store, reconciler, interface=interface, port=port)
+    node.adopt(await reconciler.observe())
     await reconciler.run(lambda: reconciler.reconcile_now(node.desired(0.0)))
     _open_tap(loop, node)
     stack.callback(loop.tap.close)

@@ -170,7 +170,7 @@ def _ping(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
 
 def _export(node: Node, moment: Moment) -> dict[str, object]:
     """Everything a wg-quick file needs; holds the private key, so it is for admins only."""
-    desired = node.desired(moment.now)
+    desired = node.desired(moment.now, complete=True)
     observed = {peer.wireguard_key: peer.wireguard_endpoint for peer in node.peers.values()}
     peers: Sequence[dict[str, object]] = [
         {

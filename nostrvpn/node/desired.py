@@ -60,8 +60,13 @@ def desired_state(
     *,
     ipv4: bool,
     now: float,
+    complete: bool = False,
 ) -> Desired:
-    """Return the device and interface for a node ``me``; ``ipv4`` False leaves the overlay IPv4 out."""
+    """Return the device and interface for a node ``me``.
+
+    ``ipv4`` False leaves the overlay's IPv4 out; ``complete`` lists also the peers that WireGuard is
+    not told yet.
+    """
     addresses: list[IPInterface] = []
     routes: list[IPNetwork] = []
     tunnel_peers: list[TunnelPeer] = []
@@ -75,7 +80,9 @@ def desired_state(
         tunnel_peers = [
             _tunnel_peer(peer, roster, settings.keepalive, now)
             for peer in peers
-            if peer.public_key in roster.members and peer.wireguard_key is not None
+            if peer.public_key in roster.members
+            and peer.wireguard_key is not None
+            and (complete or _is_due(peer, me))
         ]
     device = Device(settings.private_key, settings.listen_port, FWMARK, tuple(tunnel_peers))
     host = HostState(
@@ -87,6 +94,18 @@ def desired_state(
         True,
     )
     return Desired(device, host)
+
+
+def _is_due(peer: Peer, me: str) -> bool:
+    """Whether WireGuard should know this peer by now.
+
+    A packet for a peer without endpoint makes userspace WireGuard count a handshake as sent and wait
+    5 s for its answer. So a peer is told to WireGuard with its endpoint, or when the other side is the
+    one to start the handshake, which then brings the endpoint.
+    """
+    if peer.endpoint is not None or peer.handshake_wall is not None:
+        return True
+    return peer.heard is not None and not peer.starts_handshake(me)
 
 
 def _tunnel_peer(peer: Peer, roster: Roster, keepalive: int, now: float) -> TunnelPeer:

@@ -90,4 +90,5 @@ def _hear(
     if body.get("desc") is not None:
         description = parse_description(body["desc"], node.settings.paths)
         peer.heard = description
+        effects.append(Reconcile())  # WireGuard may have to know the peer now
         effects += node.step_paths(RemoteDescription(sender, description), moment)

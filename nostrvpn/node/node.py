@@ -78,6 +78,7 @@ from nostrvpn.paths.events import (
 )
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText, RetryNow
+from nostrvpn.wireguard.device import ObservedDevice
 
 __all__ = ["Node", "NodeSettings"]
 
@@ -174,8 +175,16 @@ class Node:
             *self.awaiting_join.values(),
         )
 
-    def desired(self, now: float) -> Desired:
-        """What the kernel should look like at ``now``."""
+    def adopt(self, device: ObservedDevice | None) -> None:
+        """Take note, before the first step, of a tunnel that an earlier run left standing."""
+        found = {peer.public_key: peer for peer in device.peers} if device else {}
+        for peer in self.peers.values():
+            tunnel = found.get(peer.wireguard_key or "")
+            if tunnel is not None:
+                peer.handshake_wall = tunnel.last_handshake_wall
+
+    def desired(self, now: float, *, complete: bool = False) -> Desired:
+        """What the kernel should look like at ``now``; ``complete`` with every member as a peer."""
         return desired_state(
             self.settings.tunnel,
             self.me,
@@ -183,6 +192,7 @@ class Node:
             self.peers.values(),
             ipv4=self.overlap is None,
             now=now,
+            complete=complete,
         )
 
     @property

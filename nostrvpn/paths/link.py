@@ -161,7 +161,9 @@ class Link:
     def _begin(self, moment: Moment, *, renew: bool = False) -> list[PathEffect]:
         self._retry_at = None
         if not self._surroundings.candidates:
-            return self._enter(LinkState.IDLE, "no addresses")
+            # A path in use is only given up when it stops answering.
+            kept = self.state in LIVE or self.state is LinkState.DEGRADED
+            return [] if kept else self._enter(LinkState.IDLE, "no addresses")
         if renew:
             self._announcer.renew(moment)
             self._offering_anew = True

@@ -57,6 +57,7 @@ class ReflexiveProbe:
         self._current: dict[int, Endpoint] = {}
         self._primary: dict[int, Endpoint] = {}
         self._waiting: set[int] = set()
+        self._searching: set[int] = set()
         self._versions: frozenset[int] = frozenset()
         self._refresh_at: float | None = None
         self._classify_at = 0.0
@@ -106,6 +107,7 @@ class ReflexiveProbe:
         self._versions = versions
         self._sent.clear()
         self._waiting.clear()
+        self._searching.clear()
         self._classify_at = moment.now + RECLASSIFY
         effects: list[SendDatagram] = []
         for server in self._servers.values():
@@ -141,6 +143,7 @@ class ReflexiveProbe:
         primary = self._servers.get(self._primary.get(version, source))
         first = version in self._waiting
         self._waiting.discard(version)
+        self._searching.discard(version)
         # One server speaks for a family: another one's view through a dependent NAT is no news.
         if not first and primary is not None and primary is not server and not primary.dead:
             return False
@@ -190,16 +193,19 @@ class ReflexiveProbe:
         server.dead = True
         version = server.endpoint.ip.version
         family = [s for s in self._servers.values() if s.endpoint.ip.version == version]
+        if server.endpoint == self._primary.get(version):
+            self._searching.add(version)
+        if version not in self._waiting | self._searching:
+            return False, []
         if any(s.retry_at is not None for s in family):
             return False, []
-        if version not in self._waiting and self._primary.get(version) != server.endpoint:
-            return False, []
-        for other in family:
-            if not other.dead:
-                return False, [self._query(other, moment, tries=0)]
+        others = [s for s in family if not s.dead][:PARALLEL]
+        if others:
+            return False, [self._query(other, moment, tries=0) for other in others]
         for other in family:
             other.dead = False
         self._waiting.discard(version)
+        self._searching.discard(version)
         self._primary.pop(version, None)
         return self._current.pop(version, None) is not None, []
 

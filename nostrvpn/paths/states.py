@@ -33,7 +33,7 @@ TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
     LinkState.GATHERING: frozenset(
         {LinkState.IDLE, LinkState.OFFERED, LinkState.CHECKING, LinkState.VALIDATED}
     ),
-    LinkState.OFFERED: frozenset({LinkState.IDLE, LinkState.CHECKING}),
+    LinkState.OFFERED: frozenset({LinkState.IDLE, LinkState.GATHERING, LinkState.CHECKING}),
     LinkState.CHECKING: frozenset({LinkState.IDLE, LinkState.VALIDATED, LinkState.FAILED}),
     LinkState.VALIDATED: frozenset({LinkState.CONNECTED, LinkState.DEGRADED}),
     LinkState.CONNECTED: frozenset({LinkState.VALIDATED, LinkState.DEGRADED}),

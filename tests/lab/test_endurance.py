@@ -16,6 +16,7 @@ from nostrvpn.lab.capture import Capture
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import python_module
+from nostrvpn.paths.stun import Check, parse_stun, render_check
 from tests.lab.homes import Homes, Pinging, homes, join, machine, peer_of, ping, problems
 from tests.lab.homes import wait_direct
 
@@ -161,14 +162,21 @@ def test_garbage_on_the_port_is_counted_and_changes_nothing(
         truncated = (check[:n] for n in range(8, len(check)))
         damaged = (check[:n] + bytes([check[n] ^ 1]) + check[n + 1 :] for n in range(len(check)))
         replayed = itertools.repeat(check, 20)
+        # As the peer would write it, but for the password.
+        told = parse_stun(check)
+        forged = (
+            render_check(Check(randoms.randbytes(12), told.username, "guess", 1, by_a, 1, False))
+            for by_a in (True, False)
+        )
         with lab.routers[0].namespace.enter():
             sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with sender:
-            floods = (noise, handshakes, stun, answers, truncated, damaged, replayed)
+            floods = (noise, handshakes, stun, answers, truncated, damaged, replayed, forged)
             for datagram in itertools.chain(*floods):
                 sender.sendto(datagram, (str(lab.laptops[0].address), port))
         wanted = {"malformed_stun", "unknown_transaction", "forged_check", "replayed_check"}
         a.wait_for(lambda status: wanted <= set(status["dropped_datagrams"]), f"counts {wanted}")
+        assert a.status()["dropped_datagrams"]["malformed_stun"] > 2000
         pinging.wait_more(10)
         assert pinging.lost() == 0
     capture.stop()

@@ -12,8 +12,9 @@ from nostrvpn.io import logs
 logs._MAX_LOG = 2000
 logs.start_logging("info", sys.argv[1])
 for number in range(200):
-    logging.getLogger("x").info("line %d", number)
-    logging.getLogger("x").debug("not shown")
+    logging.getLogger("nostrvpn.x").info("line %d", number)
+    logging.getLogger("library").info("not shown")
+    logging.getLogger("nostrvpn.x").debug("not shown")
 os.write(2, b"last words\\n")
 """
 
