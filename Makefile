@@ -59,7 +59,7 @@ test-kernel: setup kernel-packages ## the kernel's own WireGuard, in a booted De
 	$(BIN)/python tests/kernel/boot.py
 
 bench: setup ## measure; ONLY=connect for one part; JSON in build/bench/
-	$(BIN)/python -m nostrvpn.lab.bench $(ONLY)
+	$(BIN)/python tests/bench/run.py $(ONLY)
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

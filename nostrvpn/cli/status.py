@@ -115,7 +115,7 @@ def relay_table(relays: Any) -> Table:
     made = table("URL", "state", ">rtt", "fitness", "reason")
     for relay in relays:
         made.add_row(
-            relay["url"],
+            Text(relay["url"]),
             _coloured(relay["state"]),
             dash(relay.get("rtt_ms"), "{:.0f} ms"),
             _coloured(dash(relay.get("fitness"))),

@@ -4,5 +4,6 @@ Decides which commands exist, what arguments they take and who may call them. It
 answers; what a command does is the daemon's business. Open ``schema.py`` first: it is the table of
 commands. ``server.py`` (aiohttp) runs in the daemon, ``client.py`` in every other process: standard
 library only, so that ``nostrvpn status`` starts fast. ``client.py`` must not import the others.
-May import ``errors`` and ``config``; imported by ``daemon`` for the server and by ``cli``.
+May import ``errors``, ``config`` and, in the server, ``io``; imported by ``daemon`` for the server
+and by ``cli``.
 """

@@ -22,6 +22,7 @@ from aiohttp import web
 
 from nostrvpn.control.schema import COMMANDS, parse_arguments
 from nostrvpn.errors import NostrvpnError, SystemRefused, UsageError, UserError
+from nostrvpn.io.durable_file import require_own_directory
 
 __all__ = ["GROUP", "ControlServer", "Handler"]
 
@@ -35,6 +36,8 @@ _MAX_GROUPS = 65_536  # NGROUPS_MAX
 _MAX_BODY = 64 * 1024
 # Calls at once: people and scripts on one host; more would only hide a runaway loop.
 _MAX_CALLS = 64
+# How long a caller on this host may take to send its arguments, seconds.
+_BODY_TIMEOUT = 5.0
 # sizeof(sockaddr_un.sun_path) is 108 with the final NUL, and a draft name is made beside it.
 _MAX_SOCKET_PATH = 100
 # Running calls may still answer for so long, seconds; "stop" itself has answered by then.
@@ -59,7 +62,7 @@ class ControlServer:
         self._handle = handle
         self._runner: web.AppRunner | None = None
         self._inode: int | None = None
-        self._calls = 0
+        self._calls = {True: 0, False: 0}  # of admins, of the group's members
 
     async def start(self) -> None:
         """Listen at the path; SystemRefused if a daemon answers there or it cannot be made."""
@@ -95,6 +98,7 @@ class ControlServer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            require_own_directory(self._path.parent, self._path.parent.stat())
             _refuse_living(self._path)
             draft.unlink(missing_ok=True)
             listener.bind(str(draft))
@@ -115,11 +119,15 @@ class ControlServer:
 
     async def _answer(self, request: web.Request) -> web.Response:
         name = request.match_info["command"]
-        if self._calls >= _MAX_CALLS:
-            return _error(503, SystemRefused("too many calls at once", "try again in a moment"))
-        self._calls += 1
         try:
             admin = _is_admin(request)
+        except _Refused as error:
+            return _error(403, error)
+        # Counted apart: whoever may only look cannot keep root out.
+        if self._calls[admin] >= _MAX_CALLS:
+            return _error(503, SystemRefused("too many calls at once", "try again in a moment"))
+        self._calls[admin] += 1
+        try:
             command = COMMANDS.get(name)
             if command is None:
                 raise UsageError(
@@ -128,7 +136,7 @@ class ControlServer:
                 )
             if command.admin and not admin:
                 raise _Refused(f"{name} needs root", f"run it again with: sudo nostrvpn {name}")
-            arguments = parse_arguments(command, await request.read())
+            arguments = parse_arguments(command, await _body(request))
             result = await self._handle(name, arguments, admin)
             return web.Response(body=msgspec.json.encode(result), content_type="application/json")
         except NostrvpnError as error:
@@ -140,7 +148,15 @@ class ControlServer:
             text = f"the daemon failed inside {name[:40]}"
             return _error(500, SystemRefused(text, "please report it; the log has the details"))
         finally:
-            self._calls -= 1
+            self._calls[admin] -= 1
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            return await request.read()
+    except TimeoutError as error:
+        raise UsageError(f"the arguments did not come within {_BODY_TIMEOUT:g} s") from error
 
 
 def _error(status: int, error: NostrvpnError) -> web.Response:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
 
-__all__ = ["AlreadyExists", "make_private_directory", "refusal", "sync_directory", "write_durably"]
+__all__ = [
+    "AlreadyExists",
+    "make_private_directory",
+    "refusal",
+    "require_own_directory",
+    "sync_directory",
+    "write_durably",
+]
 
 
 class AlreadyExists(UserError):
@@ -35,14 +43,33 @@ def refusal(action: str, path: str | Path, error: OSError) -> NostrvpnError:
 
 
 def make_private_directory(path: str | Path) -> None:
-    """Create a directory for secrets, mode 0700, if it is not there; parents get 0755."""
+    """Create a directory for secrets, mode 0700, if it is not there; parents get 0755.
+
+    One that another user owns or can write to is refused: whoever can put files (or links) there
+    chooses what a daemon run by root writes to.
+    """
     directory = Path(path)
     try:
         if not directory.is_dir():
             directory.parent.mkdir(parents=True, exist_ok=True)
             directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.stat()
     except OSError as error:
         raise refusal("create the directory", directory, error) from error
+    require_own_directory(directory, status)
+
+
+def require_own_directory(directory: Path, status: os.stat_result) -> None:
+    """Raise UserError if users other than root and we could put files into a directory."""
+    if status.st_uid not in (0, os.geteuid()):
+        raise UserError(
+            f"the directory {directory} belongs to another user (uid {status.st_uid})",
+            "choose another one, or give this one to root: chown root",
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UserError(
+            f"other users can write into the directory {directory}", f"chmod go-w {directory}"
+        )
 
 
 def write_durably(path: str | Path, data: bytes, *, mode: int, replace: bool) -> None:

@@ -57,7 +57,9 @@ class RelaySockets:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=None)
             agent = {"User-Agent": f"nostrvpn/{__version__}"}
-            self._session = aiohttp.ClientSession(timeout=timeout, headers=agent)
+            # No cookies: with one, a relay would know us again under another address.
+            jar = aiohttp.DummyCookieJar()
+            self._session = aiohttp.ClientSession(timeout=timeout, headers=agent, cookie_jar=jar)
         link = _Link(url, self._session, self._deliver, self._proxy)
         self._links[url] = link
         task = asyncio.get_running_loop().create_task(self._live(link), name=f"relay {url}")
@@ -218,4 +220,5 @@ def _describe(error: object) -> str:
             text = "not a WebSocket URL"
         case _:
             text = str(error) or type(error).__name__
-    return text[:MAX_REASON]
+    # It may quote what the server sent: one line, and nothing that a terminal obeys.
+    return "".join(char if char.isprintable() else " " for char in text[:MAX_REASON])

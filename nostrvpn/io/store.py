@@ -23,7 +23,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
@@ -58,7 +58,7 @@ class Record:
 
     space: str
     key: str
-    value: object
+    value: object = field(repr=False)  # invites and sessions hold secrets
 
 
 @dataclass(frozen=True, slots=True)

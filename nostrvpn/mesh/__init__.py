@@ -7,6 +7,7 @@ messages travel is not its business. Open ``roster.py`` first, then ``membership
 - ``addressing``  network id and member -> overlay addresses
 - ``roster``      the log of signed operations and its fold
 - ``invites``     the ``nostrvpn://`` link and the inviter's own record of it
+- ``answers``     how often applicants are answered
 - ``effects``     what the machine asks the node to do
 - ``membership``  the machine: creating, inviting, joining, removing, catching up
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from nostrvpn.mesh.invites import Link
@@ -48,7 +48,7 @@ class Store:
 
     space: str
     key: str
-    value: object | None
+    value: object | None = field(repr=False)  # an invite holds its secret
 
 
 @dataclass(frozen=True, slots=True)

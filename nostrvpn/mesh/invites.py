@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import npub, parse_npub
 
@@ -141,9 +142,10 @@ def parse_link(text: str) -> Link:
         raise UserError("this invite link is damaged or incomplete", hint)
     if len(link.relays) > MAX_LINK_RELAYS:
         raise UserError("this invite link names too many relays", hint)
-    if not all(relay.startswith(("ws://", "wss://")) for relay in link.relays):
-        raise UserError("this invite link names a relay that is not ws:// or wss://", hint)
-    return link
+    try:
+        return replace(link, relays=tuple(check_relay_url(relay) for relay in link.relays))
+    except ValueError as exc:
+        raise UserError(f"this invite link names a relay that is none: {exc}", hint) from exc
 
 
 def _b64(data: bytes) -> str:

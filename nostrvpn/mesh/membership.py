@@ -18,6 +18,7 @@ from dataclasses import replace
 from nostrvpn.errors import PeerMisbehaved, UserError
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.machine import Moment
+from nostrvpn.mesh.answers import AnswerPace
 from nostrvpn.mesh.effects import (
     Joining,
     JoinState,
@@ -49,7 +50,7 @@ ROSTER_CHUNK = (
 )
 # Retry until answered: at first every few seconds, then rarely, for an inviter who is offline. Each
 # retry is live; a stored copy waits on the relays meanwhile.
-_RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+_RETRY_S = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 STORED_EVERY_S = 6 * 3600.0
 
 
@@ -57,7 +58,9 @@ def clean_name(text: object) -> str:
     """Return a name from outside with only printable characters and a bounded length."""
     if not isinstance(text, str):
         return ""
-    return "".join(char for char in text if char.isprintable()).strip()[:MAX_NAME]
+    name = "".join(char for char in text if char.isprintable()).strip()[:MAX_NAME]
+    # Users name a peer by name or npub: nobody may be named like somebody else's npub.
+    return "" if name.lower().startswith("npub1") else name
 
 
 class Membership:
@@ -70,6 +73,7 @@ class Membership:
         self.invites: dict[str, Invite] = {}
         self.joining: Joining | None = None
         self._parts: dict[int, tuple[Event, ...]] = {}  # of a welcome in several messages
+        self._pace = AnswerPace()
         self.refusals: list[tuple[float, str, str]] = []  # (wall, applicant, reason), newest last
 
     # -- restoring --------------------------------------------------------------------------
@@ -181,10 +185,12 @@ class Membership:
         if reason is None and invite.used_by == sender and sender not in self.roster.members:
             reason = "removed"
         if reason is not None:
+            if not self._pace.may_refuse(moment.now):
+                raise PeerMisbehaved("refusals_limited", "too many requests that were refused")
             self.refusals = [*self.refusals[-19:], (moment.wall, sender, reason)]
             return [SendRefusal(sender, invite.id, reason)]
         if sender in self.roster.members:
-            return self._welcome(sender)
+            return self._welcome(sender, moment.now)
         name = clean_name(body.get("name"))
         self.roster = self.roster.sign(
             self._secret.reveal(),
@@ -202,7 +208,7 @@ class Membership:
             Store("invite", used.id, used.to_json()),
             self._store_log(),
             MembersChanged(),
-            *self._welcome(sender),
+            *self._welcome(sender, moment.now),
             *(SendRoster(peer, operation) for peer in others),
         ]
 
@@ -277,7 +283,9 @@ class Membership:
         """Adopt the roster if it is the network we asked for and we are in it."""
         operations = parse_operations(_as_list(body.get("ops")))
         joining = self.joining
-        if joining is None or sender != joining.link.inviter:
+        over = joining is None or joining.state in (JoinState.REFUSED, JoinState.EXPIRED)
+        if joining is None or over or sender != joining.link.inviter:
+            # Also from an inviter whose link came to nothing: this node may be elsewhere by now.
             if self.roster is not None:
                 return self._adopt(operations)
             raise PeerMisbehaved("welcome_unasked", "a welcome nobody asked for")
@@ -293,10 +301,10 @@ class Membership:
         roster = open_roster(log)
         if roster.network_id != joining.link.network_id or roster.owner != sender:
             raise PeerMisbehaved("welcome_foreign", "a welcome to another network")
-        if self._secret.public_key not in roster.members:
-            raise PeerMisbehaved("welcome_without_us", "a roster that does not list this node")
         if self.roster is not None and self.roster.network_id == roster.network_id:
             roster = self.roster.extend(log)
+        if self._secret.public_key not in roster.members:
+            raise PeerMisbehaved("welcome_without_us", "a roster that does not list this node")
         self.roster = roster
         self._parts.clear()
         self.joining = replace(joining, state=JoinState.JOINED)
@@ -307,6 +315,9 @@ class Membership:
         joining = self.joining
         if joining is None or sender != joining.link.inviter or joining.state is JoinState.JOINED:
             raise PeerMisbehaved("refusal_unasked", "a refusal nobody asked for")
+        if body.get("invite") != joining.link.invite_id:
+            # Relays keep refusals for days: a late one must not end the application by a new link.
+            raise PeerMisbehaved("refusal_outdated", "a refusal of another invite")
         reason = clean_name(body.get("reason")) or "refused"
         self.joining = replace(joining, state=JoinState.REFUSED, reason=reason)
         return [Store("join", "link", None), MembersChanged()]
@@ -341,10 +352,12 @@ class Membership:
         )
         return [self._store_log()]
 
-    def _welcome(self, applicant: str) -> list[MembershipEffect]:
+    def _welcome(self, applicant: str, now: float) -> list[MembershipEffect]:
         assert self.roster is not None
         log = self.roster.log
         starts = range(0, len(log), ROSTER_CHUNK)
+        if not self._pace.may_welcome(applicant, len(starts), now):
+            return []
         return [Welcome(applicant, log[start : start + ROSTER_CHUNK], start) for start in starts]
 
     def _store_log(self) -> Store:

@@ -106,7 +106,7 @@ class Roster:
             owner_secret,
             kind=OPERATION_KIND,
             tags=(),
-            content=json.dumps(content, separators=(",", ":")),
+            content=_text(content),
             created_at=int(wall),
             aux=aux,
         )
@@ -156,7 +156,7 @@ def create_network(
         owner_secret,
         kind=OPERATION_KIND,
         tags=(),
-        content=json.dumps(content, separators=(",", ":")),
+        content=_text(content),
         created_at=int(wall),
         aux=aux,
     )
@@ -187,6 +187,11 @@ def _found(event: Event) -> Roster:
     return Roster(event.id, event.pubkey, operation.network, (event,), members, hosts)
 
 
+def _text(content: dict[str, object]) -> str:
+    # Not ASCII-escaped: a name of 64 emoji would take 900 bytes, and a welcome not fit a message.
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+
+
 def _parse(event: Event) -> _Operation:
     """Verify one operation's signature and shape."""
     if event.kind != OPERATION_KIND:
@@ -205,6 +210,6 @@ def _parse(event: Event) -> _Operation:
     network, previous, action, subject, name = texts
     if action != "create" and (len(subject) != 64 or set(subject) - set("0123456789abcdef")):
         raise PeerMisbehaved("bad_roster", "an operation on something that is not a public key")
-    if len(name) > MAX_NAME or not name.isprintable() or len(network) > MAX_NAME:
+    if len(name) > MAX_NAME or len(network) > MAX_NAME or not (name + network).isprintable():
         raise PeerMisbehaved("bad_roster", "a name that is too long or not printable")
     return _Operation(event, network, version, previous, action, subject, name)

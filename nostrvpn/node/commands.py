@@ -26,6 +26,7 @@ from nostrvpn.node.events import (
     SendEcho,
     ShutDown,
 )
+from nostrvpn.node.problems import refusal_words
 from nostrvpn.node.status import (
     identity_document,
     netcheck_document,
@@ -137,7 +138,8 @@ def _join_answer(node: Node, call: int) -> NodeEffect:
     joining, roster = node.membership.joining, node.membership.roster
     if joining is not None and joining.state in (JoinState.REFUSED, JoinState.EXPIRED):
         hint = f"ask for a new invite for {node.settings.secret.npub}"
-        return Refuse(call, "join_refused", f"the invite was refused: {joining.reason}", hint)
+        text = f"the invite was refused: {refusal_words(joining.reason)}"
+        return Refuse(call, "join_refused", text, hint)
     inviter = joining.link.inviter if joining is not None else roster.owner if roster else node.me
     network = (
         joining.link.network_id if joining is not None else roster.network_id if roster else ""

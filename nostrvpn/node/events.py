@@ -76,7 +76,7 @@ class Command:
 
     call: int
     name: str
-    args: dict[str, object] = field(default_factory=dict)
+    args: dict[str, object] = field(default_factory=dict, repr=False)  # `join` has a link
 
 
 NodeEvent = (
@@ -99,7 +99,7 @@ class Persist:
 
     space: str
     key: str
-    value: object | None
+    value: object | None = field(repr=False)  # invites and sessions hold secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Reply:
     """The answer to a command: JSON-able."""
 
     call: int
-    value: object
+    value: object = field(repr=False)  # `invite` answers with a link, `export` with a key
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def _receive(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: 
                 raise PeerMisbehaved("not_a_member")
             else:
                 _hear(node, sender, body, effects, moment)
+                _compare_rosters(node, sender, body, effects, moment)
         case _:
             assert_never(message.type)
 
@@ -83,12 +84,18 @@ def _hear(
     active = {relay.url for relay in node.post.pool.snapshot()}
     if peer.relays and not active.intersection(peer.relays):
         effects += node.post.use_relays(peer.relays[:1], moment)
+    if body.get("desc") is not None:
+        description = parse_description(body["desc"], node.path_settings)
+        peer.heard = description
+        effects.append(Reconcile())  # WireGuard may have to know the peer now
+        effects += node.step_paths(RemoteDescription(sender, description), moment)
+
+
+def _compare_rosters(
+    node: Node, sender: str, body: dict[str, object], effects: list[NodeEffect], moment: Moment
+) -> None:
+    """Send a member what it lacks of the roster."""
     version = body.get("ver")
     if type(version) is int:
         answer = node.membership.on_version_heard(sender, version)
         effects += node.take_membership(answer, moment)
-    if body.get("desc") is not None:
-        description = parse_description(body["desc"], node.settings.paths)
-        peer.heard = description
-        effects.append(Reconcile())  # WireGuard may have to know the peer now
-        effects += node.step_paths(RemoteDescription(sender, description), moment)

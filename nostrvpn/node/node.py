@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import assert_never
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.machine import Moment, Tick, earliest
+from nostrvpn.mesh.addressing import ipv4_prefix, ipv6_prefix
 from nostrvpn.mesh.effects import (
     JoinState,
     MembersChanged,
@@ -201,6 +202,15 @@ class Node:
         roster = self.membership.roster
         return overlapping_route(roster, self.routes) if roster is not None else None
 
+    @property
+    def path_settings(self) -> PathSettings:
+        """The path engine's settings, with the overlay's prefixes, which are never a candidate."""
+        roster = self.membership.roster
+        if roster is None:
+            return self.settings.paths
+        overlay = (ipv6_prefix(roster.network_id), ipv4_prefix(roster.network_id))
+        return replace(self.settings.paths, overlay=overlay)
+
     def peer_name(self, public_key: str) -> str:
         """The name a user knows a peer by: own alias, the roster's name, or the npub's beginning."""
         peer, roster = self.peers.get(public_key), self.membership.roster
@@ -318,7 +328,7 @@ class Node:
         session = None
         if cached is not None:
             try:
-                session = parse_cached_session(cached, self.settings.paths)
+                session = parse_cached_session(cached, self.path_settings)
             except PeerMisbehaved as exc:
                 self.dropped[exc.code] += 1
         return self.step_paths(AddPeer(peer, self.me < peer, session), moment)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import suppress
 from dataclasses import dataclass
 
+from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.paths.description import Description
@@ -85,5 +87,9 @@ def parse_relay_list(value: object) -> tuple[str, ...]:
     """Return a bounded list of relay URLs from outside, leaving out what is none."""
     if not isinstance(value, list):
         raise PeerMisbehaved("bad_message", "not a list of relays")
-    urls = [url for url in value if isinstance(url, str) and len(url) <= 200]
-    return tuple(u for u in urls if u.startswith(("ws://", "wss://")))[:MAX_PEER_RELAYS]
+    urls: dict[str, None] = {}
+    for url in value[:MAX_PEER_RELAYS]:
+        # Shown in status and in logs, and kept: a URL in its one spelling, and nothing else.
+        with suppress(ValueError):
+            urls[check_relay_url(str(url))] = None
+    return tuple(urls)

@@ -56,6 +56,9 @@ class Post:
         self._rotate_at: float | None = None
         self._tokens = 0
         self._configured = relays
+        # Relays that others named come first, since they listen there; but however many they name,
+        # one of the configured ones stays in use: nobody else shall hold all our post.
+        self._foremost = max(1, active - 1)
         self._extra: tuple[str, ...] = ()
         self.pool = RelayPool(relays, active=active)
         self.failed_publishes = 0
@@ -141,7 +144,8 @@ class Post:
         if not extra:
             return []
         self._extra = tuple(dict.fromkeys((*extra, *self._extra)))[:MAX_EXTRA_RELAYS]
-        return self.relay_event(UseRelays((*self._extra, *self._configured)), moment)
+        first, rest = self._extra[: self._foremost], self._extra[self._foremost :]
+        return self.relay_event(UseRelays((*first, *self._configured, *rest)), moment)
 
     def tick(self, moment: Moment) -> list[NodeEffect]:
         """Do what is due."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CATALOGUE", "Problem", "problem"]
+__all__ = ["CATALOGUE", "Problem", "problem", "refusal_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +130,18 @@ def problem(code: str, **values: object) -> Problem:
     """Return the catalogue's entry ``code`` with its blanks filled in."""
     severity, text, hint = CATALOGUE[code]
     return Problem(code, severity, text.format(**values), hint.format(**values))
+
+
+# What a refusal message says (docs/protocol/membership.md), for people. An inviter of another
+# version may know further reasons; they are shown as they came.
+_REFUSALS = {
+    "used": "another node has used it",
+    "foreign": "it was made for another npub",
+    "expired": "it has expired",
+    "removed": "this node was removed from the network",
+}
+
+
+def refusal_words(reason: str) -> str:
+    """Return an invite refusal's reason in words."""
+    return _REFUSALS.get(reason, reason)

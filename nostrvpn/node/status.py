@@ -8,7 +8,7 @@ from nostrvpn.identity.keys import npub
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.addressing import ipv4_prefix
 from nostrvpn.mesh.effects import JoinState
-from nostrvpn.node.problems import Problem, problem
+from nostrvpn.node.problems import Problem, problem, refusal_words
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -168,14 +168,16 @@ def _membership_problems(node: Node, moment: Moment) -> list[Problem]:
         found.append(problem("join_waiting", name=node.peer_name(joining.link.inviter)))
     elif joining is not None and joining.state in (JoinState.REFUSED, JoinState.EXPIRED):
         npub_text = node.settings.secret.npub
-        found.append(problem("join_refused", reason=joining.reason, npub=npub_text))
+        reason = refusal_words(joining.reason)
+        found.append(problem("join_refused", reason=reason, npub=npub_text))
     elif membership.roster is None:
         found.append(problem("no_network"))
     if membership.roster is not None and not membership.is_member:
         found.append(problem("removed"))
     for wall, applicant, reason in membership.refusals:
         if moment.wall - wall < REFUSAL_SHOWN_S:
-            found.append(problem("applicant_refused", name=npub(applicant), reason=reason))
+            words = refusal_words(reason)
+            found.append(problem("applicant_refused", name=npub(applicant), reason=words))
     roster, overlap = membership.roster, node.overlap
     if roster is not None and overlap is not None:
         prefix = ipv4_prefix(roster.network_id)

@@ -88,21 +88,26 @@ def parse_frame(text: str) -> RelayFrame:
         case ["EVENT", str(subscription), obj]:
             return EventFrame(subscription, parse_event(obj))
         case ["OK", str(identifier), bool(accepted), str(reason)]:
-            return OkFrame(identifier, accepted, reason[:MAX_REASON])
+            return OkFrame(identifier, accepted, _words(reason))
         case ["OK", str(identifier), bool(accepted)]:  # some relays leave the reason out
             return OkFrame(identifier, accepted, "")
         case ["EOSE", str(subscription)]:
             return EoseFrame(subscription)
         case ["CLOSED", str(subscription), str(reason)]:
-            return ClosedFrame(subscription, reason[:MAX_REASON])
+            return ClosedFrame(subscription, _words(reason))
         case ["CLOSED", str(subscription)]:
             return ClosedFrame(subscription, "")
         case ["NOTICE", str(words)]:
-            return NoticeFrame(words[:MAX_REASON])
+            return NoticeFrame(_words(words))
         case ["AUTH", str(challenge)] if 0 < len(challenge) <= MAX_CHALLENGE:
             return AuthFrame(challenge)
         case _:
             raise PeerMisbehaved("malformed_frame", "not a frame of NIP-01 or NIP-42")
+
+
+def _words(text: str) -> str:
+    """Return a relay's words fit for a log and a terminal: bounded, on one line, no controls."""
+    return "".join(char if char.isprintable() else " " for char in text[:MAX_REASON])
 
 
 def render_event(event: Event) -> str:

@@ -8,7 +8,7 @@ it is sent, which the relay sees anyway.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Entropy
@@ -53,7 +53,7 @@ class Rumor:
     created_at: int
     kind: int
     tags: Tags
-    content: str
+    content: str = field(repr=False)  # the plaintext
 
     @property
     def id(self) -> str:

@@ -24,4 +24,19 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``snapshot``     what status and ``why`` show
 - ``record``       timings of the stages, and what to persist
 - ``settings``     the knobs
+- ``patience``     how long a link waits
+
+How two nodes meet, with one message each way::
+
+    offerer                                      answerer
+       |-- description (an offer) --------------->|
+       |                          openers (low TTL)|   its own NATs' mappings now exist
+       |<---------------- description (the answer)-|   it holds its checks of NATed pairs back
+       | openers, checks ------------------------->|   the offerer's mappings exist before anything
+       |<------------------- answers, its checks --|   of the answerer's can reach its NAT
+       | path proven: UseEndpoint    path proven: UseEndpoint
+
+So neither side ever probes a NAT that has no mapping for it, which matters with NATs that accept
+input: there the probe itself makes conntrack move the port that the other side will use. If both
+offer at once, both answer, and both check when the other's answer comes: the same two trips.
 """

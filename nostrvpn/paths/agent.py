@@ -202,7 +202,7 @@ class Paths:
                 self._probe.answered(message, event.source, moment)
                 return self._survey(moment)
             for link in self._links.values():
-                if link.knows(message.transaction):
+                if link.checks.knows(message.transaction):
                     return self._after(link, link.answered(message, event.source, moment))
             return self._drop("unknown_transaction")
         except PeerMisbehaved as exc:
@@ -213,7 +213,7 @@ class Paths:
     ) -> list[PathEffect]:
         ufrag = message.username.partition(":")[0]
         link = self._by_ufrag.get(ufrag)
-        password = None if link is None else link.password(ufrag)
+        password = None if link is None else link.announcer.password(ufrag)
         if link is None or password is None:
             return self._drop("unknown_user")
         # RFC 8445 section 7.2.2 asks for each of these in a check.
@@ -238,7 +238,7 @@ class Paths:
 
     def _after(self, link: Link, effects: list[PathEffect]) -> list[PathEffect]:
         """Add what follows from a link's change: what to persist, and what to show."""
-        ufrags, known = link.ufrags, self._ufrags.get(link.peer, ())
+        ufrags, known = link.announcer.ufrags, self._ufrags.get(link.peer, ())
         if ufrags != known:
             for ufrag in known:
                 self._by_ufrag.pop(ufrag, None)

@@ -156,12 +156,16 @@ class CheckList:
     def set_remote(self, candidates: tuple[Candidate, ...], surroundings: Surroundings) -> None:
         """Take the peer's candidates; pairs that were tried keep their state.
 
-        Endpoints that the peer no longer names and that do not work are dropped.
+        Endpoints that the peer no longer names and that do not work are dropped; where its own
+        checks came from is not its to name, and stays until it failed.
         """
         self._surroundings = surroundings
         named = {candidate.endpoint for candidate in candidates}
         for endpoint, pair in list(self.pairs.items()):
-            if endpoint not in named and pair.state is not PairState.SUCCEEDED:
+            learnt = (
+                pair.kind is CandidateKind.PEER_REFLEXIVE and pair.state is not PairState.FAILED
+            )
+            if endpoint not in named and pair.state is not PairState.SUCCEEDED and not learnt:
                 del self.pairs[endpoint]
         ours = {candidate.endpoint for candidate in surroundings.candidates}
         for candidate in candidates:

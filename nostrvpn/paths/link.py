@@ -1,21 +1,8 @@
 """One peer: from its first description to a path that carries data, and back when the path dies.
 
-How two nodes meet, with one message each way::
-
-    offerer                                      answerer
-       |-- description (an offer) --------------->|
-       |                          openers (low TTL)|   its own NATs' mappings now exist
-       |<---------------- description (the answer)-|   it holds its checks of NATed pairs back
-       | openers, checks ------------------------->|   the offerer's mappings exist before anything
-       |<------------------- answers, its checks --|   of the answerer's can reach its NAT
-       | path proven: UseEndpoint    path proven: UseEndpoint
-
-So neither side ever probes a NAT that has no mapping for it, which matters with NATs that accept
-input: there the probe itself makes conntrack move the port that the other side will use. If both
-offer at once, both answer, and both check when the other's answer comes: the same two trips.
-
-A session (credentials) lives until a round is started over: the path was lost, a round failed, a
-user asked. The tunnel's endpoint is only ever replaced by one that was just proven.
+How two nodes meet is drawn in the package's docstring. A session (credentials) lives until a round
+is started over: the path was lost, a round failed, a user asked. The tunnel's endpoint is only ever
+replaced by one that was just proven.
 """
 
 from __future__ import annotations
@@ -37,6 +24,7 @@ from nostrvpn.paths.events import (
     Trace,
     TunnelObserved,
 )
+from nostrvpn.paths.patience import ANSWER_GAP, FALLBACK_AGE, HOLD_UNANSWERED, ROUND_GAP, retry_gap
 from nostrvpn.paths.record import Record
 from nostrvpn.paths.remote import News, RemoteSide
 from nostrvpn.paths.selection import Due, Selection
@@ -46,22 +34,6 @@ from nostrvpn.paths.states import LIVE, TRANSITIONS, LinkState
 from nostrvpn.paths.stun import StunMessage, render_response
 
 __all__ = ["TRANSITIONS", "Link", "LinkState"]
-
-# After a failed round: conntrack forgets an unanswered flow in 30 s, and a retry before that keeps
-# a bad entry alive; then ever more rarely, as news (a description, a network change) resets it.
-BACKOFF = (35.0, 60.0, 300.0, 1800.0, 3600.0)
-# Our offer is not answered yet, but the peer is known from before: check NATed pairs only after
-# this, so that usually its answer (and so its openers) comes first; without any relay this is how
-# two nodes find each other again, as the later one meets the mappings of the earlier.
-HOLD_UNANSWERED = 3.0
-# A restart by news (network, addresses) comes no sooner after the last one.
-ROUND_GAP = 2.0
-# Another pair that worked this recently takes over when the selected one is lost.
-FALLBACK_AGE = 10.0
-# The controlled side retries later, so that usually one side offers.
-CONTROLLED_LATER = 10.0
-# A second answer to a peer that repeats itself comes no sooner.
-ANSWER_GAP = 0.5
 
 
 class Link:
@@ -75,30 +47,21 @@ class Link:
         self.state = LinkState.IDLE
         self._settings = settings
         self._surroundings = Surroundings()
-        self._announcer = Announcer(added.cached, moment)
+        self.announcer = Announcer(added.cached, moment)
         self._cached = added.cached
         self._remote = RemoteSide(None if added.cached is None else added.cached.remote)
         self._record = Record(moment.now, added.cached)
-        self._checks = CheckList(
+        self.checks = CheckList(
             controlling=added.controlling,
             tie_breaker=int.from_bytes(moment.entropy.take(8), "big"),
             settings=settings,
             probes=probes,
         )
         self._selection = Selection(added.peer, controlling=added.controlling)
-        self._offering_anew = not self._announcer.answered
+        self._offering_anew = not self.announcer.answered
         self._gather_until: float | None = None
         self._retry_at: float | None = None
         self._failures = 0
-
-    @property
-    def ufrags(self) -> tuple[str, ...]:
-        """The user name fragments under which this peer's checks come in."""
-        return self._announcer.ufrags
-
-    def password(self, ufrag: str) -> str | None:
-        """Return our password that belongs to ``ufrag``."""
-        return self._announcer.password(ufrag)
 
     @property
     def path(self) -> PathKind:
@@ -114,8 +77,8 @@ class Link:
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
         return earliest(
-            self._checks.deadline,
-            self._announcer.deadline,
+            self.checks.deadline,
+            self.announcer.deadline,
             self._selection.deadline,
             self._gather_until,
             self._retry_at,
@@ -131,7 +94,7 @@ class Link:
             rtt_ms=None if selected is None or selected.rtt is None else selected.rtt * 1000,
             connected_in_ms=self._record.stages.get("proven"),
             stages=dict(self._record.stages),
-            tried=self._checks.results(),
+            tried=self.checks.results(),
             counters=dict(self._record.counters),
         )
 
@@ -139,14 +102,8 @@ class Link:
         """Return what to persist, if it changed since the last time: only proven paths count."""
         if self.state is not LinkState.CONNECTED:
             return None
-        cached = self._record.memory(
-            self._announcer.latest, self._remote.description, self.endpoint
-        )
+        cached = self._record.memory(self.announcer.latest, self._remote.description, self.endpoint)
         return None if cached is None else Remember(self.peer, cached)
-
-    def knows(self, transaction: bytes) -> bool:
-        """Say whether an answer with this transaction id is awaited."""
-        return self._checks.knows(transaction)
 
     def start(self, surroundings: Surroundings, moment: Moment) -> list[PathEffect]:
         """Begin with the peer: offer, and check a cached path at once."""
@@ -162,24 +119,23 @@ class Link:
         self._retry_at = None
         if not self._surroundings.candidates:
             # A path in use is only given up when it stops answering.
-            kept = self.state in LIVE or self.state is LinkState.DEGRADED
+            kept = self.state in (*LIVE, LinkState.DEGRADED)
             return [] if kept else self._enter(LinkState.IDLE, "no addresses")
         if renew:
-            self._announcer.renew(moment)
+            self.announcer.renew(moment)
             self._offering_anew = True
             self._record.begin(moment.now)
         effects: list[PathEffect] = []
-        live = self.state in LIVE
         remote = self._remote.description
         if remote is not None:
             self._authorize(remote)
-            self._checks.begin(moment.now, hold=HOLD_UNANSWERED, keep=self.endpoint)
+            self.checks.begin(moment.now, hold=HOLD_UNANSWERED, keep=self.endpoint)
             if self._cached is not None and self._cached.endpoint is not None:
-                self._checks.trigger(self._cached.endpoint, moment.now)
+                self.checks.trigger(self._cached.endpoint, moment.now)
             self._cached = None
-            if not live and self.state is not LinkState.DEGRADED:
+            if self.state not in (*LIVE, LinkState.DEGRADED):
                 effects += self._enter(LinkState.CHECKING, "known peer")
-            effects += self._checks.tick(moment)
+            effects += self.checks.tick(moment)
         if self._surroundings.reflexive_pending:
             self._gather_until = moment.now + self._settings.gather_wait
             if remote is None:
@@ -193,10 +149,10 @@ class Link:
         effects: list[PathEffect] = []
         remote = self._remote.description
         if remote is not None and self.state not in LIVE:
-            self._checks.open_nats(moment.now)
-            effects += self._checks.tick(moment)
+            self.checks.open_nats(moment.now)
+            effects += self.checks.tick(moment)
         known = None if remote is None or self._offering_anew else remote.session
-        description = self._announcer.describe(self._surroundings.candidates, known, moment)
+        description = self.announcer.describe(self._surroundings.candidates, known, moment)
         self._record.stage("described", moment.now)
         effects.append(Describe(self.peer, description))
         if remote is None:
@@ -209,8 +165,8 @@ class Link:
         news = self._remote.take(description)
         if news is News.REPEAT:
             return self._repeat_answer(description, moment)
-        was_answered = self._announcer.answered
-        answered = self._announcer.acknowledge(description.answers)
+        was_answered = self.announcer.answered
+        answered = self.announcer.acknowledge(description.answers)
         self._offering_anew = False
         self._retry_at = None
         if known is None or description.candidates != known.candidates:
@@ -220,15 +176,15 @@ class Link:
         self._authorize(description)
         hold = 0.0 if answered else self._settings.hold
         if news is not News.UPDATE or not was_answered or self.state is LinkState.FAILED:
-            self._checks.begin(moment.now, hold=hold, keep=self.endpoint)
+            self.checks.begin(moment.now, hold=hold, keep=self.endpoint)
         else:
-            self._checks.resume(moment.now, hold=hold)
+            self.checks.resume(moment.now, hold=hold)
         for source in self._remote.take_early():
-            self._checks.trigger(source, moment.now)
+            self.checks.trigger(source, moment.now)
         if not self._surroundings.candidates:
             return []
         effects: list[PathEffect] = []
-        if self.state not in LIVE and self.state is not LinkState.DEGRADED:
+        if self.state not in (*LIVE, LinkState.DEGRADED):
             effects += self._enter(LinkState.CHECKING, "described by the peer")
         # A session that replaces another one asks for an answer, whatever it says it knows.
         return effects + self._react(moment, must_answer=not answered or news is News.SESSION)
@@ -239,23 +195,22 @@ class Link:
             self._selection.probe(moment.now)
         if must_answer and self._surroundings.reflexive_pending:
             self._gather_until = moment.now + self._settings.gather_wait
-            self._checks.open_nats(moment.now)
+            self.checks.open_nats(moment.now)
         elif must_answer:
             return self._describe(moment) + self._tick_checks(moment)
         else:
-            self._checks.open_nats(moment.now, times=1)
+            self.checks.open_nats(moment.now, times=1)
         return self._tick_checks(moment)
 
     def _repeat_answer(self, description: Description, moment: Moment) -> list[PathEffect]:
         """The peer repeats itself: if it does not know our session, our answer was lost."""
-        latest = self._announcer.latest
-        if description.answers == self._announcer.session or not self._surroundings.candidates:
+        if description.answers == self.announcer.session or not self._surroundings.candidates:
             return []
-        if latest is not None and not self._announcer.may_repeat(moment.now, ANSWER_GAP):
+        if not self.announcer.may_repeat(moment.now, ANSWER_GAP):
             return []
         effects: list[PathEffect] = []
         if self.state is LinkState.FAILED:
-            self._checks.begin(moment.now, hold=self._settings.hold, keep=None)
+            self.checks.begin(moment.now, hold=self._settings.hold, keep=None)
             effects += self._enter(LinkState.CHECKING, "asked again")
         return effects + self._describe(moment)
 
@@ -272,7 +227,7 @@ class Link:
         """
         now = moment.now
         self._remote.admit(message, source, controlling=self.controlling)
-        password = self.password(message.username.partition(":")[0])
+        password = self.announcer.password(message.username.partition(":")[0])
         if password is None:
             raise PeerMisbehaved("unknown_session", "a check of a session that is gone")
         response = render_response(message.transaction, source, password)
@@ -285,8 +240,8 @@ class Link:
         if self._remote.description is None:
             self._remote.note_early(source)
             return effects
-        self._checks.release(now)
-        pair = self._checks.trigger(source, now)
+        self.checks.release(now)
+        pair = self.checks.trigger(source, now)
         if pair is None:
             self._record.counters["no_room_for_pair"] += 1
             return effects
@@ -300,7 +255,7 @@ class Link:
 
     def answered(self, message: StunMessage, source: Endpoint, moment: Moment) -> list[PathEffect]:
         """The peer answered a check of ours. PeerMisbehaved if the answer is not its own."""
-        pair, nominated = self._checks.match(message, source, moment.now)
+        pair, nominated = self.checks.match(message, source, moment.now)
         self._record.stage("first_answer", moment.now)
         if nominated and pair is self._selection.pair:
             self._record.stage("nominated", moment.now)
@@ -322,43 +277,40 @@ class Link:
         old, self._surroundings = self._surroundings, new
         if self.state is LinkState.IDLE:
             return self._begin(moment) if new.candidates else []
-        moved = old.hosts != new.hosts
         effects: list[PathEffect] = []
         if old.candidates != new.candidates:
-            effects += self._candidates_changed(moment, moved=moved)
+            effects += self._candidates_changed(moment, moved=old.hosts != new.hosts)
         return effects + self.tick(moment)
 
     def _candidates_changed(self, moment: Moment, *, moved: bool) -> list[PathEffect]:
-        remote = self._remote.description
-        if remote is not None:
+        if remote := self._remote.description:
             self._authorize(remote)
         if self.state in LIVE:
             self._selection.probe(moment.now)
             if moved:
                 hold = self._settings.hold
-                self._checks.begin(moment.now, hold=hold, keep=self.endpoint)
+                self.checks.begin(moment.now, hold=hold, keep=self.endpoint)
         elif not self._surroundings.candidates:
             if self.state is LinkState.DEGRADED:
                 return []
             self._gather_until = self._retry_at = None
-            self._announcer.rest()
+            self.announcer.rest()
             return self._enter(LinkState.IDLE, "no addresses")
         elif self.state is LinkState.FAILED:
             return self.network_changed(moment)
-        if self._announcer.latest is not None:
-            self._announcer.hurry(moment.now)
+        if self.announcer.latest is not None:
+            self.announcer.hurry(moment.now)
         return []
 
     def network_changed(self, moment: Moment) -> list[PathEffect]:
         """Routes changed: doubt the path in use, and hurry where there is none."""
-        now = moment.now
         self._failures = 0
         if self.state in LIVE:
-            self._selection.probe(now)
+            self._selection.probe(moment.now)
         elif self.state is LinkState.FAILED:
-            self._retry_at = max(now, self._record.began_at + ROUND_GAP)
+            self._retry_at = max(moment.now, self._record.began_at + ROUND_GAP)
         elif self.state is LinkState.OFFERED:
-            self._announcer.hurry(now, gap=ROUND_GAP)
+            self.announcer.hurry(moment.now, gap=ROUND_GAP)
         return self.tick(moment)
 
     def tick(self, moment: Moment) -> list[PathEffect]:
@@ -366,36 +318,36 @@ class Link:
         now = moment.now
         effects: list[PathEffect] = []
         if self._retry_at is not None and self._retry_at <= now:
-            effects += self._begin(moment, renew=not self._announcer.is_offering)
+            effects += self._begin(moment, renew=not self.announcer.is_offering)
         if self._gather_until is not None and (
             self._gather_until <= now or not self._surroundings.reflexive_pending
         ):
             effects += self._describe(moment)
-        if self._announcer.deadline is not None and self._announcer.deadline <= now:
+        if self.announcer.deadline is not None and self.announcer.deadline <= now:
             effects += self._repeat(moment)
         return effects + self._tick_checks(moment) + self._tick_selection(moment)
 
     def _repeat(self, moment: Moment) -> list[PathEffect]:
         """Describe again if the peer may have missed it, or if there is something new to say."""
-        latest = self._announcer.latest
+        latest = self.announcer.latest
         news = latest is None or latest.candidates != self._surroundings.candidates
         missed = self.state not in LIVE and (
-            self._announcer.is_offering or self.state in (LinkState.CHECKING, LinkState.DEGRADED)
+            self.announcer.is_offering or self.state in (LinkState.CHECKING, LinkState.DEGRADED)
         )
         if self._surroundings.candidates and (news or missed):
             return self._describe(moment)
-        self._announcer.rest()
+        self.announcer.rest()
         return []
 
     def _tick_checks(self, moment: Moment) -> list[PathEffect]:
-        effects: list[PathEffect] = [*self._checks.tick(moment)]
+        effects: list[PathEffect] = [*self.checks.tick(moment)]
         if effects:
             self._record.stage("first_check", moment.now)
         waiting = self.state in (LinkState.CHECKING, LinkState.DEGRADED)
-        if waiting and self._checks.ends_at is None and self._gather_until is None:
-            gap = BACKOFF[min(self._failures, len(BACKOFF) - 1)]
+        if waiting and self.checks.ends_at is None and self._gather_until is None:
+            gap = retry_gap(self._failures, controlling=self.controlling)
             self._failures += 1
-            self._retry_at = moment.now + gap + (0 if self.controlling else CONTROLLED_LATER)
+            self._retry_at = moment.now + gap
             effects += self._enter(LinkState.FAILED, "no path answered")
         return effects
 
@@ -405,10 +357,10 @@ class Link:
         if pair is None or due is Due.NOTHING:
             return []
         if due is Due.CHECK:
-            return [*self._checks.send(pair, moment, use_candidate=self.controlling)]
+            return [*self.checks.send(pair, moment, use_candidate=self.controlling)]
         pair.state, pair.reason = PairState.FAILED, "stopped answering"
         self._selection.drop()
-        fallback = self._checks.best_since(moment.now - FALLBACK_AGE)
+        fallback = self.checks.best_since(moment.now - FALLBACK_AGE)
         if fallback is not None:
             return self._use(fallback, moment, keep_proof=False)
         effects = self._enter(LinkState.DEGRADED, "the path stopped answering")
@@ -424,8 +376,8 @@ class Link:
         self._record.stage("validated", moment.now)
         self._retry_at = None
         self._failures = 0
-        self._checks.settle(pair)
-        wait = self._checks.better_may_come(pair)
+        self.checks.settle(pair)
+        wait = self.checks.better_may_come(pair)
         effects: list[PathEffect] = [
             self._selection.use(pair, moment.now, keep_proof=keep_proof, wait=wait)
         ]
@@ -435,9 +387,9 @@ class Link:
 
     def _authorize(self, remote: Description) -> None:
         """Give the check list what the peer's side and ours are now."""
-        username = f"{remote.ufrag}:{self._announcer.ufrag}"
-        self._checks.authorize(Credentials(username, remote.password))
-        self._checks.set_remote(remote.candidates, self._surroundings)
+        username = f"{remote.ufrag}:{self.announcer.ufrag}"
+        self.checks.authorize(Credentials(username, remote.password))
+        self.checks.set_remote(remote.candidates, self._surroundings)
 
     def _enter(self, state: LinkState, event: str) -> list[PathEffect]:
         """Change the state, if it changes; the only place that does."""

@@ -29,7 +29,10 @@ class LinkState(Enum):
 
 
 TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
-    LinkState.IDLE: frozenset({LinkState.GATHERING, LinkState.OFFERED, LinkState.CHECKING}),
+    # From IDLE at once: the answer to a check that left before the addresses went.
+    LinkState.IDLE: frozenset(
+        {LinkState.GATHERING, LinkState.OFFERED, LinkState.CHECKING, LinkState.VALIDATED}
+    ),
     LinkState.GATHERING: frozenset(
         {LinkState.IDLE, LinkState.OFFERED, LinkState.CHECKING, LinkState.VALIDATED}
     ),

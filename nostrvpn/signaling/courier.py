@@ -142,6 +142,8 @@ class Courier:
         mailbox = self._mailboxes.get(address)
         if mailbox is None:
             raise PeerMisbehaved("not_our_mailbox")
+        if _has_expired(wrap, moment.wall):
+            raise PeerMisbehaved("expired", "a wrap kept or replayed beyond its expiration")
         seal = open_wrap(wrap, mailbox.secret)
         if seal.pubkey == self._public_key:
             raise PeerMisbehaved("own_message")
@@ -175,6 +177,14 @@ class Courier:
         if left < 1:
             raise PeerMisbehaved("sender_flood", "too many messages from one sender")
         _remember(self._allowance, sender, (left - 1, now), SENDERS)
+
+
+def _has_expired(wrap: Event, wall: float) -> bool:
+    """Say whether a wrap's NIP-40 expiration is past, by more than clocks may differ."""
+    return any(
+        not text.isdecimal() or not text.isascii() or int(text[:16]) + LIVE_SKEW_S < wall
+        for text in wrap.tag_values("expiration")
+    )
 
 
 def _remember(store: OrderedDict[_K, _V], key: _K, value: _V, bound: int) -> None:

@@ -11,10 +11,11 @@ newer replaces older where a type says so. Bodies are described in ``docs/protoc
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.nostr.event import decode_json
 
 __all__ = ["MAX_MESSAGE", "RUMOR_KIND", "Message", "MessageType", "parse_message", "render_message"]
 
@@ -41,7 +42,7 @@ class Message:
     type: MessageType
     network_id: str
     seq: int
-    body: dict[str, object]
+    body: dict[str, object] = field(repr=False)  # may hold a link's secret, a path's password
 
 
 def render_message(message: Message) -> str:
@@ -67,10 +68,13 @@ def parse_message(text: str) -> Message:
     if len(text) > MAX_MESSAGE:
         raise PeerMisbehaved("oversized_message")
     try:
-        document = json.loads(text)
+        # Not json.loads: it lets lone surrogates and NaN in, which no store or answer can hold.
+        document = decode_json(text)
+        if not isinstance(document, dict):
+            raise PeerMisbehaved("bad_message", "not an object")
         kind = MessageType(document["type"])
         version, network, seq, body = (document[key] for key in ("v", "net", "seq", "body"))
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+    except (PeerMisbehaved, ValueError, KeyError, TypeError) as exc:
         raise PeerMisbehaved("bad_message", "not a message of ours") from exc
     if version != 1:
         raise PeerMisbehaved("unknown_version", f"a message of version {version!r}")

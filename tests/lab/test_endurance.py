@@ -176,7 +176,7 @@ def test_garbage_on_the_port_is_counted_and_changes_nothing(
                 sender.sendto(datagram, (str(lab.laptops[0].address), port))
         wanted = {"malformed_stun", "unknown_transaction", "forged_check", "replayed_check"}
         a.wait_for(lambda status: wanted <= set(status["dropped_datagrams"]), f"counts {wanted}")
-        assert a.status()["dropped_datagrams"]["malformed_stun"] > 2000
+        assert a.status()["dropped_datagrams"]["malformed_stun"] > 400
         pinging.wait_more(10)
         assert pinging.lost() == 0
     capture.stop()

@@ -403,3 +403,16 @@ def test_a_peer_that_names_a_victim_cannot_make_us_flood_it():
         sim.step(first, RemoteDescription(second.key, description))
         sim.run(0.2)
     assert 0 < len(hits) <= 60 + 61
+
+
+def test_an_update_does_not_forget_where_the_peers_checks_came_from():
+    """A description under way when the peer's checks came from an address nobody could know."""
+    conditions = Conditions(
+        delay=0.07, jitter=0.05, loss=0.05, signal_delay=0.06, signal_jitter=0.3, signal_loss=0.05
+    )
+    for seed in range(150):
+        sim, first, second = two(("open", "symmetric"), seed, conditions)
+        sim.pair(first, second)
+        sim.run(10)
+        assert second.key in first.validated_at, seed
+        assert first.key in second.validated_at, seed

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 """The machine under attack, and what its effects promise. Connecting is tests/sim's matter."""
 
 from dataclasses import replace
@@ -51,9 +52,16 @@ class Driver:
     def __init__(self, *, controlling=True):
         self.now = 1000.0
         self.count = 0
+        self.sent = []
         self.paths = Paths()
         self.do(LocalAddresses((LocalAddress(HOME, "eth0", 24),), 5555))
         self.ours = self.described(self.do(AddPeer(PEER, controlling)))
+
+    @property
+    def link(self):
+        snapshot = self.paths.snapshot(PEER)
+        assert snapshot is not None
+        return snapshot
 
     def do(self, event):
         self.count += 1
@@ -140,12 +148,12 @@ def test_an_authentic_answer_from_the_right_place_makes_the_path():
     driver = Driver()
     effects = connected(driver)
     assert [e.endpoint for e in effects if isinstance(e, UseEndpoint)] == [PUBLIC]
-    snapshot = driver.paths.snapshot(PEER)
+    snapshot = driver.link
     assert (snapshot.state, snapshot.path) == ("validated", "none")
     driver.do(TunnelObserved(PEER, None, 0, 148))
     driver.now += 0.1
     driver.do(TunnelObserved(PEER, 0.01, 92, 180))
-    snapshot = driver.paths.snapshot(PEER)
+    snapshot = driver.link
     assert (snapshot.state, snapshot.path) == ("connected", "direct")
     assert snapshot.connected_in_ms is not None
 
@@ -168,7 +176,7 @@ def test_answers_that_prove_nothing(password, source, code):
     data = render_response(answer_to(driver), PUBLIC, password)
     assert driver.receive(data, source) == []
     assert driver.paths.counters == {code: 1}
-    assert driver.paths.snapshot(PEER).endpoint is None
+    assert driver.link.endpoint is None
 
 
 def test_an_answer_is_taken_once():
@@ -244,7 +252,7 @@ def test_sources_that_nobody_may_name_are_never_probed():
     for text in ("127.0.0.1", "224.0.0.1"):
         driver.receive(driver.check(int(text[:2])), Endpoint(IPv4Address(text), 5))
     assert not [e for e in sends(driver.wait(10)) if e.destination.ip.is_loopback]
-    assert driver.paths.snapshot(PEER).counters == {"refused_source": 2}
+    assert driver.link.counters == {"refused_source": 2}
 
 
 def test_a_new_session_of_the_peer_replaces_the_old_one_quietly():
@@ -254,7 +262,7 @@ def test_a_new_session_of_the_peer_replaces_the_old_one_quietly():
     effects = driver.do(RemoteDescription(PEER, fresh))
     assert not [e for e in effects if isinstance(e, UseEndpoint)]
     assert driver.described(effects).answers == fresh.session
-    assert driver.paths.snapshot(PEER).state == "validated"
+    assert driver.link.state == "validated"
     assert driver.do(RemoteDescription(PEER, replace(REMOTE, generation=9))) == []
     assert driver.paths.counters == {"stale_description": 1}
 
@@ -330,7 +338,6 @@ def events(draw, driver):
 @given(st.data())
 def test_no_sequence_of_events_breaks_the_machine(data):
     driver = Driver()
-    driver.sent = []
     for _ in range(data.draw(st.integers(1, 25))):
         effects = driver.do(data.draw(events(driver)))
         effects += driver.wait(data.draw(st.sampled_from([0.0, 0.05, 1.0, 40.0])))

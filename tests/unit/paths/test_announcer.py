@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 from itertools import pairwise
 
 from nostrvpn.machine import Entropy, Moment
@@ -15,6 +16,7 @@ def test_repetition_thins_out_and_news_make_it_dense_again():
     while now < 1500:
         announcer.describe((), None, moment(now))
         times.append(now)
+        assert announcer.deadline is not None
         now = announcer.deadline
     gaps = [after - before for before, after in pairwise(times)]
     for gap, wanted in zip(gaps, (1, 2, 4, 8, 16, 32, 60, 120, 300, 300), strict=False):

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 from ipaddress import IPv4Network, ip_address
 
 import pytest

@@ -1,5 +1,7 @@
+# mypy: allow-untyped-calls
 import json
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ CANDIDATES = (
     Candidate(CandidateKind.REFLEXIVE, Endpoint(IPv4Address("11.0.0.1"), 1), 1),
 )
 DESCRIPTION = Description("0123456789abcdef", 3, "f" * 16, "abcd+/19", "p" * 32, CANDIDATES)
-JSON = description_to_json(DESCRIPTION)
+JSON: dict[str, Any] = description_to_json(DESCRIPTION)
 
 
 def test_round_trips_through_json():

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 from nostrvpn.paths.heartbeat import Heartbeat, Pulse
 
 

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls, no-warn-unreachable
 from nostrvpn.paths.proof import TunnelProof
 
 

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest

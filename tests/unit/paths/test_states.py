@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 from nostrvpn.paths.states import LIVE, TRANSITIONS, LinkState
 
 

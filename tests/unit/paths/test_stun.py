@@ -1,5 +1,7 @@
+# mypy: allow-untyped-calls
 import os
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 from aioice import stun as referee
@@ -23,7 +25,7 @@ TRANSACTION = bytes(range(12))
 
 
 def check(**changes):
-    fields = {
+    fields: dict[str, Any] = {
         "transaction": TRANSACTION,
         "username": "them:us",
         "password": "p" * 32,
