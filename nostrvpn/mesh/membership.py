@@ -74,6 +74,7 @@ class Membership:
         self.joining: Joining | None = None
         self._parts: dict[int, tuple[Event, ...]] = {}  # of a welcome in several messages
         self._pace = AnswerPace()
+        self._unheard: set[str] = set()  # admitted in this run, and maybe without their welcome
         self.refusals: list[tuple[float, str, str]] = []  # (wall, applicant, reason), newest last
 
     # -- restoring --------------------------------------------------------------------------
@@ -190,7 +191,7 @@ class Membership:
             self.refusals = [*self.refusals[-19:], (moment.wall, sender, reason)]
             return [SendRefusal(sender, invite.id, reason)]
         if sender in self.roster.members:
-            return self._welcome(sender, moment.now)
+            return [*self._welcome(sender, moment.now)]
         name = clean_name(body.get("name"))
         self.roster = self.roster.sign(
             self._secret.reveal(),
@@ -202,6 +203,7 @@ class Membership:
         )
         used = replace(invite, used_by=sender)
         self.invites[invite.id] = used
+        self._unheard.add(sender)
         operation = self.roster.log[-1:]
         others = [peer for peer in self.peers if peer != sender]
         return [
@@ -211,6 +213,12 @@ class Membership:
             *self._welcome(sender, moment.now),
             *(SendRoster(peer, operation) for peer in others),
         ]
+
+    def welcome_again(self, peer: str, now: float) -> list[Welcome]:
+        """Return the welcome of a member who has not shown yet that it got one; else nothing."""
+        if peer not in self._unheard or self.roster is None or peer not in self.roster.members:
+            return []
+        return self._welcome(peer, now)
 
     def remove(self, peer: str, moment: Moment) -> list[MembershipEffect]:
         """Remove a member; UserError if this node may not."""
@@ -330,6 +338,7 @@ class Membership:
 
     def on_version_heard(self, sender: str, version: int) -> list[MembershipEffect]:
         """A member told which version it holds: send it what it lacks."""
+        self._unheard.discard(sender)
         if self.roster is None or version >= self.roster.version or version < 0:
             return []
         return [SendRoster(sender, self.roster.since(version)[:ROSTER_CHUNK])]
@@ -352,7 +361,7 @@ class Membership:
         )
         return [self._store_log()]
 
-    def _welcome(self, applicant: str, now: float) -> list[MembershipEffect]:
+    def _welcome(self, applicant: str, now: float) -> list[Welcome]:
         assert self.roster is not None
         log = self.roster.log
         starts = range(0, len(log), ROSTER_CHUNK)

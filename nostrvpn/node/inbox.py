@@ -45,10 +45,10 @@ def _receive(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: 
         case MessageType.JOIN:
             answer = node.membership.on_join_request(sender, body, moment)
             effects += node.take_membership(answer, moment)
-            _hear(node, sender, body, effects, moment)
+            _hear(node, delivery, effects, moment)
         case MessageType.WELCOME:
             effects += node.take_membership(node.membership.on_welcome(sender, body), moment)
-            _hear(node, sender, body, effects, moment)
+            _hear(node, delivery, effects, moment)
         case MessageType.REFUSED:
             effects += node.take_membership(node.membership.on_refused(sender, body), moment)
         case MessageType.ROSTER | MessageType.DESCRIBE:
@@ -59,19 +59,24 @@ def _receive(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: 
             elif sender not in roster.members:
                 raise PeerMisbehaved("not_a_member")
             else:
-                _hear(node, sender, body, effects, moment)
+                _hear(node, delivery, effects, moment)
                 _compare_rosters(node, sender, body, effects, moment)
         case _:
             assert_never(message.type)
 
 
-def _hear(
-    node: Node, sender: str, body: dict[str, object], effects: list[NodeEffect], moment: Moment
-) -> None:
+def _hear(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: Moment) -> None:
     """Take up what a peer says of itself: WireGuard key, relays, roster version, candidates."""
+    sender, body = delivery.sender, delivery.message.body
     peer = node.peers.get(sender)
     if peer is None:
         return  # refused, or removed meanwhile
+    if delivery.message.seq <= peer.heard_seq:
+        # Relays keep joins and welcomes for days and send them again after each restart: what they
+        # say of the peer was true once.
+        node.dropped["old_news"] += 1
+        return
+    peer.heard_seq = delivery.message.seq
     before = (peer.wireguard_key, peer.relays)
     key = parse_wireguard_key(body.get("wg"))
     taken = {p.wireguard_key for p in node.peers.values() if p is not peer}

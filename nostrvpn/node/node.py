@@ -356,7 +356,11 @@ class Node:
             case Remember():
                 value = cached_session_to_json(effect.cached)
                 self._sessions[effect.peer] = value
-                return [Persist("session", effect.peer, value)]
+                stored: list[NodeEffect] = [Persist("session", effect.peer, value)]
+                if effect.peer in self.peers:  # with it what makes older news known as such
+                    record = self.peers[effect.peer].to_json()
+                    stored.append(Persist("peer", effect.peer, record))
+                return stored
             case LinkChanged():
                 if effect.snapshot.path != "none":
                     self.tunnel.proven(effect.peer)

@@ -70,6 +70,10 @@ class Outbox:
     def flush(self, moment: Moment) -> list[NodeEffect]:
         """Send everything that gathered."""
         effects = self._flush_request(moment)
+        for peer in self._to_describe:
+            # Who may have lost its welcome cannot read a description; the welcome holds it too.
+            if not any(welcome.applicant == peer for welcome in self._welcomes):
+                self._welcomes += self._membership.welcome_again(peer, moment.now)
         for welcome in self._welcomes:
             self._to_describe.pop(welcome.applicant, None)
             body = self._about_us(welcome.applicant) | {

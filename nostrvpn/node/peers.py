@@ -23,13 +23,15 @@ class Peer:
 
     ``endpoint`` is what the path engine decided, ``held_until`` the moment (seconds, Moment.now)
     before which WireGuard is not told: the other side starts the handshake then, since two
-    handshakes begun at once cancel each other and cost WireGuard's 5 s retry.
+    handshakes begun at once cancel each other and cost WireGuard's 5 s retry. ``heard_seq`` is the
+    sequence number of the newest message in which the peer spoke of itself.
     """
 
     public_key: str
     wireguard_key: str | None = None
     alias: str = ""
     relays: tuple[str, ...] = ()
+    heard_seq: int = 0
     endpoint: Endpoint | None = None
     endpoint_generation: int = 0
     told: Description | None = None
@@ -56,19 +58,27 @@ class Peer:
 
     def to_json(self) -> dict[str, object]:
         """Return what survives a restart."""
-        return {"wg": self.wireguard_key, "alias": self.alias, "relays": list(self.relays)}
+        return {
+            "wg": self.wireguard_key,
+            "alias": self.alias,
+            "relays": list(self.relays),
+            "seq": self.heard_seq,
+        }
 
     @classmethod
     def from_json(cls, public_key: str, stored: object) -> Peer:
         """Rebuild a peer from :meth:`to_json`; PeerMisbehaved if the record is damaged."""
         if not isinstance(stored, dict):
             raise PeerMisbehaved("bad_record", "a damaged peer record")
-        key = stored.get("wg")
+        key, seq = stored.get("wg"), stored.get("seq", 0)
+        if type(seq) is not int:
+            raise PeerMisbehaved("bad_record", "a damaged peer record")
         return cls(
             public_key,
             parse_wireguard_key(key) if key is not None else None,
             str(stored.get("alias", "")),
             parse_relay_list(stored.get("relays", [])),
+            seq,
         )
 
 

@@ -298,8 +298,8 @@ class World:
                 continue
             own = host.node.settings.tunnel.public_key
             for peer in host.node.desired(self.now).device.peers:
-                other = public[peer.public_key]
-                if peer.endpoint is None or other.node is None:
+                other = public.get(peer.public_key)
+                if peer.endpoint is None or other is None or other.node is None:
                     continue
                 if own not in {p.public_key for p in other.node.desired(self.now).device.peers}:
                     continue

@@ -204,3 +204,23 @@ def test_answers_are_json_and_complete():
     assert peer["name"] == "bob"
     assert world.call(a, "peer_rename", peer="bob", name="server")["name"] == "server"
     assert world.call(a, "peers")["peers"][0]["name"] == "server"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_old_joins_that_a_relay_kept_do_not_spoil_a_restart(seed):
+    world, a, b = two(seed)
+    for _ in range(3):  # each joining leaves a request with a session of its time on the relay
+        meet(world, a, b)
+        world.run(5)
+        world.call(a, "peer_remove", peer=b.secret.npub)
+        assert world.run(10, lambda: world.status(b)["peers"] == [])
+    meet(world, a, b)
+    world.run(5)
+    world.stop(a)
+    world.start(a)
+    world.run(20)
+    assert world.is_connected(a, b)
+    status = world.status(a)
+    assert status["dropped_messages"]["old_news"] > 0
+    # Had the path engine taken up one of them, it would hold the peer's present session for stale.
+    assert "stale_description" not in status["dropped_datagrams"]

@@ -27,7 +27,7 @@ LINK = Link(
     [
         LINK,
         Link(ALICE.public_key, bytes(16), "00" * 32, 1, None, ()),
-        Link(ALICE.public_key, b"\xff" * 16, "ff" * 32, 5, None, ("wss://a?x=1&y=2#z",)),
+        Link(ALICE.public_key, b"\xff" * 16, "ff" * 32, 5, None, ("wss://a.example/?x=1&y=2",)),
     ],
 )
 def test_a_link_is_read_as_it_was_written(link):

@@ -1,0 +1,149 @@
+"""What an attacker can say: sealed messages of any sender, and frames of a relay that lies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nostrvpn.identity.keys import RootSecret, wireguard_public_key
+from nostrvpn.mesh.invites import parse_link
+from nostrvpn.node.node import Node
+from nostrvpn.nostr.event import Event, event_json
+from nostrvpn.nostr.nip59 import Rumor, gift_wrap, seal_rumor
+from nostrvpn.signaling.courier import LIVE_KIND, STORED_KIND, Courier
+from nostrvpn.signaling.mailboxes import Mailbox, invite_mailbox, pair_mailbox
+from nostrvpn.signaling.messages import RUMOR_KIND, MessageType
+from nostrvpn.signaling.relays import RelayText
+from tests.sim.nodes import WALL, Host, World
+
+RELAY = "wss://relay"
+WEEK = 7 * 86_400
+
+
+def node_of(host: Host) -> Node:
+    """The running node of a host."""
+    assert host.node is not None
+    return host.node
+
+
+def network_of(host: Host) -> str:
+    """The id of the network a host is in."""
+    roster = node_of(host).membership.roster
+    assert roster is not None
+    return roster.network_id
+
+
+class Attacker:
+    """Somebody with a key of its own, who knows a host's npub and whatever mailbox is needed."""
+
+    def __init__(self, world: World, seed: int = 77) -> None:
+        self.world = world
+        self.secret = RootSecret(bytes([seed]) * 32)
+        self.courier = Courier(self.secret.reveal(), self.secret.public_key)
+
+    @property
+    def wireguard_key(self) -> str:
+        """A WireGuard public key of the attacker's own."""
+        return wireguard_public_key(self.secret.wireguard_private_key())
+
+    def pair_mailbox(self, host: Host) -> Mailbox:
+        """The mailbox between the attacker and a host, of today."""
+        shared = self.courier.shared_key(host.secret.public_key)
+        return pair_mailbox(shared, host.secret.public_key, WALL + self.world.now)
+
+    def wrap(
+        self,
+        host: Host,
+        kind: MessageType,
+        body: dict[str, Any],
+        *,
+        network: str,
+        invite: bytes | None = None,
+        stored: bool = False,
+        seq: int | None = None,
+    ) -> Event:
+        """Seal a message for a host, into an invite's mailbox or the pair's."""
+        number = self.courier.next_seq(self.world.moment(host)) if seq is None else seq
+        envelope = {"v": 1, "type": kind.value, "net": network, "seq": number, "body": body}
+        return self.wrap_text(host, json.dumps(envelope), invite=invite, stored=stored)
+
+    def wrap_text(
+        self, host: Host, text: str, *, invite: bytes | None = None, stored: bool = False
+    ) -> Event:
+        """Seal any text, well-formed or not, as a message is sealed."""
+        mailbox = self.pair_mailbox(host) if invite is None else invite_mailbox(invite)
+        moment = self.world.moment(host)
+        now = int(moment.wall)
+        rumor = Rumor(self.secret.public_key, now, RUMOR_KIND, (), text)
+        shared = self.courier.shared_key(host.secret.public_key)
+        seal = seal_rumor(
+            rumor, self.secret.reveal(), shared, created_at=now, entropy=moment.entropy
+        )
+        return gift_wrap(
+            seal,
+            mailbox.public_key,
+            kind=STORED_KIND if stored else LIVE_KIND,
+            created_at=now,
+            expiration=now + WEEK if stored else None,
+            entropy=moment.entropy,
+        )
+
+    def send(self, host: Host, kind: MessageType, body: dict[str, Any], **settings: Any) -> None:
+        """Seal a message, and let the relay deliver it in this instant."""
+        deliver(self.world, host, self.wrap(host, kind, body, **settings))
+
+    def about(self, **changes: Any) -> dict[str, Any]:
+        """What a well-behaved node says of itself, with changes."""
+        return {"wg": self.wireguard_key, "relays": [], "ver": 1, "desc": None} | changes
+
+    def join(self, host: Host, link: str, **changes: Any) -> None:
+        """Send a join request by a link."""
+        parsed = parse_link(link)
+        body = self.about(name="mallory") | {
+            "invite": parsed.invite_id,
+            "secret": parsed.secret.hex(),
+        }
+        settings = {"network": parsed.network_id, "invite": parsed.secret}
+        self.send(host, MessageType.JOIN, body | changes, **settings)
+
+
+def subscription(world: World, host: Host) -> str:
+    """The id of the host's open subscription at the relay."""
+    return next(
+        sub
+        for name, sub in world.relays[RELAY].subscriptions
+        if name == host.name and sub.startswith("m")
+    )
+
+
+def deliver(world: World, host: Host, wrap: Event) -> None:
+    """The relay hands a wrap to the host."""
+    frame = ["EVENT", subscription(world, host), event_json(wrap)]
+    world.step(host, RelayText(RELAY, json.dumps(frame)))
+
+
+def invited(world: World, host: Host, npub: str | None = None) -> str:
+    """Let a host invite somebody; return the link."""
+    args = {"npub": npub, "once": npub is None, "expires_s": 86_400}
+    link = world.call(host, "invite", **args)["link"]
+    world.run(1)  # the new mailbox's subscription goes out
+    assert isinstance(link, str)
+    return link
+
+
+def world_of(*names: str, seed: int = 1) -> tuple[World, list[Host]]:
+    """A relay and running nodes."""
+    world = World(seed)
+    world.relay(RELAY)
+    hosts = [world.host(name) for name in names]
+    for host in hosts:
+        world.start(host)
+    world.run(5)
+    return world, hosts
+
+
+def meet(world: World, owner: Host, other: Host) -> None:
+    """Let one invite and admit the other, and find a path."""
+    link = invited(world, owner, other.secret.npub)
+    world.ask(other, "join", link=link)
+    assert world.run(60, lambda: world.is_connected(owner, other)), owner.logs[-5:]
