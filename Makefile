@@ -9,10 +9,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 # What each Debian package is for is in docs/dependencies.md.
 PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go
-KERNEL_PACKAGES := qemu-system-x86 busybox-static linux-image-amd64 kmod
+# The kernel's package has another name on Ubuntu.
+KERNEL_PACKAGES := qemu-system-x86 busybox-static kmod \
+	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)
 ONLY ?=
 
-.PHONY: help setup packages kernel-packages demo test check unit sim contract lab test-kernel bench fmt clean
+.PHONY: help setup packages demo test check unit sim contract lab test-kernel bench fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -21,9 +23,6 @@ setup: packages $(STAMP) ## system packages and the command at .venv/bin/nostrvp
 
 packages:
 	@packaging/install-packages $(PACKAGES)
-
-kernel-packages:
-	@packaging/install-packages $(KERNEL_PACKAGES)
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed" >&2; exit 1; }
@@ -55,7 +54,8 @@ contract: setup ## one suite against each real implementation
 lab: setup ## real daemons in network namespaces
 	$(BIN)/pytest -q tests/lab
 
-test-kernel: setup kernel-packages ## the kernel's own WireGuard, in a booted Debian kernel
+test-kernel: setup ## the kernel's own WireGuard: this machine's, or a booted kernel's
+	@! $(BIN)/python tests/kernel/boot.py --needed || packaging/install-packages $(KERNEL_PACKAGES) || true
 	$(BIN)/python tests/kernel/boot.py
 
 bench: setup ## measure; ONLY=connect for one part; JSON in build/bench/

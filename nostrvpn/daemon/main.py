@@ -32,8 +32,9 @@ from nostrvpn.wireguard.device import SecretKey
 __all__ = ["run"]
 
 SPACES = ("meta", "network", "invite", "join", "peer", "session")
-# Losing one of these loses a membership: the store refreshes its backup after they change.
-PRECIOUS_SPACES = frozenset({"network", "invite", "join", "peer"})
+# Losing one of these loses a membership, or the port and sequence numbers that peers know us by:
+# the store refreshes its backup after they change.
+PRECIOUS_SPACES = frozenset({"meta", "network", "invite", "join", "peer"})
 # Ports below are registered for services, above are the kernel's own ephemeral range (32768+ by
 # default) which other programs draw from.
 PORT_RANGE = (20_000, 32_000)

@@ -10,6 +10,7 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``wireguard_kernel``     WireGuard in the kernel, by pyroute2
 - ``wireguard_userspace``  WireGuard in a process (wireguard-go), by UAPI
 - ``wireguard_claim``      what both ask before they touch an interface
+- ``wireguard_redirects``  the host setting that the kernel's WireGuard changes, put back
 - ``tun_owner``            the processes behind a TUN interface
 - ``netlink``              links, addresses, routes: observe and apply
 - ``netlink_monitor``      notice of changes to them (on the event loop)

@@ -51,6 +51,7 @@ __all__ = [
     "observe_host",
     "refused",
     "set_link",
+    "set_link_group",
 ]
 
 # Spec: linux/if.h, linux/if_addr.h, linux/rtnetlink.h.
@@ -79,6 +80,7 @@ class Link:
     alias: str
     mtu: int
     up: bool
+    group: int = 0
 
     @property
     def is_ours(self) -> bool:
@@ -144,10 +146,10 @@ def marked_interfaces() -> tuple[Link, ...]:
     return tuple(link for link in links() if link.is_ours)
 
 
-def create_link(interface: str, kind: str, mtu: int) -> None:
-    """Create a link with our mark; SystemRefused if the kernel will not."""
+def create_link(interface: str, kind: str, mtu: int, *, group: int = 0) -> None:
+    """Create a link with our mark, in a link group; SystemRefused if the kernel will not."""
     with _rtnetlink(f"creating {kind} link {interface}") as route:
-        route.link("add", ifname=interface, kind=kind, mtu=mtu)
+        route.link("add", ifname=interface, kind=kind, mtu=mtu, group=group)
     try:
         # The kernel takes no alias while it creates a link. Whoever dies between these two calls
         # leaves a link without key and peers, which the next start adopts.
@@ -160,6 +162,12 @@ def create_link(interface: str, kind: str, mtu: int) -> None:
 def set_link(interface: str, *, mtu: int | None, alias: str | None) -> None:
     """Set a link's MTU and alias; None leaves one as it is."""
     apply_host([SetLink(interface, mtu=mtu, alias=alias)])
+
+
+def set_link_group(link: Link, group: int) -> None:
+    """Move a link to a link group; one that is gone already is fine."""
+    with _rtnetlink(f"setting the group of {link.name}") as route, _already(*_GONE):
+        route.link("set", index=link.index, group=group)
 
 
 def delete_link(interface: str) -> None:
@@ -346,6 +354,7 @@ def _parse_link(message: Any) -> Link:
         alias=message.get("ifalias") or "",
         mtu=message.get("mtu"),
         up=bool(message["flags"] & _IFF_UP),
+        group=message.get("group") or 0,
     )
 
 

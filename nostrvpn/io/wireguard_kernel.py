@@ -19,6 +19,7 @@ from nostrvpn.endpoint import Endpoint
 from nostrvpn.host.state import ALIAS_MARK
 from nostrvpn.io.netlink import create_link, delete_link, find_link, refused, set_link
 from nostrvpn.io.wireguard_claim import require_free_port, require_ours
+from nostrvpn.io.wireguard_redirects import group_for_new_link, restore_redirects
 from nostrvpn.wireguard.device import (
     KEY_BYTES,
     Device,
@@ -73,7 +74,7 @@ class KernelBackend:
                 set_link(interface, mtu=mtu, alias=None if link.is_ours else ALIAS_MARK)
                 return
             self.delete(interface)
-        create_link(interface, _KIND, mtu)
+        create_link(interface, _KIND, mtu, group=group_for_new_link())
 
     def observe(self, interface: str) -> ObservedDevice | None:
         """Return the device as it is, or None if there is no WireGuard device of this name."""
@@ -114,6 +115,7 @@ class KernelBackend:
             return
         require_ours(link, self.observe(interface))
         delete_link(interface)
+        restore_redirects(link)
 
 
 def _has_family(name: str) -> bool:

@@ -172,6 +172,24 @@ def test_many_peers_are_read_back_whole(node: Any) -> None:
     assert node.settle(desired) == []
 
 
+def test_redirects_are_as_before_when_the_last_device_is_gone(
+    netns: Any, make_node: Callable[..., Any], backend: Backend, interface: str
+) -> None:
+    """The kernel turns them off for the whole namespace when a WireGuard link comes up."""
+    setting = Path("/proc/sys/net/ipv4/conf/all/send_redirects")
+    nodes = [make_node(netns, backend, interface + suffix) for suffix in "ab"]
+    for before in ("1", "0"):
+        netns.call(setting.write_text, before)
+        for node in nodes:
+            node.create()
+            node.up()
+        nodes[0].delete()
+        if backend.name == "kernel":
+            assert netns.call(setting.read_text).strip() == "0"
+        nodes[1].delete()
+        assert netns.call(setting.read_text).strip() == before
+
+
 def test_adopts_its_own_running_device(node: Any) -> None:
     node.create()
     desired = Device(KEY, 51881, 0, (Peer(A, networks("10.0.0.2/32")),))

@@ -10,6 +10,7 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,14 +123,13 @@ def admit(owner: LabNode, guest: LabNode) -> None:
 
 def wait_direct(*nodes: LabNode, timeout: float = DIRECT_TIMEOUT) -> None:
     """Wait until every one of ``nodes`` has a direct path to every other."""
-    others = {node: {other.npub for other in nodes if other is not node} for node in nodes}
     for node in nodes:
-        node.wait_for(
-            lambda status, node=node: others[node]
-            <= {peer["npub"] for peer in status["peers"] if peer["path"] == "direct"},
-            "direct to all",
-            timeout=timeout,
-        )
+        others = {other.npub for other in nodes if other is not node}
+        node.wait_for(partial(_has_direct, others), "direct to all", timeout=timeout)
+
+
+def _has_direct(wanted: set[str], status: Status) -> bool:
+    return wanted <= {peer["npub"] for peer in status["peers"] if peer["path"] == "direct"}
 
 
 def join(owner: LabNode, *guests: LabNode) -> None:

@@ -17,8 +17,17 @@ from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import python_module
 from nostrvpn.paths.stun import Check, parse_stun, render_check
-from tests.lab.homes import Homes, Pinging, homes, join, machine, peer_of, ping, problems
-from tests.lab.homes import wait_direct
+from tests.lab.homes import (
+    Homes,
+    Pinging,
+    homes,
+    join,
+    machine,
+    peer_of,
+    ping,
+    problems,
+    wait_direct,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
 

@@ -121,7 +121,7 @@ def test_no_frame_names_anybody(lab: Homes) -> None:
 
     parts = urlsplit(link)
     invite = base64.urlsafe_b64decode(parts.path.lstrip("/") + "==")
-    needles = {spelling: "invite secret" for spelling in spellings(invite)}
+    needles = dict.fromkeys(spellings(invite), "invite secret")
     needles |= {parts.path.lstrip("/"): "invite secret", parse_qs(parts.query)["net"][0]: "network"}
     for node in (a, b):
         needles |= secrets_of(node)

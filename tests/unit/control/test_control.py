@@ -149,6 +149,53 @@ async def test_a_bug_is_logged_and_the_daemon_lives(
     assert await call(path, "status")
 
 
+async def test_lookers_do_not_keep_the_admin_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members of the group that hold all their calls open leave root's alone."""
+    release, arrived = asyncio.Event(), asyncio.Event()
+    callers = iter([False, False, True])
+    monkeypatch.setattr(server_module, "_MAX_CALLS", 1)
+    monkeypatch.setattr(server_module, "_is_admin", lambda _request: next(callers))
+
+    async def handle(_command: str, _arguments: dict[str, object], admin: bool) -> object:
+        if not admin:
+            arrived.set()
+            await release.wait()
+        return {"admin": admin}
+
+    path = str(tmp_path / "control.sock")
+    server = ControlServer(path, handle)
+    await server.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            held = group.create_task(call(path, "status"))
+            await asyncio.wait_for(arrived.wait(), 10)
+            with pytest.raises(CallRefused, match="too many calls"):
+                await call(path, "status")
+            assert await call(path, "status") == {"admin": True}
+            release.set()
+        assert held.result() == {"admin": False}
+    finally:
+        await server.stop()
+
+
+async def test_arguments_that_do_not_come_are_not_waited_for(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_BODY_TIMEOUT", 0.05)
+
+    def half() -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5)
+            connection.connect(path)
+            connection.sendall(b"POST /v1/status HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            return connection.recv(4096)
+
+    answer = await asyncio.to_thread(half)
+    assert b"400" in answer.splitlines()[0]
+
+
 async def test_too_many_calls_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release, both = asyncio.Event(), asyncio.Event()
     arrived: list[None] = []

@@ -1,0 +1,181 @@
+"""The main job on the kernel's own WireGuard: meet, carry data, survive a crash, leave nothing.
+
+Made for an emulated machine, where each start of Python takes seconds: the only programs are the
+daemons, the relay and the STUN server. The command line runs in this process, and statuses are
+asked for at the control sockets.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from nostrvpn.cli.entry import main
+from nostrvpn.control.client import ControlClient, DaemonNotRunning
+from nostrvpn.errors import UserError
+from nostrvpn.io.wireguard_kernel import KernelBackend
+from nostrvpn.lab.core import Engine, Internet
+from nostrvpn.lab.leftovers import leftovers
+from nostrvpn.lab.node import COMMAND_TIMEOUT, LabNode, Status
+from nostrvpn.lab.patience import patient
+from nostrvpn.lab.topologies import TwoNats
+from nostrvpn.lab.topology import Host
+from nostrvpn.lab.transfer import transfer
+from tests.lab.homes import FAILURE, machine
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(patient(60))]
+
+DELAY = 0.02
+"""Seconds, one way, between any two networks of the lab; netem holds the packets back."""
+
+ROUND_TRIP_MS = 2 * DELAY * 1000
+SIZE = 1_000_000
+DOWN_TIMEOUT = 10.0
+CONTROL_TIMEOUT = 10.0
+
+
+class NearNode(LabNode):
+    """A node that is talked to without starting a program each time."""
+
+    def attempt(
+        self, *arguments: str, timeout: float = COMMAND_TIMEOUT
+    ) -> subprocess.CompletedProcess[str]:
+        del timeout  # each command has its own
+        options = [word for word in self.command if word.startswith("--")]
+        out, err = io.StringIO(), io.StringIO()
+        with self.namespace.enter(), redirect_stdout(out), redirect_stderr(err):
+            code = main([*options, *arguments])
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    def _try_status(self) -> Status | None:
+        if not self.process.alive:
+            raise UserError(f"the daemon of {self.name} ended early", self.process.tail())
+        client = ControlClient(self.environment["NOSTRVPN_RUNTIME_DIR"] + "/control.sock")
+        try:
+            self._status = client.call("status", timeout=patient(CONTROL_TIMEOUT))
+        except DaemonNotRunning:
+            self._status = None
+        return self._status
+
+    def link(self) -> dict[str, Any]:
+        """Return the WireGuard link as the kernel shows it; empty if there is none."""
+        shown = self.namespace.run("ip", "-d", "-j", "link", "show", "type", "wireguard").stdout
+        links = [link for link in json.loads(shown or "[]") if link]
+        assert len(links) <= 1
+        return dict(links[0]) if links else {}
+
+    def received_bytes(self) -> int:
+        """Return what the device has received from its only peer."""
+        said = self.namespace.run("wg", "show", self.interface, "transfer").stdout
+        return int(said.split()[1])
+
+
+class KernelTwoNats(TwoNats):
+    """Two laptops behind two NATs, whose nodes may use nothing but the kernel's WireGuard."""
+
+    node_type = NearNode
+
+    def near_node(self, host: Host) -> NearNode:
+        """Put a node on ``host``, not yet started."""
+        node = self.node(host, self.server, wireguard={"backend": "kernel"})
+        assert isinstance(node, NearNode)
+        return node
+
+
+def wait_direct(node: LabNode, other: LabNode) -> dict[str, Any]:
+    return node.wait_for_peer(other.npub, path="direct", timeout=30)
+
+
+def ping(source: LabNode, address: str) -> float:
+    """Return the fastest of three echoes through the tunnel, in ms."""
+    argv = ("ping", "-n", "-c", "3", "-i", "0.2", "-w", "20", address)
+    said = source.namespace.run(*argv, timeout=30).stdout
+    return min(float(time) for time in re.findall(r"time=([0-9.]+) ms", said))
+
+
+def test_two_laptops_meet_on_kernel_wireguard(needs: Callable[[bool, str], None]) -> None:
+    needs(not KernelBackend().unavailable(), "the kernel module wireguard")
+    with KernelTwoNats(internet=Internet(delay=DELAY, engine=Engine.NETEM)) as lab:
+        told("the network stands")
+        a, b = (lab.near_node(host) for host in (lab.laptop_a, lab.laptop_b))
+        footprint = lab.footprint()
+        before = machine(b)
+        two_nodes_meet(lab, a, b)
+        a_crashed_daemon_adopts_its_device(a, b)
+        told("crash and restart")
+        b.cli("down", f"--timeout={patient(DOWN_TIMEOUT)}")
+        assert a.stop() == 0
+        assert (a.link(), b.link()) == ({}, {})
+        assert changes(before, machine(b)) == {}
+        for node in (a, b):
+            log = node.log.read_text().splitlines()
+            assert [line for line in log if FAILURE.search(line)] == []
+        told("both down")
+    assert leftovers(footprint) == []
+    told("nothing left")
+
+
+def two_nodes_meet(lab: KernelTwoNats, a: NearNode, b: NearNode) -> None:
+    """Bring both up, let b join a, and use their tunnel."""
+    for node in (a, b):
+        node.init()
+    told("two identities")
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(LabNode.start, (a, b)))
+        list(both.map(LabNode.wait_for_relay, (a, b)))
+    told("two daemons with a relay")
+    b.query("join", a.query("invite", b.npub)["link"])
+    for node, other, router in ((b, a, lab.nat_a), (a, b, lab.nat_b)):
+        endpoint = wait_direct(node, other)["endpoint"]
+        assert endpoint == f"{router.address}:{other.status()['listen_port']}"
+        assert node.status()["backend"] == "kernel"
+        assert node.link()["ifname"] == node.interface
+    told("direct")
+    for address in b.status()["addresses"]:
+        assert ping(a, address) >= ROUND_TRIP_MS
+        assert transfer(a.namespace, b.namespace, ip_address(address), size=SIZE).intact
+    told("ping and transfer")
+
+
+def a_crashed_daemon_adopts_its_device(a: NearNode, b: NearNode) -> None:
+    """Kill b's daemon: its tunnel stays, carries data, and is taken over by the next daemon."""
+    index, received = b.link()["ifindex"], b.received_bytes()
+    address = b.status()["addresses"][0]
+    b.kill()
+    assert ping(a, address) >= ROUND_TRIP_MS
+    b.start()
+    # A device made anew would have another index, and count from zero.
+    assert b.link()["ifindex"] == index
+    assert b.received_bytes() > received > SIZE
+    wait_direct(b, a)
+    assert ping(b, a.status()["addresses"][0]) >= ROUND_TRIP_MS
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return what differs between two looks at a machine: what there is no more, what is new."""
+    return {
+        key: (
+            [item for item in before[key] if item not in after[key]],
+            [item for item in after[key] if item not in before[key]],
+        )
+        for key in before
+        if before[key] != after[key]
+    }
+
+
+_started = time.monotonic()
+
+
+def told(step: str) -> None:
+    """Say how long the test has run; pytest shows it when the test fails."""
+    print(f"{time.monotonic() - _started:6.1f} s  {step}")  # noqa: T201
