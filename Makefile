@@ -59,7 +59,7 @@ test-kernel: setup ## the kernel's own WireGuard: this machine's, or a booted ke
 	$(BIN)/python tests/kernel/boot.py
 
 bench: setup ## measure; ONLY=connect for one part; JSON in build/bench/
-	$(BIN)/python tests/bench/run.py $(ONLY)
+	$(BIN)/python -m tests.bench.run $(ONLY)
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -45,6 +45,7 @@ def start_detached(options: Options) -> tuple[subprocess.Popen[bytes], int]:
     make_private_directory(options.state_dir)
     try:
         with Path(options.log_path).open("ab") as log:
+            size = log.seek(0, os.SEEK_END)  # before the start: the child shares this position
             process = subprocess.Popen(
                 daemon_command_line(options),
                 stdin=subprocess.DEVNULL,
@@ -53,7 +54,7 @@ def start_detached(options: Options) -> tuple[subprocess.Popen[bytes], int]:
                 cwd="/",
                 start_new_session=True,
             )
-            return process, log.tell()
+            return process, size
     except OSError as error:
         raise refusal("write the log", options.log_path, error) from error
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-__all__ = ["AnswerPace"]
+__all__ = ["REFUSE_WITHIN_S", "AnswerPace"]
 
 # A repeated request is welcomed again no sooner than this, for each message the welcome takes.
 WELCOME_GAP_S = 0.5
 # Refusals sent at once, and the time after which there may be one more.
 REFUSALS = 20
 REFUSAL_EVERY_S = 15.0
+# Relays keep requests for days and repeat them: one older than this is not refused (again). An
+# applicant that still waits asks anew within 300 s.
+REFUSE_WITHIN_S = 600.0
 # Applicants remembered; more than invites can be open (100), and forgetting one only answers it early.
 MAX_APPLICANTS = 256
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from nostrvpn.errors import PeerMisbehaved, UserError
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.machine import Moment
-from nostrvpn.mesh.answers import AnswerPace
+from nostrvpn.mesh.answers import REFUSE_WITHIN_S, AnswerPace
 from nostrvpn.mesh.effects import (
     Joining,
     JoinState,
@@ -45,9 +45,8 @@ __all__ = ["Membership", "clean_name"]
 
 MAX_INVITES = 100  # outstanding at a time: a listening node subscribes one mailbox for each
 KEEP_USED_S = 30 * 86400  # a used or expired invite is kept so long, to answer with the true reason
-ROSTER_CHUNK = (
-    24  # operations a message: 24 of 700 bytes stay far below NIP-44's 64 KiB when sealed
-)
+# Operations a message: 24 of 700 bytes stay below NIP-44's 64 KiB, sealed and wrapped.
+ROSTER_CHUNK = 24
 # Retry until answered: at first every few seconds, then rarely, for an inviter who is offline. Each
 # retry is live; a stored copy waits on the relays meanwhile.
 _RETRY_S = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
@@ -171,21 +170,25 @@ class Membership:
         return render_link(link), [*effects, MembersChanged()]
 
     def on_join_request(
-        self, sender: str, body: Mapping[str, object], moment: Moment
+        self, sender: str, body: Mapping[str, object], moment: Moment, created: float | None = None
     ) -> list[MembershipEffect]:
-        """Admit or refuse an applicant; PeerMisbehaved if the request is not even one of ours."""
+        """Admit or refuse an applicant; PeerMisbehaved if the request is not even one of ours.
+
+        ``created`` is the request's date (Unix seconds): relays keep requests for days and repeat
+        them after a restart, so what was refused long ago is not refused again.
+        """
         if self.roster is None or not self.is_owner:
             raise PeerMisbehaved("join_not_owner", "a join request to a node that owns no network")
         invite = self.invites.get(str(body.get("invite")))
         if invite is None or body.get("secret") != invite.secret.hex():
             # Not answered: whoever does not know the secret learns nothing, not even that we exist.
-            raise PeerMisbehaved(
-                "join_unknown_invite", "a join request for an invite we never gave"
-            )
+            raise PeerMisbehaved("join_unknown_invite", "a request for an invite we never gave")
         reason = invite.refusal(sender, moment.wall)
         if reason is None and invite.used_by == sender and sender not in self.roster.members:
             reason = "removed"
         if reason is not None:
+            if created is not None and moment.wall - created > REFUSE_WITHIN_S:
+                raise PeerMisbehaved("old_request", "a request that was refused long ago")
             if not self._pace.may_refuse(moment.now):
                 raise PeerMisbehaved("refusals_limited", "too many requests that were refused")
             self.refusals = [*self.refusals[-19:], (moment.wall, sender, reason)]

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["deliver"]
 
+# A member that names other relays, or lacks operations, again and again must not make us connect,
+# write and publish at its pace.
+RELAYS_EVERY_S = 60.0
+ROSTER_EVERY_S = 3.0
+
 
 def deliver(node: Node, moment: Moment) -> list[NodeEffect]:
     """Take every message that arrived in this step; a bad one is dropped and counted."""
@@ -43,7 +48,7 @@ def _receive(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: 
     body, roster = message.body, node.membership.roster
     match message.type:
         case MessageType.JOIN:
-            answer = node.membership.on_join_request(sender, body, moment)
+            answer = node.membership.on_join_request(sender, body, moment, delivery.created)
             effects += node.take_membership(answer, moment)
             _hear(node, delivery, effects, moment)
         case MessageType.WELCOME:
@@ -83,7 +88,9 @@ def _hear(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: Mom
     if key in taken or key == node.settings.tunnel.public_key:
         raise PeerMisbehaved("duplicate_key", "a peer claims another's WireGuard key")
     peer.wireguard_key = key
-    peer.relays = parse_relay_list(body.get("relays", []))
+    relays = parse_relay_list(body.get("relays", []))
+    if relays != peer.relays and _is_past(peer.relays_at, RELAYS_EVERY_S, moment):
+        peer.relays, peer.relays_at = relays, moment.now
     if before != (peer.wireguard_key, peer.relays):
         effects += [Persist("peer", sender, peer.to_json()), Reconcile()]
     active = {relay.url for relay in node.post.pool.snapshot()}
@@ -100,7 +107,13 @@ def _compare_rosters(
     node: Node, sender: str, body: dict[str, object], effects: list[NodeEffect], moment: Moment
 ) -> None:
     """Send a member what it lacks of the roster."""
-    version = body.get("ver")
-    if type(version) is int:
+    version, peer = body.get("ver"), node.peers.get(sender)
+    if type(version) is int and peer is not None:
         answer = node.membership.on_version_heard(sender, version)
-        effects += node.take_membership(answer, moment)
+        if answer and _is_past(peer.roster_at, ROSTER_EVERY_S, moment):
+            peer.roster_at = moment.now
+            effects += node.take_membership(answer, moment)
+
+
+def _is_past(last: float | None, gap_s: float, moment: Moment) -> bool:
+    return last is None or moment.now - last >= gap_s

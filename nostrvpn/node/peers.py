@@ -32,6 +32,8 @@ class Peer:
     alias: str = ""
     relays: tuple[str, ...] = ()
     heard_seq: int = 0
+    relays_at: float | None = None  # when it named other relays last (Moment.now)
+    roster_at: float | None = None  # when it was sent a part of the roster last
     endpoint: Endpoint | None = None
     endpoint_generation: int = 0
     told: Description | None = None
@@ -78,7 +80,7 @@ class Peer:
             parse_wireguard_key(key) if key is not None else None,
             str(stored.get("alias", "")),
             parse_relay_list(stored.get("relays", [])),
-            seq,
+            heard_seq=seq,
         )
 
 

@@ -10,10 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from connect import GIVE_UP_S, client
-
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.topologies import Mesh
+from tests.bench.connect import GIVE_UP_S, client
 
 WATCHED_S = 60.0
 SETTLE_S = 50.0  # the tunnels count as in use for 45 s after the last data

@@ -7,6 +7,7 @@ from typing import Any
 
 from nostrvpn.identity.keys import RootSecret, wireguard_public_key
 from nostrvpn.mesh.invites import parse_link
+from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.node import Node
 from nostrvpn.nostr.event import Event, event_json
 from nostrvpn.nostr.nip59 import Rumor, gift_wrap, seal_rumor
@@ -22,15 +23,21 @@ WEEK = 7 * 86_400
 
 def node_of(host: Host) -> Node:
     """The running node of a host."""
-    assert host.node is not None
-    return host.node
+    node: Node = host.node
+    assert node is not None
+    return node
+
+
+def roster_of(host: Host) -> Roster:
+    """The roster a host holds."""
+    roster = node_of(host).membership.roster
+    assert roster is not None
+    return roster
 
 
 def network_of(host: Host) -> str:
     """The id of the network a host is in."""
-    roster = node_of(host).membership.roster
-    assert roster is not None
-    return roster.network_id
+    return roster_of(host).network_id
 
 
 class Attacker:
@@ -103,7 +110,7 @@ class Attacker:
             "invite": parsed.invite_id,
             "secret": parsed.secret.hex(),
         }
-        settings = {"network": parsed.network_id, "invite": parsed.secret}
+        settings: dict[str, Any] = {"network": parsed.network_id, "invite": parsed.secret}
         self.send(host, MessageType.JOIN, body | changes, **settings)
 
 
@@ -124,8 +131,8 @@ def deliver(world: World, host: Host, wrap: Event) -> None:
 
 def invited(world: World, host: Host, npub: str | None = None) -> str:
     """Let a host invite somebody; return the link."""
-    args = {"npub": npub, "once": npub is None, "expires_s": 86_400}
-    link = world.call(host, "invite", **args)["link"]
+    once = npub is None
+    link = world.call(host, "invite", npub=npub, once=once, expires_s=86_400)["link"]
     world.run(1)  # the new mailbox's subscription goes out
     assert isinstance(link, str)
     return link

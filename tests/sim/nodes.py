@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from typing import Any
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.identity.keys import RootSecret
@@ -75,7 +76,7 @@ class Host:
     skew: float = 0.0
     wireguard_key: str = ""
     records: dict[str, dict[str, object]] = field(default_factory=dict)
-    node: Node | None = None
+    node: Any = None  # a Node while it runs
     run: int = 0
     answers: dict[int, NodeEffect] = field(default_factory=dict)
     handshakes: dict[str, float] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class World:
 
     # -- building ---------------------------------------------------------------------------
 
-    def relay(self, name: str = "wss://relay", **settings: float) -> Relay:
+    def relay(self, name: str = "wss://relay", **settings: Any) -> Relay:
         relay = self.relays[name] = Relay(name, **settings)
         return relay
 
@@ -162,7 +163,7 @@ class World:
         self._perform(host, host.node.step(event, self.moment(host)))
         self._arm(host)
 
-    def call(self, host: Host, command: str, **args: object) -> dict[str, object]:
+    def call(self, host: Host, command: str, **args: object) -> Any:
         """Run a command and the world until it is answered; AssertionError if it is refused."""
         answer = self.ask(host, command, **args)
         assert isinstance(answer, Reply), answer
@@ -175,7 +176,7 @@ class World:
         self.run(10, lambda: number in host.answers)
         return host.answers[number]
 
-    def status(self, host: Host) -> dict[str, object]:
+    def status(self, host: Host) -> Any:
         return self.call(host, "status")
 
     def is_connected(self, one: Host, other: Host) -> bool:
@@ -273,10 +274,11 @@ class World:
         roster = host.node.membership.roster
         for other in self.hosts.values():
             key = other.secret.public_key
-            if key in roster.members and str(roster.address(key).ipv6) == address:
-                if other.wireguard_key in host.handshakes and other.node is not None:
-                    host.poked[other.wireguard_key] += 100
-                    other.poked[host.wireguard_key] += 100
+            if key not in roster.members or str(roster.address(key).ipv6) != address:
+                continue
+            if other.wireguard_key in host.handshakes and other.node is not None:
+                host.poked[other.wireguard_key] += 100
+                other.poked[host.wireguard_key] += 100
 
     def _handshake_wall(self, host: Host, key: str) -> float | None:
         wall = host.handshakes.get(key)

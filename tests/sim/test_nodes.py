@@ -168,7 +168,7 @@ def test_a_refused_applicant_hears_why_and_so_does_the_inviter():
 
 def test_commands_with_nonsense_are_refused_in_words():
     world, a, _ = two()
-    for name, args in [
+    refused: list[tuple[str, dict[str, object]]] = [
         ("join", {"link": "nostrvpn://nonsense"}),
         ("invite", {"npub": "npub1xyz", "once": False}),
         ("invite", {"npub": None, "once": False}),
@@ -176,7 +176,8 @@ def test_commands_with_nonsense_are_refused_in_words():
         ("peer_rename", {"peer": "nobody", "name": "x"}),
         ("ping", {"peer": "nobody"}),
         ("dance", {}),
-    ]:
+    ]
+    for name, args in refused:
         answer = world.ask(a, name, **args)
         assert isinstance(answer, Refuse), (name, answer)
         assert answer.text

@@ -146,9 +146,9 @@ def test_error_codes_are_unique():
             if not isinstance(node, ast.ClassDef):
                 continue
             for item in node.body:
-                named = isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name)
-                if named and isinstance(item.value, ast.Constant) and item.targets[0].id == "code":
-                    codes[item.value.value] += 1
+                match item:
+                    case ast.Assign([ast.Name("code")], ast.Constant(str(code))):
+                        codes[code] += 1
     assert codes
     assert [code for code, count in codes.items() if count > 1] == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from nostrvpn.errors import SystemRefused
@@ -26,3 +28,24 @@ async def test_a_port_in_use_is_a_clear_error() -> None:
         await EmbeddedRelay("127.0.0.1", port).start()
     assert caught.value.hint
     await first.stop()
+
+
+async def test_starting_leaves_no_descriptors_behind() -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async def once() -> None:
+        relay = EmbeddedRelay()
+        await relay.start()
+        await relay.stop()
+
+    await once()  # the library's threads start with the first one
+    pipe = os.pipe()  # descriptors that are no sockets
+    before = count()
+    for _ in range(3):
+        await once()
+    after = count()
+    for descriptor in pipe:
+        os.close(descriptor)
+    # Sockets of relays that were just stopped may still be on their way out.
+    assert after <= before + 6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nostrvpn.errors import PeerMisbehaved, UserError
@@ -27,7 +29,7 @@ def at(seconds: float) -> Moment:
     return Moment(seconds, 1_800_000_000 + seconds, Entropy(str(seconds).encode()))
 
 
-def node(number: int) -> Membership:
+def node(number: int) -> Any:
     return Membership(RootSecret(bytes([number]) * 32), f"node{number}")
 
 
@@ -48,7 +50,7 @@ def welcome_bodies(effects):
     ]
 
 
-def join(owner: Membership, applicant: Membership, number: int, now: float = 1.0) -> list[object]:
+def join(owner: Any, applicant: Any, number: int, now: float = 1.0) -> Any:
     link, _ = owner.invite(public(number), DAY, (), at(now))
     applicant.join(link, at(now))
     effects = owner.on_join_request(public(number), request(link), at(now))
@@ -100,6 +102,16 @@ def test_a_wrong_applicant_is_told_why_and_the_inviter_sees_it(applicant, when, 
     assert [effect.reason for effect in effects if isinstance(effect, SendRefusal)] == [reason]
     assert public(applicant) not in alice.roster.members
     assert alice.refusals[-1][1:] == (public(applicant), reason)
+
+
+def test_an_old_request_is_not_refused_again_but_still_admitted():
+    alice = node(1)
+    link, _ = alice.invite(public(2), DAY, (), at(1))
+    with pytest.raises(PeerMisbehaved, match="long ago"):
+        alice.on_join_request(public(3), request(link), at(2000), at(1).wall)
+    assert not alice.refusals
+    alice.on_join_request(public(2), request(link), at(2000), at(1).wall)
+    assert public(2) in alice.roster.members
 
 
 def test_a_one_time_link_admits_one():
@@ -220,9 +232,9 @@ def test_a_refusal_ends_the_asking_but_only_the_inviters():
         bob.on_refused(public(3), {"reason": "used"} | invite)
     with pytest.raises(PeerMisbehaved):  # kept by a relay since he asked by another link
         bob.on_refused(public(1), {"reason": "used", "invite": "0" * 16})
-    assert bob.joining.state is JoinState.ASKING
+    assert bob.joining.state.value == "asking"
     bob.on_refused(public(1), {"reason": "used\x00\x1b[31m"} | invite)
-    assert bob.joining.state is JoinState.REFUSED
+    assert bob.joining.state.value == "refused"
     assert bob.joining.reason == "used[31m"
 
 
