@@ -51,6 +51,7 @@ INBOX = 4_096
 RECONCILE_EVERY_S = 30.0
 CALL_TIMEOUT_S = 130.0
 # Idle counters are read every few seconds; whoever asks gets those of now.
+_NOT_DROPPED = frozenset({"received", "sent"})
 _SHOWS_COUNTERS = frozenset({"status", "peers"})
 
 _log = logging.getLogger("nostrvpn.node")
@@ -106,6 +107,9 @@ class Loop:
         self._calls[number] = future
         try:
             if name in _SHOWS_COUNTERS:
+                counters = self.tap.counters.items()
+                dropped = {name: count for name, count in counters if name not in _NOT_DROPPED}
+                self._node.tap_counters = dropped
                 await self._observe()
             await self._inbox.put(Command(number, name, args))
             async with asyncio.timeout(CALL_TIMEOUT_S):

@@ -123,6 +123,7 @@ class Node:
         self.storage_error: str | None = None
         self.backup_error: str | None = None
         self.tap_error: str | None = None
+        self.tap_counters: dict[str, int] = {}  # what the tap dropped, by reason
         self.reconcile_error: str | None = None
         self.addresses: tuple[LocalAddress, ...] = ()
         self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()

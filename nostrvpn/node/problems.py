@@ -68,6 +68,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "the state cannot be saved, so no message leaves: {reason}",
         "free space on the disk that holds the state directory; it goes on by itself",
     ),
+    "queue_full": (
+        "warning",
+        "{datagrams} datagrams and {messages} messages were dropped because a queue was full",
+        "the host is overloaded or flooded; `nostrvpn status --json` has the counters",
+    ),
     "no_backup": (
         "warning",
         "the backup of the state could not be written: {reason}",

@@ -51,7 +51,7 @@ def status_document(node: Node, moment: Moment) -> dict[str, object]:
         "peers": peers_document(node, moment),
         "joining": _joining(node),
         "dropped_messages": drops,
-        "dropped_datagrams": dict(node.paths.counters),
+        "dropped_datagrams": dict(node.paths.counters) | node.tap_counters,
         "problems": [item.to_json() for item in _problems(node, moment)],
     }
 
@@ -148,6 +148,10 @@ def _problems(node: Node, moment: Moment) -> list[Problem]:
         found.append(problem("tunnel_refused", reason=node.reconcile_error))
     if node.storage_error:
         found.append(problem("not_saved", reason=node.storage_error))
+    datagrams = node.paths.counters["inbox_full"] + node.tap_counters.get("overflowed", 0)
+    messages = sum(r.counters.get("queue_overflow", 0) for r in node.post.pool.snapshot())
+    if datagrams or messages:
+        found.append(problem("queue_full", datagrams=datagrams, messages=messages))
     if node.backup_error:
         found.append(problem("no_backup", reason=node.backup_error))
     if node.tap_error:

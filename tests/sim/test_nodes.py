@@ -225,3 +225,11 @@ def test_old_joins_that_a_relay_kept_do_not_spoil_a_restart(seed):
     assert status["dropped_messages"]["old_news"] > 0
     # Had the path engine taken up one of them, it would hold the peer's present session for stale.
     assert "stale_description" not in status["dropped_datagrams"]
+
+
+def test_a_full_queue_is_a_visible_problem():
+    world, a, _ = two()
+    a.node.tap_counters = {"overflowed": 7}
+    [said] = [p for p in world.status(a)["problems"] if p["code"] == "queue_full"]
+    assert said["text"].startswith("7 datagrams")
+    assert world.status(a)["dropped_datagrams"]["overflowed"] == 7
