@@ -83,7 +83,8 @@ def _has_open(process: Path, interface: str) -> bool:
     """Whether a process has a descriptor of /dev/net/tun that is attached to the interface."""
     for descriptor in (process / "fd").iterdir():
         with suppress(OSError):
-            if os.readlink(descriptor) != "/dev/net/tun":
+            # Seen from a container or a chroot, a path may stand before it.
+            if not os.readlink(descriptor).endswith("/dev/net/tun"):
                 continue
             info = (process / "fdinfo" / descriptor.name).read_text()
             if f"iff:\t{interface}\n" in info:
