@@ -24,7 +24,12 @@ from tests.lab.homes import (
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(90))]
 
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+# Another user, who may only pass through directories: the program may lie in root's home.
+_PASS = "-all,+dac_read_search"
+NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *(f"--inh-caps={_PASS}", f"--ambient-caps={_PASS}"),
+)
 
 
 @pytest.fixture(scope="module")
