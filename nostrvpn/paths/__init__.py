@@ -9,6 +9,7 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``agent``        Paths: events in, effects out; tells datagrams apart, limits, one Link per peer
 - ``events``       the closed unions of events and effects
 - ``link``         one peer: its state, its rounds, its selected pair
+- ``stun_codec``   aioice's codec without the rest of aioice
 - ``states``       the states of a link, as data
 - ``checks``       the check list: pairs, tries, pacing, transactions (RFC 8445 section 6.1)
 - ``announcer``    our session towards one peer: what to describe, and when to say it again

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv6Address, ip_address
 
-from aioice import stun
-
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.paths.stun_codec import stun
 
 __all__ = [
     "Check",
