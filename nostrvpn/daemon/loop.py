@@ -177,17 +177,34 @@ class Loop:
     # -- effects ----------------------------------------------------------------------------
 
     def _perform(self, effects: list[NodeEffect]) -> None:
+        changes = any(isinstance(effect, Persist) for effect in effects)
+        if self._unsaved and effects:
+            self._save([])
         records: list[Record] = []
         for effect in effects:
             if isinstance(effect, Persist):
                 records.append(Record(effect.space, effect.key, effect.value))
                 continue
-            if records or self._unsaved:
+            if records:
                 self._save(records)
                 records = []
+            if self._unsaved and self._depends_on_saving(effect, changes):
+                continue
             self._perform_one(effect)
         if records:
             self._save(records)
+
+    def _depends_on_saving(self, effect: NodeEffect, changes: bool) -> bool:
+        """Whether an effect may not leave while records wait for the disk; the caller is told so.
+
+        Messages to relays may tell of what is not stored: the machines send them again. A command
+        that only looks is answered.
+        """
+        if isinstance(effect, Reply) and changes:
+            text = f"the state could not be saved: {self._node.storage_error}"
+            self._answer(effect.call, SystemRefused(text, "free some disk space, and try again"))
+            return True
+        return isinstance(effect, SendText)
 
     def _save(self, records: list[Record]) -> None:
         """Write durably; what cannot be written is kept and tried again before the next effect."""
@@ -203,14 +220,11 @@ class Loop:
             self._node.backup_error = self._store.backup_problem
 
     def _perform_one(self, effect: NodeEffect) -> None:
-        # Nothing leaves that depends on what is not saved; the machines send it again.
-        blocked = bool(self._unsaved)
         match effect:
             case SendDatagram():
                 self.tap.send(effect.data, effect.destination, effect.ttl, effect.source_ip)
             case SendText():
-                if not blocked:
-                    self.sockets.send(effect.url, effect.text)
+                self.sockets.send(effect.url, effect.text)
             case OpenRelay():
                 self.sockets.open(effect.url)
             case CloseRelay():
@@ -220,11 +234,7 @@ class Loop:
             case ObserveTunnel():
                 self.supervisor.start("observe", self._observe())
             case Reply():
-                if blocked:
-                    text = f"the state could not be saved: {self._node.storage_error}"
-                    self._answer(effect.call, SystemRefused(text, "free some disk space"))
-                else:
-                    self._answer(effect.call, effect.value)
+                self._answer(effect.call, effect.value)
             case Refuse():
                 self._answer(effect.call, _Refusal(effect))
             case SendEcho():
