@@ -121,6 +121,7 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
 def _open_tap(loop: Loop, node: Node) -> None:
     try:
         loop.tap.open()
+        node.tap_error = loop.tap.self_test_result
     except NostrvpnError as exc:
         # The node still serves tunnels whose endpoints it knows; status says what is missing.
         _log.error("%s", exc)

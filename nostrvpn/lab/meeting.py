@@ -21,8 +21,6 @@ PINGS = 5
 PING_INTERVAL = 0.2
 """Seconds; the least that ping allows to everybody."""
 
-HANDSHAKE_TIMEOUT = 10.0
-
 Json = dict[str, Any]
 
 

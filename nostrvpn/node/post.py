@@ -61,9 +61,7 @@ class Post:
         self._foremost = max(1, active - 1)
         self._extra: tuple[str, ...] = ()
         self.pool = RelayPool(relays, active=active)
-        self.failed_publishes = 0
         self.deliveries: list[Delivery] = []
-        self.relay_changes = 0
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -168,12 +166,11 @@ class Post:
                 if delivery is not None:
                     self.deliveries.append(delivery)
             case Published(token=token, accepted=0, refused=refused):
-                self.failed_publishes += 1
                 reasons = "; ".join(f"{url}: {reason}" for url, reason in refused) or "no relay"
                 effects.append(Log("warning", f"no relay took {token}: {reasons}"))
             case Published():
                 pass
             case RelayStateChanged():
-                self.relay_changes += 1
+                pass  # the status reads the pool's snapshot
             case _:
                 effects.append(effect)

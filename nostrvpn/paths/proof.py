@@ -43,10 +43,6 @@ class TunnelProof:
         """Say whether the tunnel carried more than keepalives within the last 45 s."""
         return self._used_at is not None and now - self._used_at < IDLE_AFTER
 
-    def active_until(self) -> float | None:
-        """Return when the tunnel falls idle if nothing more is observed."""
-        return None if self._used_at is None else self._used_at + IDLE_AFTER
-
     def observe(self, now: float, handshake_age: float | None, rx: int, tx: int) -> None:
         """Take one reading of the counters."""
         if self._rx is None or rx < self._rx or tx < self._tx:

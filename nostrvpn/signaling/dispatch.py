@@ -92,10 +92,6 @@ class Dispatch:
                 out.append(Answered(delivery, False, answer.reason))
         return out
 
-    def took_off(self, event_id: str) -> bool:
-        """Whether an event under way is one of ours."""
-        return event_id in self._flying
-
     def resend_stored(
         self, fitness: Fitness, connection: RelayConnection, moment: Moment
     ) -> list[ConnectionOutput | Answered]:
