@@ -32,7 +32,7 @@ POKE_EVERY_S = 1.0
 class Tunnel:
     """The tunnel's progress for all peers of one node."""
 
-    def __init__(self, peers: dict[str, Peer], poke: Callable[[str], Poke]) -> None:
+    def __init__(self, peers: dict[str, Peer], poke: Callable[[str], list[Poke]]) -> None:
         self._peers = peers
         self._poke = poke
         self._observe_at: float | None = None
@@ -77,7 +77,7 @@ class Tunnel:
             waiting = peer.watch_since is not None and peer.held_until is None
             if waiting and peer.poke_at is not None and moment.now >= peer.poke_at:
                 peer.poke_at = moment.now + POKE_EVERY_S
-                effects.append(self._poke(peer.public_key))
+                effects += self._poke(peer.public_key)
         if self._observe_at is not None and moment.now >= self._observe_at:
             self._observe_at = None  # until the answer comes
             effects.append(ObserveTunnel())

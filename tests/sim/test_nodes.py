@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nostrvpn.machine import Tick
 from nostrvpn.node.events import Refuse, Reply
+from nostrvpn.paths.events import UseEndpoint
 from tests.sim.nodes import Host, World
 
 
@@ -225,6 +227,21 @@ def test_old_joins_that_a_relay_kept_do_not_spoil_a_restart(seed):
     assert status["dropped_messages"]["old_news"] > 0
     # Had the path engine taken up one of them, it would hold the peer's present session for stale.
     assert "stale_description" not in status["dropped_datagrams"]
+
+
+def test_a_path_proven_before_the_whole_welcome_came_waits():
+    world, a, b = two()
+    link = world.call(a, "invite", npub=b.secret.npub, once=False, expires_s=86_400)["link"]
+    world.stop(a)
+    assert world.call(b, "join", link=link)["state"] == "waiting"
+    chosen = UseEndpoint(a.secret.public_key, a.address, 1)
+    b.node.tunnel.use_endpoint(chosen, b.secret.public_key, world.moment(b))
+    world.step(b, Tick())
+    world.run(60)
+    assert b.sent["Poke"] == 0
+    assert not b.node.desired(world.now).device.peers
+    world.start(a)
+    assert world.run(400, lambda: world.is_connected(a, b))
 
 
 def test_a_full_queue_is_a_visible_problem():
