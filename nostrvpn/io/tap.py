@@ -25,7 +25,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
-from nostrvpn.paths.stun import looks_like_stun, render_query
+from nostrvpn.stun.binding import looks_like_stun, render_query
 
 __all__ = ["Deliver", "Tap"]
 

@@ -3,13 +3,12 @@
 Decides: which addresses to offer a peer, which of the peer's addresses to try and when, which path a
 tunnel uses, and whether a path still lives. It gives datagrams to send, descriptions for signaling to
 carry and endpoints for WireGuard, as effects. It knows nothing of Nostr, of the mesh or of WireGuard,
-and imports only ``errors``, ``machine``, ``endpoint`` and the STUN codec of aioice. Open ``link.py``
+and imports only ``errors``, ``machine``, ``endpoint`` and ``stun``. Open ``link.py``
 first (one peer's machine, its states as data), then ``agent.py`` (all of them, and the seam outwards).
 
 - ``agent``        Paths: events in, effects out; tells datagrams apart, limits, one Link per peer
 - ``events``       the closed unions of events and effects
 - ``link``         one peer: its state, its rounds, its selected pair
-- ``stun_codec``   aioice's codec without the rest of aioice
 - ``states``       the states of a link, as data
 - ``checks``       the check list: pairs, tries, pacing, transactions (RFC 8445 section 6.1)
 - ``announcer``    our session towards one peer: what to describe, and when to say it again
@@ -20,7 +19,6 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``reflexive``    STUN servers: our address from outside, and the NAT's kind of mapping
 - ``candidates``   addresses to offer and to try, and those nobody may make us probe
 - ``description``  what peers tell each other, as JSON
-- ``stun``         the codec
 - ``budgets``      answers per source, probes per target
 - ``snapshot``     what status and ``why`` show
 - ``record``       timings of the stages, and what to persist

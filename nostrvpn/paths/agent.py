@@ -37,7 +37,7 @@ from nostrvpn.paths.link import Link
 from nostrvpn.paths.reflexive import ReflexiveProbe
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot, NatReport
-from nostrvpn.paths.stun import StunKind, StunMessage, parse_stun
+from nostrvpn.stun.binding import StunKind, StunMessage, parse_stun
 
 __all__ = [
     "AddPeer",

@@ -32,7 +32,7 @@ from nostrvpn.paths.candidates import (
 from nostrvpn.paths.events import SendDatagram
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import PairResult
-from nostrvpn.paths.stun import TRANSACTION, Check, StunMessage, render_check
+from nostrvpn.stun.binding import TRANSACTION, Check, StunMessage, render_check
 
 __all__ = ["CheckList", "Credentials", "Pair", "PairState"]
 

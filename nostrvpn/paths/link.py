@@ -31,7 +31,7 @@ from nostrvpn.paths.selection import Due, Selection
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot
 from nostrvpn.paths.states import LIVE, TRANSITIONS, LinkState
-from nostrvpn.paths.stun import StunMessage, render_response
+from nostrvpn.stun.binding import StunMessage, render_response
 
 __all__ = ["TRANSITIONS", "Link", "LinkState"]
 

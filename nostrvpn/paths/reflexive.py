@@ -15,7 +15,7 @@ from nostrvpn.paths.candidates import refusal
 from nostrvpn.paths.events import SendDatagram
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import Mapping, NatReport, ServerReport
-from nostrvpn.paths.stun import TRANSACTION, StunKind, StunMessage, render_query
+from nostrvpn.stun.binding import TRANSACTION, StunKind, StunMessage, render_query
 
 __all__ = ["REFRESH", "ReflexiveProbe", "next_on_grid"]
 

@@ -8,7 +8,7 @@ from enum import Enum
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.paths.description import Description
-from nostrvpn.paths.stun import StunMessage
+from nostrvpn.stun.binding import StunMessage
 
 __all__ = ["News", "RemoteSide"]
 

@@ -33,7 +33,7 @@ from nostrvpn.paths.agent import (
 )
 from nostrvpn.paths.candidates import Candidate, CandidateKind
 from nostrvpn.paths.description import Description, description_to_json, parse_description
-from nostrvpn.paths.stun import looks_like_stun
+from nostrvpn.stun.binding import looks_like_stun
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
 

@@ -14,7 +14,7 @@ import pytest
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.io.tap import Tap
-from nostrvpn.paths.stun import parse_stun, render_query
+from nostrvpn.stun.binding import parse_stun, render_query
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets need root")
 pytestmark = needs_root

@@ -18,7 +18,7 @@ import pytest
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.io.tap import Tap
-from nostrvpn.paths.stun import render_query
+from nostrvpn.stun.binding import render_query
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("wireguard-go", "wg", "ip"))),

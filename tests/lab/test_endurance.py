@@ -16,7 +16,7 @@ from nostrvpn.lab.capture import Capture
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import python_module
-from nostrvpn.paths.stun import Check, parse_stun, render_check
+from nostrvpn.stun.binding import Check, parse_stun, render_check
 from tests.lab.homes import (
     Homes,
     Pinging,

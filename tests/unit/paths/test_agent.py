@@ -28,7 +28,7 @@ from nostrvpn.paths.agent import (
 )
 from nostrvpn.paths.candidates import Candidate, CandidateKind
 from nostrvpn.paths.description import Description
-from nostrvpn.paths.stun import Check, StunKind, parse_stun, render_check, render_response
+from nostrvpn.stun.binding import Check, StunKind, parse_stun, render_check, render_response
 
 PEER = "ab" * 32
 HOME = IPv4Address("192.168.7.2")

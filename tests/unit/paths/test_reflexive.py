@@ -9,7 +9,7 @@ from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Entropy, Moment
 from nostrvpn.paths.reflexive import ReflexiveProbe
 from nostrvpn.paths.settings import PathSettings
-from nostrvpn.paths.stun import parse_stun
+from nostrvpn.stun.binding import parse_stun
 
 SERVERS = tuple(Endpoint(IPv4Address(f"11.0.200.{n}"), 3478) for n in range(1, 6))
 OURS = Endpoint(IPv4Address("11.0.1.2"), 4000)

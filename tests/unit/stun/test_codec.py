@@ -7,7 +7,7 @@ import sys
 
 CODE = """
 import sys
-from nostrvpn.paths.stun_codec import stun
+from nostrvpn.stun.codec import stun
 assert stun.Message and "aioice" not in sys.modules and "dns" not in sys.modules
 import aioice, aioice.turn
 assert aioice.Connection and aioice.stun.Message and aioice.turn

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
-from nostrvpn.paths.stun import (
+from nostrvpn.stun.binding import (
     Check,
     StunKind,
     looks_like_stun,

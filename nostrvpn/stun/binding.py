@@ -12,12 +12,13 @@ from ipaddress import IPv6Address, ip_address
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
-from nostrvpn.paths.stun_codec import stun
+from nostrvpn.stun.codec import stun
 
 __all__ = [
     "Check",
     "StunKind",
     "StunMessage",
+    "StunMethod",
     "looks_like_stun",
     "parse_stun",
     "render_check",
@@ -33,6 +34,13 @@ MAX_STUN = 548
 TRANSACTION = 12
 
 
+class StunMethod(Enum):
+    """What a message is about (RFC 8489 section 5, RFC 8656 section 5)."""
+
+    BINDING = "binding"
+    ALLOCATE = "allocate"
+
+
 class StunKind(Enum):
     """The class of a message (RFC 8489 section 5)."""
 
@@ -42,6 +50,7 @@ class StunKind(Enum):
     ERROR = "error"
 
 
+_METHODS = {stun.Method.BINDING: StunMethod.BINDING, stun.Method.ALLOCATE: StunMethod.ALLOCATE}
 _KINDS = {
     stun.Class.REQUEST: StunKind.REQUEST,
     stun.Class.INDICATION: StunKind.INDICATION,
@@ -52,8 +61,12 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class StunMessage:
-    """A parsed Binding message. ``sender_controls`` is None where the sender names no role."""
+    """A parsed message. ``sender_controls`` is None where the sender names no role.
 
+    ``nonce``, ``relayed`` and ``lifetime`` (seconds) are None where the message has none.
+    """
+
+    method: StunMethod
     kind: StunKind
     transaction: bytes
     username: str
@@ -62,6 +75,9 @@ class StunMessage:
     use_candidate: bool
     mapped: Endpoint | None
     error_code: int | None
+    nonce: bytes | None
+    relayed: Endpoint | None
+    lifetime: int | None
     has_fingerprint: bool
     size: int
     _message: stun.Message = field(repr=False)
@@ -90,19 +106,22 @@ def looks_like_stun(data: bytes) -> bool:
 
 
 def parse_stun(data: bytes) -> StunMessage:
-    """Parse one Binding message; PeerMisbehaved("malformed_stun") for anything else."""
+    """Parse one message; PeerMisbehaved("malformed_stun") for what is none of its methods."""
     if not looks_like_stun(data):
         raise PeerMisbehaved("malformed_stun", "not a STUN message")
     try:
         message = stun.parse_message(data)
-        mapped = _mapped(message)
+        mapped = _endpoint(message, "XOR-MAPPED-ADDRESS", "MAPPED-ADDRESS")
+        relayed = _endpoint(message, "XOR-RELAYED-ADDRESS")
     except (ValueError, struct.error, IndexError, KeyError, TypeError, OverflowError) as exc:
         raise PeerMisbehaved("malformed_stun", str(exc)) from exc
-    if message.message_method is not stun.Method.BINDING:
-        raise PeerMisbehaved("malformed_stun", "not a Binding message")
+    method = _METHODS.get(message.message_method)
+    if method is None:
+        raise PeerMisbehaved("malformed_stun", "of a method that nobody here speaks")
     attributes = message.attributes
     controls = "ICE-CONTROLLING" in attributes
     return StunMessage(
+        method=method,
         kind=_KINDS[message.message_class],
         transaction=bytes(message.transaction_id),
         username=attributes.get("USERNAME", ""),
@@ -111,15 +130,18 @@ def parse_stun(data: bytes) -> StunMessage:
         use_candidate="USE-CANDIDATE" in attributes,
         mapped=mapped,
         error_code=message.error_code,
+        nonce=attributes.get("NONCE"),
+        relayed=relayed,
+        lifetime=attributes.get("LIFETIME"),
         has_fingerprint="FINGERPRINT" in attributes,
         size=len(data),
         _message=message,
     )
 
 
-def _mapped(message: stun.Message) -> Endpoint | None:
-    """Return XOR-MAPPED-ADDRESS, or MAPPED-ADDRESS of servers of old (RFC 8489, 14.1)."""
-    value = message.attributes.get("XOR-MAPPED-ADDRESS") or message.attributes.get("MAPPED-ADDRESS")
+def _endpoint(message: stun.Message, *names: str) -> Endpoint | None:
+    """Return the first of these address attributes; servers of old send MAPPED-ADDRESS (14.1)."""
+    value = next((found for name in names if (found := message.attributes.get(name))), None)
     if value is None or not value[1]:
         return None
     ip = ip_address(value[0])
