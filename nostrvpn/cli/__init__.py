@@ -3,9 +3,10 @@
 Decides how commands, options and output look, and nothing else. Open ``entry.py`` first: the group,
 the table of commands and what becomes of errors. One file per family of commands: ``setup`` (init,
 id), ``running`` (up, down, daemon), ``status``, ``network`` (invite, join, peers, peer), ``probes``
-(ping, netcheck), ``tools`` (export, relay, cleanup, lab, completion, version). ``output.py`` shows
-values as tables or JSON; ``spawn.py`` starts and watches a detached daemon. Commands are imported
-when they are called, and heavy libraries inside them, so that ``status`` starts fast.
+(ping), ``why``, ``netcheck``, ``tools`` (export, relay, cleanup, lab, completion, version).
+``output.py`` shows values as tables or JSON; ``spawn.py`` starts and watches a detached daemon;
+``relay_options.py`` has the options about relaying for others. Commands are imported when they are
+called, and heavy libraries inside them, so that ``status`` starts fast.
 May import every package below; nothing imports it.
 """
 

@@ -1,29 +1,40 @@
-"""``ping`` and ``netcheck``: try the network."""
+"""``ping``: echoes through the tunnel, and by which path each came back."""
 
 from __future__ import annotations
 
+import math
 import time
 from statistics import fmean
 from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, dash, json_option, show_json
+from nostrvpn.cli.output import json_option, show_json
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import SystemRefused, UsageError
 
-__all__ = ["netcheck_command", "ping_command"]
+__all__ = ["ping_command"]
 
 # What a call may take beyond the wait for the echo itself, seconds.
 _CALL_MARGIN = 10.0
+_COUNT = 4
 
 
 @click.command("ping")
 @click.argument("peer", type=PEER)
-@click.option("--count", "-c", default=4, show_default=True, help="How many echoes.")
-@click.option("--until-direct", is_flag=True, help="Go on until the path is direct.")
+@click.option(
+    "--count",
+    "-c",
+    type=int,
+    help="How many echoes.  [default: 4; with --until-direct, as many as it takes]",
+)
+@click.option(
+    "--until-direct",
+    is_flag=True,
+    help="Stop at the first echo over a direct path; exit code 1 if none comes.",
+)
 @click.option("--interval", default=1.0, show_default=True, help="Seconds between two echoes.")
 @click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for each echo.")
 @click.option(
@@ -34,7 +45,7 @@ _CALL_MARGIN = 10.0
 def ping_command(
     options: Options,
     peer: str,
-    count: int,
+    count: int | None,
     until_direct: bool,
     interval: float,
     timeout: float,
@@ -45,7 +56,7 @@ def ping_command(
 
     PEER is a name, an npub, or the beginning of one.
     """
-    if count < 1 or not 0 < timeout <= 120 or interval < 0:
+    if (count is not None and count < 1) or not 0 < timeout <= 120 or interval < 0:
         raise UsageError(
             "ping needs --count of 1 or more, --timeout of up to 120, --interval of 0 or more",
             "for example: nostrvpn ping PEER --count 4",
@@ -61,8 +72,9 @@ def ping_command(
             if not as_json:
                 click.echo(_line(echo))
             direct = echo["path"] == "direct" and echo["rtt_ms"] is not None
-            over = time.monotonic() >= end
-            if (direct or over) if until_direct else len(echoes) >= count:
+            if until_direct and (direct or time.monotonic() >= end):
+                break
+            if len(echoes) >= (count or (math.inf if until_direct else _COUNT)):
                 break
             time.sleep(interval if echo["rtt_ms"] is not None else min(interval, 0.2))
     except KeyboardInterrupt:
@@ -72,11 +84,21 @@ def ping_command(
 
 
 def _line(echo: dict[str, Any]) -> str:
-    who = echo.get("name") or echo["peer"][:16] + "…"
+    who = f"{echo.get('name') or echo['peer'][:16] + '…'} {echo.get('address', '')}".strip()
     if echo["rtt_ms"] is None:
-        return f"{who}: no echo ({echo.get('reason') or 'timeout'}), path {echo['path']}"
-    via = f" by {echo['endpoint']}" if echo.get("endpoint") else ""
-    return f"{who} {echo.get('address', '')}: {echo['rtt_ms']:.1f} ms, {echo['path']}{via}"
+        return f"{who}: no echo ({echo.get('reason') or 'timeout'}) {_via(echo)}"
+    return f"{who}: {_via(echo)} in {echo['rtt_ms']:.1f} ms"
+
+
+def _via(echo: dict[str, Any]) -> str:
+    match echo["path"]:
+        case "direct":
+            return f"via direct {echo.get('endpoint') or ''}".strip()
+        case "relayed":
+            via = echo.get("via") or "of unknown name"
+            carrier = " (websocket)" if echo.get("carrier") == "websocket" else ""
+            return f"via {via}" if via.startswith("turn ") else f"via relay {via}{carrier}"
+    return "while asleep" if echo.get("asleep") else "without a proven path"
 
 
 def _finish(echoes: list[dict[str, Any]], *, until_direct: bool, as_json: bool) -> None:
@@ -104,41 +126,11 @@ def _finish(echoes: list[dict[str, Any]], *, until_direct: bool, as_json: bool) 
     if not times:
         raise SystemRefused(
             f"no echo came back from {last.get('name') or last['peer']}",
-            "is it up? see: nostrvpn status",
+            f"see: nostrvpn why {last.get('name') or last['peer']}",
         )
-    if until_direct and last["path"] != "direct":
+    if until_direct and not (last["path"] == "direct" and last["rtt_ms"] is not None):
+        path = "no path is proven" if last["path"] == "none" else f"the path is {last['path']}"
         raise SystemRefused(
-            f"the path is {last['path']}, a direct one was not found in time",
-            "see: nostrvpn netcheck, on both nodes",
+            f"{path}, no echo came over a direct one in time",
+            f"see: nostrvpn why {last.get('name') or last['peer']}",
         )
-
-
-@click.command("netcheck")
-@json_option
-@click.pass_obj
-def netcheck_command(options: Options, as_json: bool) -> None:
-    """Show the NAT, the addresses seen from outside, and the relays."""
-    report = ControlClient(options.control_socket).call("netcheck", timeout=60.0)
-    if as_json:
-        show_json(report)
-        return
-    nat = report["nat"]
-    click.echo(f"NAT mapping     {nat['mapping']}{_meaning(nat['mapping'])}")
-    click.echo(f"IPv4 outside    {dash(nat.get('reflexive_v4'))}")
-    click.echo(f"IPv6 outside    {dash(nat.get('reflexive_v6'))}")
-    if not report["udp"]:
-        click.echo("No STUN server answered: UDP may be blocked here.")
-    for server in report["stun"]:
-        answer = dash(server.get("rtt_ms"), "{:.0f} ms")
-        click.echo(f"STUN            {server['server']}: {answer}")
-    from nostrvpn.cli.status import relay_table
-
-    console().print(relay_table(report["relays"]))
-
-
-def _meaning(mapping: str) -> str:
-    return {
-        "independent": " (easy: one mapping for every destination, direct paths work)",
-        "dependent": " (hard: another mapping for each destination, direct paths are rare)",
-        "none": " (no NAT)",
-    }.get(mapping, "")

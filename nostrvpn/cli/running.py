@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from nostrvpn.cli.output import json_option, show_json
-from nostrvpn.config.options import Options
+from nostrvpn.cli.relay_options import relay_options
+from nostrvpn.config.options import Options, RelayOptions
 from nostrvpn.control.client import ControlClient, DaemonNotRunning
 from nostrvpn.errors import SystemRefused
 
@@ -19,15 +20,19 @@ __all__ = ["daemon_command", "down_command", "up_command"]
 
 @click.command("up")
 @click.option("--name", help="This node's name.")
-@click.option("--relay", "relays", multiple=True, metavar="URL", help="Use this relay; repeatable.")
+@click.option(
+    "--relay", "relays", multiple=True, metavar="URL", help="Use this Nostr relay; repeatable."
+)
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal.")
 @click.option(
     "--timeout", default=20.0, show_default=True, help="Seconds to wait for the first relay."
 )
+@relay_options
 @json_option
 @click.pass_obj
 def up_command(
     options: Options,
+    relay: RelayOptions,
     name: str | None,
     relays: tuple[str, ...],
     foreground: bool,
@@ -38,12 +43,12 @@ def up_command(
     from nostrvpn.cli.setup import checked_name, checked_relays
 
     deadline = time.monotonic() + timeout
-    options = replace(options, name=checked_name(name), relays=checked_relays(relays))
+    options = replace(options, name=checked_name(name), relays=checked_relays(relays), relay=relay)
     status = _running_status(options)
     if status is not None and foreground:
         raise SystemRefused("nostrvpn is already up", "stop it first: nostrvpn down")
-    if status is not None and (name or relays) and not as_json:
-        click.echo("Already up: --name and --relay take effect after nostrvpn down.", err=True)
+    if status is not None and (name or relays or relay.given) and not as_json:
+        click.echo("Already up: these options take effect after nostrvpn down.", err=True)
     fresh = status is None and _prepare(options, quiet=as_json)
     if foreground:
         return _run(options)
@@ -86,17 +91,28 @@ def down_command(options: Options, timeout: float, as_json: bool) -> None:
 
 @click.command("daemon")
 @click.option("--name", help="This node's name.")
-@click.option("--relay", "relays", multiple=True, metavar="URL", help="Use this relay; repeatable.")
+@click.option(
+    "--relay", "relays", multiple=True, metavar="URL", help="Use this Nostr relay; repeatable."
+)
+@relay_options
 @click.option("--log-file", hidden=True)
 @click.pass_obj
 def daemon_command(
-    options: Options, name: str | None, relays: tuple[str, ...], log_file: str | None
+    options: Options,
+    relay: RelayOptions,
+    name: str | None,
+    relays: tuple[str, ...],
+    log_file: str | None,
 ) -> int:
     """Run the daemon in the foreground; this is what a service runs."""
     from nostrvpn.cli.setup import checked_name, checked_relays
 
     chosen = replace(
-        options, name=checked_name(name), relays=checked_relays(relays), log_file=log_file
+        options,
+        name=checked_name(name),
+        relays=checked_relays(relays),
+        relay=relay,
+        log_file=log_file,
     )
     return _run(chosen)
 
@@ -123,7 +139,7 @@ def _prepare(options: Options, *, quiet: bool) -> bool:
     from nostrvpn.io.config_file import load_config
     from nostrvpn.io.identity_file import has_identity
 
-    load_config(options.config)
+    options.relay_settings(load_config(options.config))
     if has_identity(options.state_dir, os.environ):
         return False
     made = create_node(options, options.name, options.relays)

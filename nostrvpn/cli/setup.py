@@ -20,7 +20,9 @@ __all__ = ["checked_name", "checked_relays", "create_node", "id_command", "init_
 @click.option("--nsec-file", metavar="F", help="Use the nsec in a file (- for standard input).")
 @click.option("--words-file", metavar="F", help="Use the words (NIP-06) in a file (- for stdin).")
 @click.option("--name", help="This node's name.  [default: the host's]")
-@click.option("--relay", "relays", multiple=True, metavar="URL", help="Use this relay; repeatable.")
+@click.option(
+    "--relay", "relays", multiple=True, metavar="URL", help="Use this Nostr relay; repeatable."
+)
 @json_option
 @click.pass_obj
 def init_command(

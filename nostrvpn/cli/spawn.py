@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nostrvpn.cli.relay_options import relay_command_line
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient, DaemonNotRunning
 from nostrvpn.errors import NostrvpnError, SystemRefused
@@ -37,7 +38,7 @@ def daemon_command_line(options: Options) -> list[str]:
         line += ["--name", options.name]
     for relay in options.relays:
         line += ["--relay", relay]
-    return line
+    return line + relay_command_line(options.relay)
 
 
 def start_detached(options: Options) -> tuple[subprocess.Popen[bytes], int]:

@@ -138,7 +138,7 @@ def peer_table(peers: Any) -> Table:
             peer["npub"][:16] + "…",
             "\n".join(addresses) or "-",
             _coloured(peer["state"]),
-            _coloured(peer["path"]),
+            _path(peer),
             dash(peer.get("endpoint")),
             dash(peer.get("rtt_ms"), "{:.1f} ms"),
             span(peer.get("last_handshake_age_s")),
@@ -146,6 +146,16 @@ def peer_table(peers: Any) -> Table:
             size(peer.get("tx_bytes")),
         )
     return made
+
+
+def _path(peer: Any) -> Any:
+    """Return the path in words: ``direct``, ``relayed via NAME``, ``asleep``, ``none``."""
+    from rich.text import Text
+
+    word = "asleep" if peer.get("asleep") else peer["path"]
+    via = peer.get("via") if word == "relayed" else None
+    style = _COLOURS.get(word, "")
+    return Text(f"{word} via {via}" if via else word, style=style)
 
 
 def _coloured(word: str) -> Any:

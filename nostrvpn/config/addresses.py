@@ -1,18 +1,38 @@
-"""The two kinds of address a user writes: a relay's URL and a server's ``host:port``."""
+"""The kinds of address a user writes: URLs of relays and TURN servers, ``host:port``, an IP, ports."""
 
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
-__all__ = ["check_host_port", "check_relay_url"]
+__all__ = [
+    "TurnAddress",
+    "check_host_port",
+    "check_ip_port",
+    "check_port_range",
+    "check_public_ip",
+    "check_relay_url",
+    "parse_turn_url",
+]
 
 # Longer than any relay in use, short enough for an invite link to carry several.
 _MAX_URL = 200
 # RFC 1035, section 2.3.1, and the underscore that some names hold all the same.
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _MAX_HOST = 253  # RFC 1035, section 2.3.4
+_TURN_PORTS = {"turn": 3478, "turns": 5349}  # RFC 7065 section 3.2
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAddress:
+    """Where a TURN server is. ``transport`` is ``udp`` or ``tcp``; ``tls`` only with ``tcp``."""
+
+    host: str
+    port: int
+    transport: str
+    tls: bool
 
 
 def check_relay_url(text: str) -> str:
@@ -57,6 +77,68 @@ def check_host_port(text: str) -> tuple[str, int]:
     if not _is_host(host):
         raise ValueError(f"{text!r} names no host")
     return host.lower(), int(port)
+
+
+def check_ip_port(text: str) -> str:
+    """Return where to listen, ``IP:port`` or ``[IPv6]:port``, in its one spelling; or ValueError."""
+    host, port = check_host_port(text)
+    try:
+        address = ip_address(host)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no IP address with a port") from error
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def check_public_ip(text: str) -> str:
+    """Return an IP address that others can be told, in its one spelling; or ValueError.
+
+    Private ones pass: a relay may serve one company's network.
+    """
+    try:
+        address: IPv4Address | IPv6Address = ip_address(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:60]!r} is not an IP address") from error
+    if (
+        address.is_unspecified
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_link_local
+        or "%" in text
+    ):
+        raise ValueError(f"{text!r} is not an address at which others reach this node")
+    return str(address)
+
+
+def check_port_range(text: str) -> range:
+    """Return the ports of ``first-last``, both included; or ValueError."""
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text)
+    if match is None:
+        raise ValueError(f"{text[:40]!r} is no range of ports, write first-last")
+    first, last = int(match[1]), int(match[2])
+    if not 1024 <= first <= last < 65536:
+        raise ValueError(f"{text!r} must rise, within 1024 to 65535")
+    return range(first, last + 1)
+
+
+def parse_turn_url(text: str) -> TurnAddress:
+    """Return the server of a ``turn:`` or ``turns:`` URL (RFC 7065 section 3); or ValueError."""
+    if "@" in text:  # not quoted: what stands before it may be a password
+        raise ValueError("a TURN address has no user or password in it")
+    scheme, separator, rest = text.partition(":")
+    scheme = scheme.lower()
+    if not separator or scheme not in _TURN_PORTS:
+        raise ValueError(f"{text[:80]!r} must start with turn: or turns:")
+    place, mark, query = rest.partition("?")
+    transport = query.removeprefix("transport=") if mark else "tcp" if scheme == "turns" else "udp"
+    if (mark and not query.startswith("transport=")) or transport not in ("udp", "tcp"):
+        raise ValueError(f"{text[:80]!r} may end in ?transport=udp or ?transport=tcp only")
+    if scheme == "turns" and transport == "udp":
+        raise ValueError("turns: over UDP (DTLS) is not supported, use ?transport=tcp")
+    if place.startswith("//"):
+        raise ValueError(f"{text[:80]!r}: write {scheme}:host:port, without //")
+    has_port = re.search(r"(\]|^[^:]*):[^\]]*$", place) is not None
+    host, port = check_host_port(place if has_port else f"{place}:{_TURN_PORTS[scheme]}")
+    return TurnAddress(host, port, transport, scheme == "turns")
 
 
 def _is_host(host: str) -> bool:

@@ -9,7 +9,16 @@ import msgspec
 from nostrvpn.config.defaults import DEFAULT_RELAYS, DEFAULT_STUN
 from nostrvpn.config.names import NAME_PATTERN
 
-__all__ = ["INTERFACE_PATTERN", "Config", "Paths", "Relays", "WireGuard"]
+__all__ = [
+    "INTERFACE_PATTERN",
+    "Config",
+    "Paths",
+    "Relay",
+    "Relays",
+    "Turn",
+    "WebSocket",
+    "WireGuard",
+]
 
 # Linux: IFNAMSIZ is 16 with the final NUL; '/', whitespace and ':' are refused by the kernel.
 INTERFACE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$"
@@ -24,11 +33,55 @@ class Relays(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     active: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
 
 
+class WebSocket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A relay's entrance for members whose network lets no UDP out."""
+
+    # IP:port; empty: no such entrance.
+    listen: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    # Where members reach it, if that is another name or port (a certificate's host, a proxy).
+    url: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    # Files in PEM; both or none. None: ws://, or a proxy before it does TLS.
+    certificate: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    key: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
+class Relay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this node carries for pairs that cannot meet directly. It sees sealed packets only."""
+
+    offer: Literal["none", "members", "anyone"] = "none"
+    # Public addresses to announce, one a family; none: found by STUN and on the interfaces.
+    address: Annotated[tuple[str, ...], msgspec.Meta(max_length=2)] = ()
+    # Each pair costs one UDP port and two entries of conntrack.
+    pairs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
+    # Megabits per second that one pair may use.
+    mbit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 100
+    # Per calendar month, for all pairs together; 0: no cap.
+    gigabytes: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    # UDP ports to lend, one a pair; a router or firewall before this node must let them in.
+    ports: Annotated[str, msgspec.Meta(max_length=11)] = "33000-33999"
+    websocket: WebSocket = WebSocket()
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A TURN server (RFC 8656) that relays when no member does."""
+
+    url: Annotated[str, msgspec.Meta(max_length=300)]
+    # RFC 8489 section 14.3: fewer than 509 bytes.
+    username: Annotated[str, msgspec.Meta(max_length=508)] = ""
+    password: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    # A file whose first line is the password; keeps it out of the configuration.
+    password_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+    def __repr__(self) -> str:
+        return f"Turn(url={self.url!r}, username={self.username!r})"
+
+
 class WireGuard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The tunnel's device."""
 
     interface: Annotated[str, msgspec.Meta(pattern=INTERFACE_PATTERN)] = "nvpn0"
-    # IPv6 needs 1280 (RFC 8200 section 5); WireGuard adds up to 80 bytes, so it fits every link.
+    # IPv6 needs 1280 (RFC 8200 section 5); WireGuard adds up to 80 bytes, so it fits almost every
+    # link. Where probes find that the path to a peer passes more or less, its route says so.
     mtu: Annotated[int, msgspec.Meta(ge=1280, le=8920)] = 1280
     # 0: chosen at random once, then kept.
     listen_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
@@ -38,10 +91,16 @@ class WireGuard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How direct paths are found."""
+    """How paths are found and kept."""
 
     # Hops that an opener travels: past the own NAT, and not as far as the peer's.
     opener_ttl: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    # Ask the router for a port (PCP, NAT-PMP, UPnP); "required": say so when none grants one.
+    port_mapping: bool | Literal["required"] = True
+    # Guess the ports of NATs that give another port for each destination: some hundred packets.
+    hard_nat_search: bool = True
+    # Minutes without traffic after which a path is no longer kept open; 0: never. A day at most.
+    sleep_after_minutes: Annotated[int, msgspec.Meta(ge=0, le=1440)] = 15
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,4 +112,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stun: Annotated[tuple[str, ...], msgspec.Meta(max_length=32)] = DEFAULT_STUN
     wireguard: WireGuard = WireGuard()
     paths: Paths = Paths()
+    relay: Relay = Relay()
+    # Tried in this order; more than a few only cost time.
+    turn: Annotated[tuple[Turn, ...], msgspec.Meta(max_length=8)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

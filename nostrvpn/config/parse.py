@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 import yaml
 
-from nostrvpn.config.addresses import check_host_port, check_relay_url
+from nostrvpn.config.addresses import check_host_port, check_relay_url, parse_turn_url
 from nostrvpn.config.model import Config
+from nostrvpn.config.relay import BadRelay, check_relay
 from nostrvpn.errors import UserError
 
 __all__ = ["ConfigError", "parse_config"]
@@ -18,6 +20,7 @@ __all__ = ["ConfigError", "parse_config"]
 # A configuration is a page or two; this stops a wrong path (a log, an image) from being parsed.
 MAX_TEXT = 256 * 1024
 
+_T = TypeVar("_T")
 _Path = tuple[str | int, ...]
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
@@ -30,6 +33,8 @@ _PATTERN_MEANING = {
 # How msgspec names types, and how a person does.
 _WORDS = {"str": "text", "int": "a whole number", "array": "a list", "object": "keys with values"}
 _WORDS |= {"null": "nothing", "bool": "true or false", "float": "a number"}
+# A type among literals.
+_PLAIN_CHOICES = {bool: ["true", "false"]}
 
 
 class ConfigError(UserError):
@@ -119,19 +124,33 @@ def _check_keys(
         if key not in fields:
             where = _where((*path, str(key)), lines, source)
             raise ConfigError(f"{where}: there is no such key", _nearest(str(key), path, fields))
-        field = fields[key]
-        if (
-            isinstance(inner, dict)
-            and isinstance(field, type)
-            and issubclass(field, msgspec.Struct)
-        ):
-            _check_keys(inner, field, (*path, key), lines, source)
+        section = _section(fields[key])
+        if section is None:
+            continue
+        if key == "relay" and isinstance(inner, str | list):
+            where = _where((*path, key), lines, source)
+            raise ConfigError(
+                f"{where}: expected keys with values", "Nostr relays are listed in relays.urls"
+            )
+        if isinstance(inner, dict):
+            _check_keys(inner, section, (*path, key), lines, source)
+        for index, item in enumerate(inner if isinstance(inner, list) else ()):
+            if isinstance(item, dict):
+                _check_keys(item, section, (*path, key, index), lines, source)
+
+
+def _section(field: Any) -> type[msgspec.Struct] | None:
+    """Return the model of a section or of a list's items, or None for a plain value."""
+    for kind in (field, *get_args(field)):
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return kind
+    return None
 
 
 def _nearest(key: str, path: _Path, fields: dict[str, Any]) -> str:
     elsewhere = {name.rpartition(".")[2]: name for name in _all_keys()}
     here = get_close_matches(key, fields, n=1, cutoff=0.6)
-    if here and key not in elsewhere:
+    if here and (path or key not in elsewhere):
         return f"did you mean {_dotted((*path, here[0]))}?"
     other = get_close_matches(key, elsewhere, n=1, cutoff=0.7)
     if other:
@@ -143,8 +162,9 @@ def _all_keys() -> list[str]:
     names = []
     for section, field in get_type_hints(Config).items():
         names.append(section)
-        if isinstance(field, type) and issubclass(field, msgspec.Struct):
-            names += [f"{section}.{inner}" for inner in get_type_hints(field)]
+        inside = _section(field)
+        if inside is not None and inside is field:
+            names += [f"{section}.{inner}" for inner in get_type_hints(inside)]
     return names
 
 
@@ -167,27 +187,45 @@ def _explain(error: msgspec.ValidationError, lines: dict[_Path, int], source: st
 def _choices(path: _Path) -> str:
     hint: Any = Config
     for step in path:
-        hint = get_type_hints(hint)[str(step)]
-    return " or ".join(str(choice) for choice in get_args(hint))
+        if isinstance(step, str):
+            hint = get_type_hints(_section(hint) or hint).get(step)
+    choices: list[str] = []
+    for choice in get_args(hint):
+        choices += _PLAIN_CHOICES.get(choice) or [
+            str(item) for item in get_args(choice) or [choice]
+        ]
+    return " or ".join(choices)
 
 
 def _check_addresses(config: Config, lines: dict[_Path, int], source: str) -> Config:
-    """Check what types cannot say, and give every relay URL its one spelling."""
-    urls = []
-    for index, url in enumerate(config.relays.urls):
+    """Check what types cannot say, and give every address its one spelling."""
+
+    def checked(check: Callable[[str], _T], text: str, path: _Path, hint: str) -> _T:
         try:
-            urls.append(check_relay_url(url))
+            return check(text)
         except ValueError as error:
-            where = _where(("relays", "urls", index), lines, source)
-            raise ConfigError(f"{where}: {error}", "an example: wss://nos.lol") from error
+            raise ConfigError(f"{_where(path, lines, source)}: {error}", hint) from error
+
+    urls = [
+        checked(check_relay_url, url, ("relays", "urls", index), "an example: wss://nos.lol")
+        for index, url in enumerate(config.relays.urls)
+    ]
     for index, server in enumerate(config.stun):
-        try:
-            check_host_port(server)
-        except ValueError as error:
-            where = _where(("stun", index), lines, source)
-            raise ConfigError(f"{where}: {error}", "an example: stun.example.org:3478") from error
+        checked(check_host_port, server, ("stun", index), "an example: stun.example.org:3478")
+    for index, turn in enumerate(config.turn):
+        hint = "an example: turn:turn.example.org:3478?transport=udp"
+        checked(parse_turn_url, turn.url, ("turn", index, "url"), hint)
+        if bool(turn.password) == bool(turn.password_file):
+            where = _where(("turn", index), lines, source)
+            text = f"{where}: it needs either password or password_file"
+            raise ConfigError(text, "a file keeps the password out of the configuration")
+    try:
+        relay = check_relay(config.relay)
+    except BadRelay as error:
+        where = _where(("relay", *error.path), lines, source)
+        raise ConfigError(f"{where}: {error}", error.hint) from error
     relays = msgspec.structs.replace(config.relays, urls=tuple(dict.fromkeys(urls)))
-    return msgspec.structs.replace(config, relays=relays)
+    return msgspec.structs.replace(config, relays=relays, relay=relay)
 
 
 def _where(path: _Path, lines: dict[_Path, int], source: str) -> str:

@@ -20,7 +20,12 @@ _COMMENTS = {
     "relays": "Nostr relays, in order of preference; 'active' of them are kept connected.",
     "stun": "STUN servers (host:port) that tell this node its address as seen from outside.",
     "wireguard": "The tunnel. listen_port 0: chosen at random once, then kept.",
-    "paths": "How direct paths through NATs are opened.",
+    "paths": "How paths through NATs are opened and kept. sleep_after_minutes 0: never.",
+    "relay": "What this node carries, still sealed, for pairs that cannot meet directly.\n"
+    "# offer: none, members or anyone. gigabytes: each month, 0: no cap. websocket: for members\n"
+    "# whose network lets no UDP out; listen is IP:port, url how members reach it.",
+    "turn": "TURN servers that relay when no member does: a list of url (turn:host:port),\n"
+    "# username, and password or password_file.",
     "log_level": "debug, info, warning or error",
 }
 

@@ -67,6 +67,7 @@ COMMANDS: dict[str, Command] = {
         Command("peers", _Arguments, admin=False),
         Command("netcheck", _Arguments, admin=False),
         Command("ping", _Ping, admin=False),
+        Command("why", _Peer, admin=False),
         Command("invite", _Invite, admin=True),
         Command("join", _Join, admin=True),
         Command("peer_remove", _Peer, admin=True),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from nostrvpn.daemon.loop import Loop
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.errors import NostrvpnError
 from nostrvpn.io.netlink import LocalInterface, local_addresses, main_routes
 from nostrvpn.io.netlink_monitor import NetlinkMonitor
+from nostrvpn.io.source_address import outward_sources
+from nostrvpn.node.desired import FWMARK
 from nostrvpn.node.events import HostChanged
 from nostrvpn.paths.candidates import LocalAddress
 
@@ -37,6 +40,7 @@ class HostWatch:
         self._loop = loop
         self._reconciler = reconciler
         self._last: HostChanged | None = None
+        self._is_stale = self._is_reading = False
         self._monitor = NetlinkMonitor(self._changed)
 
     async def start(self) -> None:
@@ -49,17 +53,39 @@ class HostWatch:
         self._monitor.stop()
 
     def _changed(self, _kinds: frozenset[str]) -> None:
-        self._loop.supervisor.start("host", self._read())
+        # Before anything else is sent: it would leave with the old source address.
+        self._loop.tap.routes_changed()
+        self._is_stale = True
+        if not self._is_reading:
+            self._is_reading = True
+            self._loop.supervisor.start("host", self._read_until_fresh())
+
+    async def _read_until_fresh(self) -> None:
+        try:
+            while self._is_stale:
+                await self._read()
+        finally:
+            self._is_reading = False
 
     async def _read(self) -> None:
+        self._is_stale = False
+        lost = self._monitor.take_lost()
         try:
             interfaces = await self._reconciler.run(local_addresses)
             routes = await self._reconciler.run(main_routes)
         except NostrvpnError as exc:
             _log.warning("the host's addresses could not be read: %s", exc)
             return
-        self._loop.tap.routes_changed()
-        event = HostChanged(candidate_addresses(interfaces), routes)
-        if event != self._last:
-            self._last = event
-            await self._loop.put(event)
+        last, sources = self._last, outward_sources(FWMARK)
+        interrupted = last is not None and not lost.isdisjoint(a.ip for a in last.addresses)
+        event = HostChanged(candidate_addresses(interfaces), routes, sources)
+        if event == last and not interrupted:
+            return
+        self._last = event
+        self._loop.sockets.moved(
+            {address.ip: found.name for found in interfaces for address in found.addresses},
+            restart=interrupted or last is None or last.sources != sources,
+        )
+        await self._loop.put(replace(event, interrupted=interrupted))
+        if self._loop.services is not None:
+            await self._loop.services.network_changed()

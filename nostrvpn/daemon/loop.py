@@ -11,18 +11,21 @@ from ipaddress import IPv6Address
 from typing import assert_never
 
 from nostrvpn.daemon.reconcile import Reconciler
+from nostrvpn.daemon.services import Services
 from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
+from nostrvpn.io.clock_watch import ClockWatch, SleepMeter
 from nostrvpn.io.echo import echo
 from nostrvpn.io.relays import RelaySockets
-from nostrvpn.io.resolver import resolve_servers
+from nostrvpn.io.resolver import StunResolver
 from nostrvpn.io.store import Record, Store
 from nostrvpn.io.tap import Tap
 from nostrvpn.machine import Entropy, Moment, Tick
 from nostrvpn.node.desired import FWMARK
 from nostrvpn.node.events import (
     Command,
+    LendTo,
     Log,
     NodeEffect,
     NodeEvent,
@@ -34,14 +37,22 @@ from nostrvpn.node.events import (
     Refuse,
     Reply,
     ResolveStun,
+    Resumed,
     SendEcho,
     ShutDown,
     StunResolved,
     TunnelSeen,
 )
 from nostrvpn.node.node import Node
-from nostrvpn.paths.events import DatagramReceived, SendDatagram
+from nostrvpn.paths.events import (
+    ChannelAnswered,
+    CloseChannel,
+    DatagramReceived,
+    OpenChannel,
+    SendDatagram,
+)
 from nostrvpn.signaling.relays import CloseRelay, OpenRelay, SendText
+from nostrvpn.stun.binding import is_allocate
 
 __all__ = ["Loop", "moment"]
 
@@ -52,7 +63,8 @@ RECONCILE_EVERY_S = 30.0
 CALL_TIMEOUT_S = 130.0
 # Idle counters are read every few seconds; whoever asks gets those of now.
 _NOT_DROPPED = frozenset({"received", "sent"})
-_SHOWS_COUNTERS = frozenset({"status", "peers"})
+_SHOWS_COUNTERS = frozenset({"status", "peers", "why"})
+_SHOWS_SERVICES = frozenset({"status", "netcheck", "why"})
 
 _log = logging.getLogger("nostrvpn.node")
 
@@ -79,9 +91,13 @@ class Loop:
         self._reconcile_wanted = asyncio.Event()
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
+        self._resolver = StunResolver()
+        self._sleep = SleepMeter()
+        self._clock = ClockWatch(lambda: self.offer(Tick()))
         self.supervisor = Supervisor(self._task_failed)
         self.sockets = RelaySockets(self._inbox.put)
         self.tap = Tap(port, FWMARK, self._datagram)
+        self.services: Services | None = None
 
     # -- in ---------------------------------------------------------------------------------
 
@@ -92,8 +108,14 @@ class Loop:
         except asyncio.QueueFull:
             self._node.paths.counters["inbox_full"] += 1
 
-    def _datagram(self, data: bytes, source: Endpoint, arrived_at: IPAddress | None) -> None:
-        self.offer(DatagramReceived(data, source, arrived_at))
+    def _datagram(
+        self, data: bytes, source: Endpoint, arrived_at: IPAddress | None, port: int | None
+    ) -> None:
+        relay = self.services.relay if self.services is not None else None
+        if relay is not None and is_allocate(data):
+            relay.allocate(data, source)
+            return
+        self.offer(DatagramReceived(data, source, arrived_at, port))
 
     async def put(self, event: NodeEvent) -> None:
         """Put in an event that must not be lost."""
@@ -111,6 +133,8 @@ class Loop:
                 dropped = {name: count for name, count in counters if name not in _NOT_DROPPED}
                 self._node.tap_counters = dropped
                 await self._observe()
+            if self.services is not None and name in _SHOWS_SERVICES:
+                await self.services.show()
             await self._inbox.put(Command(number, name, args))
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 return await future
@@ -129,9 +153,11 @@ class Loop:
 
     async def run(self) -> None:
         """Run until stopped; raise what made a background task fail."""
+        self._clock.start()
         self.supervisor.start("reconcile", self._reconcile_forever())
         self.supervisor.start("step", self._step_forever())
         await self._stopping.wait()
+        self._clock.stop()
         await self.supervisor.stop()
         await self.sockets.stop()
         if self._failure is not None:
@@ -153,7 +179,12 @@ class Loop:
             else:
                 # Due work must not starve the inbox, nor the inbox the rest of the program.
                 await asyncio.sleep(0)
+            if slept := self._sleep.slept():
+                _log.info("resumed after a sleep of %.0f s", slept)
+                self._perform(self._node.step(Resumed(slept), moment()))
             self._perform(self._node.step(event, moment()))
+            if isinstance(event, ChannelAnswered) and self.services is not None:
+                self.services.answered(event.channel)
 
     async def _reconcile_forever(self) -> None:
         while True:
@@ -162,7 +193,7 @@ class Loop:
             error = await self._reconciler.reconcile(self._node.desired(now))
             if error is not None:
                 _log.error("the tunnel could not be configured: %s", error)
-            await self._inbox.put(ReconcileFinished(error))
+            await self._inbox.put(ReconcileFinished(error, self._reconciler.firewall_error))
             try:
                 async with asyncio.timeout(RECONCILE_EVERY_S):
                     await self._reconcile_wanted.wait()
@@ -222,13 +253,23 @@ class Loop:
     def _perform_one(self, effect: NodeEffect) -> None:
         match effect:
             case SendDatagram():
-                self.tap.send(effect.data, effect.destination, effect.ttl, effect.source_ip)
+                self.tap.send(
+                    effect.data,
+                    effect.destination,
+                    effect.ttl,
+                    effect.source_ip,
+                    source_port=effect.source_port,
+                    dont_fragment=effect.dont_fragment,
+                )
             case SendText():
                 self.sockets.send(effect.url, effect.text)
             case OpenRelay():
                 self.sockets.open(effect.url)
             case CloseRelay():
                 self.sockets.close(effect.url)
+            case OpenChannel() | CloseChannel() | LendTo():
+                if self.services is not None:
+                    self.services.perform(effect)
             case Reconcile():
                 self._reconcile_wanted.set()
             case ObserveTunnel():
@@ -271,7 +312,7 @@ class Loop:
             await echo(effect.address, 1.0, self._interface)
 
     async def _resolve(self, servers: tuple[str, ...]) -> None:
-        endpoints, unresolved = await resolve_servers(servers)
+        endpoints, unresolved = await self._resolver.resolve(servers)
         await self._inbox.put(StunResolved(endpoints, unresolved))
 
     async def _echo(self, effect: SendEcho) -> None:

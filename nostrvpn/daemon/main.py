@@ -8,14 +8,19 @@ import os
 import signal
 import socket
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 
-from nostrvpn.config.model import Config
+from nostrvpn.config.model import Config, Relay
 from nostrvpn.config.options import Options
 from nostrvpn.control.server import ControlServer
 from nostrvpn.daemon.host_watch import HostWatch
-from nostrvpn.daemon.loop import Loop
+from nostrvpn.daemon.loop import Loop, moment
 from nostrvpn.daemon.reconcile import Reconciler
+from nostrvpn.daemon.relay_service import RelayService
+from nostrvpn.daemon.services import Services
+from nostrvpn.endpoint import parse_endpoint
 from nostrvpn.errors import NostrvpnError
+from nostrvpn.identity.keys import RootSecret
 from nostrvpn.io.config_file import load_config
 from nostrvpn.io.durable_file import make_private_directory
 from nostrvpn.io.identity_file import load_identity
@@ -26,6 +31,7 @@ from nostrvpn.io.store import Record, Store
 from nostrvpn.io.wireguard import Backend, select_backend
 from nostrvpn.node.desired import TunnelSettings
 from nostrvpn.node.node import Node, NodeSettings
+from nostrvpn.node.relaying import RelayRole
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.wireguard.device import SecretKey
 
@@ -58,11 +64,32 @@ def run(options: Options) -> int:
 
 
 async def _run(options: Options, config: Config) -> int:
+    running = asyncio.get_running_loop()
+    asked: list[str] = []
+    loop: Loop | None = None
     async with AsyncExitStack() as stack:
-        loop = await _compose(options, config, stack)
-        handler = asyncio.get_running_loop()
+        composing = running.create_task(_compose(options, config, stack))
+
+        def stop(name: str) -> None:
+            # A signal may come between the end of the task and our hearing of it.
+            asked.append(name)
+            if loop is not None:
+                loop.stop(name)
+            elif not composing.done():
+                composing.cancel()
+
+        # From the start: what is made until then must be taken down too.
         for number in (signal.SIGTERM, signal.SIGINT):
-            handler.add_signal_handler(number, loop.stop, signal.Signals(number).name)
+            running.add_signal_handler(number, stop, signal.Signals(number).name)
+        try:
+            loop = await composing
+        except asyncio.CancelledError:
+            if not asked:
+                raise
+            _log.info("stopping before it was up: %s", asked[0])
+            return 0
+        if asked:
+            loop.stop(asked[0])
         notify("READY=1")
         await loop.run()
         notify("STOPPING=1")
@@ -96,6 +123,7 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
         config.relays.active,
         config.stun,
         PathSettings(opener_ttl=config.paths.opener_ttl),
+        _relay_role(secret, options.relay_settings(config), port),
     )
     node = Node(settings, {space: store.all(space) for space in SPACES}, backend.name)
     if store.restored:
@@ -108,6 +136,16 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     await reconciler.run(lambda: reconciler.reconcile_now(node.desired(0.0)))
     _open_tap(loop, node)
     stack.callback(loop.tap.close)
+    loop.services = services = Services(node, config, loop.offer)
+    if settings.relay is not None:
+        relay = options.relay_settings(config)
+        services.use_relay(
+            RelayService(
+                settings.relay.secret, relay, store, moment=moment, send_control=loop.tap.send
+            )
+        )
+    stack.push_async_callback(services.stop)
+    await services.start(interface)
     watch = HostWatch(loop, reconciler)
     await watch.start()
     stack.callback(watch.stop)
@@ -116,6 +154,20 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     stack.push_async_callback(control.stop)
     _log.info("%s is up: %s backend, port %d, %s", interface, backend.name, port, secret.npub)
     return loop
+
+
+def _relay_role(secret: RootSecret, relay: Relay, port: int) -> RelayRole | None:
+    if relay.offer == "none":
+        return None
+    listen = relay.websocket.listen
+    return RelayRole(
+        secret.relay_secret(),
+        port,
+        relay.offer == "anyone",
+        tuple(ip_address(text) for text in relay.address),
+        relay.websocket.url,
+        parse_endpoint(listen).port if listen else 0,
+    )
 
 
 def _open_tap(loop: Loop, node: Node) -> None:

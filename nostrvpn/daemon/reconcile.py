@@ -10,11 +10,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.host import diff as host_diff
-from nostrvpn.io.netlink import apply_host, observe_host
+from nostrvpn.host.firewall import Firewall, table_name
+from nostrvpn.io.netlink import apply_host, observe_host, remove_limits
+from nostrvpn.io.nftables import apply_firewall
+from nostrvpn.io.own_tables import delete_own_tables
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.node.desired import Desired
 from nostrvpn.wireguard import diff as wireguard_diff
@@ -27,7 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """The single writer of one interface."""
+    """The single writer of one interface.
+
+    ``firewall_error`` says why the packet filter is not as desired (nftables is not installed, say);
+    None if it is. Everything else goes on without it.
+    """
 
     def __init__(self, backend: Backend, interface: str, mtu: int) -> None:
         self._backend = backend
@@ -35,6 +43,7 @@ class Reconciler:
         self._mtu = mtu
         self._applied: dict[str, int] = {}
         self._ready = False
+        self.firewall_error: str | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
 
     async def run(self, work: Callable[[], _T]) -> _T:
@@ -61,6 +70,8 @@ class Reconciler:
         host_operations = host_diff.diff(observe_host(name), desired.host)
         for host_operation in host_operations:
             _log.info("[#] %s", host_operation)
+        # Before an endpoint changes, what guards the change is in place.
+        self._apply_firewall(desired.firewall)
         # The device is ready before the link comes up and routes lead to it.
         self._apply_device(observed, desired)
         apply_host(host_operations)
@@ -71,6 +82,19 @@ class Reconciler:
         except SystemRefused as exc:
             _log.warning("the tunnel does not answer and is made anew: %s", exc)
             return None
+
+    def _apply_firewall(self, firewall: Firewall) -> None:
+        try:
+            if apply_firewall(firewall, self._interface):
+                _log.info(
+                    "[#] nft: table inet %s: %s", table_name(self._interface), firewall.summary
+                )
+        except SystemRefused as exc:
+            if self.firewall_error is None:
+                _log.warning("the packet filter could not be set: %s", exc)
+            self.firewall_error = str(exc)
+        else:
+            self.firewall_error = None
 
     def _apply_device(self, observed: ObservedDevice | None, desired: Desired) -> None:
         name = self._interface
@@ -91,10 +115,16 @@ class Reconciler:
 
     async def delete(self) -> None:
         """Remove the interface and all that hangs on it."""
-        try:
-            await self.run(lambda: self._backend.delete(self._interface))
-        except NostrvpnError as exc:
-            _log.error("the tunnel could not be removed: %s", exc)
+        name = self._interface
+        for what, remove in (
+            ("tunnel", self._backend.delete),
+            ("routing rules", remove_limits),
+            ("packet filter", delete_own_tables),
+        ):
+            try:
+                await self.run(partial(remove, name))
+            except NostrvpnError as exc:
+                _log.error("the %s could not be removed: %s", what, exc)
 
     def close(self) -> None:
         """End the worker thread."""

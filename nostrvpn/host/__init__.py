@@ -1,9 +1,11 @@
-"""The host around the tunnel as a value: link, addresses, routes, and the least change to them.
+"""The host around the tunnel as a value: link, addresses, routes, packet filter, and the least
+change to them.
 
 Decides: what differs between the found and the desired state, in which order to mend it, and the
 marks by which our kernel objects are known. Knows nothing of netlink; imports no socket, no
 subprocess and no sibling package. Open ``state.py`` first, then ``diff.py``.
 
-- ``state``  ``HostState`` and our marks (link alias, route protocol number)
-- ``diff``   desired against observed -> operations, each printable as an ``ip`` line
+- ``state``     ``HostState`` and our marks (link alias, route protocol number, fwmark)
+- ``diff``      desired against observed -> operations, each printable as an ``ip`` line
+- ``firewall``  what we ask of nftables, and the script that makes it so
 """

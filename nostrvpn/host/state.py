@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
+from nostrvpn.endpoint import IPAddress
+
 __all__ = [
     "ALIAS_MARK",
+    "FWMARK",
+    "IPV6_MIN_MTU",
     "MAX_INTERFACE_NAME",
+    "MIN_MTU",
     "ROUTE_PROTOCOL",
     "HostState",
     "IPInterface",
     "IPNetwork",
+    "OuterLimit",
+    "RouteLimit",
     "is_interface_name",
     "is_marked",
 ]
@@ -27,14 +34,20 @@ ALIAS_MARK = "nostrvpn"
 # know.
 ROUTE_PROTOCOL = 157
 
+# In the third byte, away from the marks other VPN programs use (Tailscale 0x40000 and 0x80000,
+# NetBird 0x1BD00, Mullvad 0x6d6f6c65). WireGuard's own packets and every probe carry it.
+FWMARK = 0x00A50000
+
 # Spec: IFNAMSIZ is 16 with the closing zero.
 MAX_INTERFACE_NAME = 15
 
 # Spec: IFALIASZ is 256 with the closing zero.
 MAX_ALIAS = 255
 
-# Spec: the least that IPv4 asks of a link (RFC 791), and the most a length field can say.
+# Spec: the least that IPv4 asks of a link (RFC 791), and IPv6 (RFC 8200 section 5), and the most a
+# length field can say.
 MIN_MTU = 576
+IPV6_MIN_MTU = 1280
 MAX_MTU = 65535
 
 
@@ -54,11 +67,38 @@ def is_marked(alias: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteLimit:
+    """The metrics of one route into the tunnel, in bytes: the largest packet, and TCP's MSS.
+
+    ``mss`` None leaves it to follow from the MTU. It is there for IPv6, where the kernel takes no
+    MTU below 1280 (RFC 8200 section 5) but TCP may well send less.
+    """
+
+    network: IPNetwork
+    mtu: int
+    mss: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OuterLimit:
+    """WireGuard's own packets to ``ip`` leave this host in fragments of at most ``mtu`` bytes.
+
+    For paths too small for the least packet that the tunnel must carry: without it such packets
+    vanish where the path is narrow. Only marked packets (FWMARK) are concerned.
+    """
+
+    ip: IPAddress
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostState:
-    """A link with its addresses and the routes of ours that point to it.
+    """A link with its addresses, the routes of ours that point to it, and what they may carry.
 
     Observed routes are only those with our protocol number in the main table; observed addresses
-    are all of the link's. Raises ValueError for what no kernel would take.
+    are all of the link's. ``route_limits`` are of routes in ``routes``. An observed outer limit that
+    no longer leads where the host's routes lead has MTU 0. Raises ValueError for what no kernel
+    would take.
     """
 
     interface: str
@@ -67,9 +107,16 @@ class HostState:
     routes: frozenset[IPNetwork] = frozenset()
     alias: str = ALIAS_MARK
     up: bool = True
+    route_limits: frozenset[RouteLimit] = frozenset()
+    outer_limits: frozenset[OuterLimit] = frozenset()
 
     def __post_init__(self) -> None:
         if not is_interface_name(self.interface):
             raise ValueError(f"not an interface name: {self.interface!r}")
         if len(self.alias.encode()) > MAX_ALIAS:
             raise ValueError(f"an alias has at most {MAX_ALIAS} bytes")
+        limited = {limit.network for limit in self.route_limits}
+        if len(limited) != len(self.route_limits) or not limited <= self.routes:
+            raise ValueError("a limit for no route, or two for one")
+        if len({limit.ip for limit in self.outer_limits}) != len(self.outer_limits):
+            raise ValueError("two outer limits for one address")

@@ -26,6 +26,7 @@ _ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D03641
 _SALT = b"nostrvpn"
 _WIREGUARD_LABEL = b"nostrvpn/wireguard/v1/"
 _PAYMENT_LABEL = b"nostrvpn/payment/v1/"
+_RELAY_LABEL = b"nostrvpn/relay/v1/0"
 
 
 class BadKey(UserError):
@@ -89,6 +90,13 @@ class RootSecret:
         """
         wide = int.from_bytes(self._derive(_label(_PAYMENT_LABEL, epoch), 48), "big")
         return (wide % (_ORDER - 1) + 1).to_bytes(32, "big")
+
+    def relay_secret(self) -> bytes:
+        """Return the 32 bytes from which this node, as a relay, derives its clients' credentials.
+
+        Derived, so that credentials given out before a restart go on to be good.
+        """
+        return self._derive(_RELAY_LABEL, 32)
 
     def _derive(self, info: bytes, length: int) -> bytes:
         return HKDF(algorithm=SHA256(), length=length, salt=_SALT, info=info).derive(self._secret)

@@ -1,8 +1,9 @@
-"""Remove every interface of ours from this network namespace, knowing nothing but our mark."""
+"""Remove every object of ours from this network namespace, knowing nothing but our marks."""
 
 from __future__ import annotations
 
-from nostrvpn.io.netlink import marked_interfaces
+from nostrvpn.io.netlink import marked_interfaces, remove_limits
+from nostrvpn.io.own_tables import delete_own_tables
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.io.wireguard_kernel import KernelBackend
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
@@ -14,8 +15,9 @@ def remove_marked(alias_prefix: str = "", interface: str | None = None) -> tuple
     """Remove the links with our mark and the processes and sockets behind them; return their names.
 
     ``alias_prefix`` narrows it to links whose alias starts so (one node among several on a host).
-    ``interface`` narrows it to the link of that name. Addresses and routes go with their link.
-    Blocks; SystemRefused if the kernel will not.
+    ``interface`` narrows it to the link of that name. Addresses and routes go with their link; the
+    nftables tables and the routing rules of each go too, and unless it is narrowed also those whose
+    link has gone already. Blocks; SystemRefused if the kernel will not.
     """
     removed = []
     for link in marked_interfaces():
@@ -24,4 +26,13 @@ def remove_marked(alias_prefix: str = "", interface: str | None = None) -> tuple
         backend: Backend = KernelBackend() if link.kind == "wireguard" else UserspaceBackend()
         backend.delete(link.name)
         removed.append(link.name)
+    for name in removed:
+        _remove_rules(name)
+    if not alias_prefix:
+        _remove_rules(interface)
     return tuple(removed)
+
+
+def _remove_rules(interface: str | None) -> None:
+    delete_own_tables(interface)
+    remove_limits(interface)

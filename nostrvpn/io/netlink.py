@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any, assert_never
 
 from nostrvpn.errors import SystemRefused
@@ -22,8 +22,10 @@ from nostrvpn.host.diff import (
     AddRoute,
     HostOp,
     RemoveAddress,
+    RemoveOuterLimit,
     RemoveRoute,
     SetLink,
+    SetOuterLimit,
 )
 from nostrvpn.host.state import (
     ALIAS_MARK,
@@ -33,6 +35,13 @@ from nostrvpn.host.state import (
     IPNetwork,
     is_marked,
 )
+from nostrvpn.io.outer_limits import (
+    observe_outer_limits,
+    remove_all_outer_limits,
+    remove_outer_limit,
+    set_outer_limit,
+)
+from nostrvpn.io.routes import add_route, our_routes, parse_destination, remove_route
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -50,6 +59,7 @@ __all__ = [
     "marked_interfaces",
     "observe_host",
     "refused",
+    "remove_limits",
     "set_link",
     "set_link_group",
 ]
@@ -63,9 +73,6 @@ _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
 _IFA_F_NOPREFIXROUTE = 0x200
 _RT_TABLE_MAIN = 254
-_RT_SCOPE_UNIVERSE = 0
-_RT_SCOPE_LINK = 253
-_RTN_UNICAST = 1
 
 _GONE = (errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENOENT)
 
@@ -193,14 +200,23 @@ def observe_host(interface: str) -> HostState | None:
         addresses = frozenset(
             _parse_address(message) for message in route.get_addr() if message["index"] == index
         )
+        routes = our_routes(route, index)
         return HostState(
             interface=interface,
             mtu=link.mtu,
             addresses=addresses,
-            routes=_our_routes(route, index),
+            routes=frozenset(routes),
             alias=link.alias,
             up=link.up,
+            route_limits=frozenset(limit for limit in routes.values() if limit is not None),
+            outer_limits=observe_outer_limits(route, interface),
         )
+
+
+def remove_limits(interface: str | None = None) -> None:
+    """Remove what fragments WireGuard's packets, for one interface or for all there ever were."""
+    with _rtnetlink("removing our routing rules") as route:
+        remove_all_outer_limits(route, interface)
 
 
 def apply_host(ops: Iterable[HostOp]) -> None:
@@ -209,7 +225,7 @@ def apply_host(ops: Iterable[HostOp]) -> None:
         with _rtnetlink(str(op)) as route:
             index = _index(op)
             if index is None:
-                if isinstance(op, RemoveAddress | RemoveRoute):
+                if isinstance(op, RemoveAddress | RemoveRoute | RemoveOuterLimit):
                     continue
                 raise SystemRefused(f"{op}: there is no link {op.interface}")
             _apply(route, op, index)
@@ -257,27 +273,16 @@ def _apply(route: IPRoute, op: HostOp, index: int) -> None:
             with _already(*_GONE):
                 route.addr("del", index=index, **_address(op.address))
         case AddRoute():
-            _add_route(route, op, index)
+            add_route(route, op, index)
         case RemoveRoute():
             with _already(*_GONE):
-                route.route("del", **_route(op.network, index))
+                remove_route(route, op.network, index)
+        case SetOuterLimit():
+            set_outer_limit(route, op.interface, op.ip, op.mtu)
+        case RemoveOuterLimit():
+            remove_outer_limit(route, op.interface, op.ip)
         case _:
             assert_never(op)
-
-
-def _add_route(route: IPRoute, op: AddRoute, index: int) -> None:
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        route.route("add", **_route(op.network, index))
-    except NetlinkError as exc:
-        if exc.code != errno.EEXIST:
-            raise
-        if op.network not in _our_routes(route, index):
-            raise SystemRefused(
-                f"{op}: the host has another route to {op.network}",
-                "Another program or the local network uses these addresses.",
-            ) from exc
 
 
 @contextmanager
@@ -300,35 +305,8 @@ def _address(address: IPInterface) -> dict[str, Any]:
     }
 
 
-def _route(network: IPNetwork, index: int) -> dict[str, Any]:
-    return {
-        "family": _family(network),
-        "dst": str(network),
-        "oif": index,
-        "proto": ROUTE_PROTOCOL,
-        "table": _RT_TABLE_MAIN,
-        "type": _RTN_UNICAST,
-        "scope": _RT_SCOPE_LINK if network.version == 4 else _RT_SCOPE_UNIVERSE,
-    }
-
-
 def _family(value: IPInterface | IPNetwork) -> int:
     return int(socket.AF_INET if value.version == 4 else socket.AF_INET6)
-
-
-def _our_routes(route: IPRoute, index: int) -> frozenset[IPNetwork]:
-    return frozenset(
-        _parse_destination(message)
-        for family in (socket.AF_INET, socket.AF_INET6)
-        for message in route.get_routes(family=int(family), table=_RT_TABLE_MAIN)
-        if message["proto"] == ROUTE_PROTOCOL and message.get("oif") == index
-    )
-
-
-def _parse_destination(message: Any) -> IPNetwork:
-    # A default route has no destination attribute.
-    unspecified = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
-    return ip_network(f"{message.get('dst') or unspecified}/{message['dst_len']}")
 
 
 def _link_at(route: IPRoute, index: int) -> Link | None:
@@ -373,7 +351,7 @@ def main_routes() -> frozenset[IPNetwork]:
     """Return the destinations of the main table's routes that are not ours."""
     with _rtnetlink("listing routes") as route:
         return frozenset(
-            _parse_destination(message)
+            parse_destination(message)
             for message in route.get_routes(table=_RT_TABLE_MAIN)
             if message["proto"] != ROUTE_PROTOCOL
             and message["family"] in (socket.AF_INET, socket.AF_INET6)

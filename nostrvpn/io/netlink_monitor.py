@@ -1,6 +1,7 @@
 """Notice when links, addresses or routes of this network namespace change.
 
-A bare netlink socket on the event loop: what changed is not parsed, the listener looks for itself.
+A bare netlink socket on the event loop. What changed is not parsed, the listener looks for itself;
+only addresses that went are told, since one that is back a moment later would not be noticed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import errno
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
 
+from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import SystemRefused
 
 __all__ = ["NetlinkMonitor"]
@@ -33,13 +37,25 @@ _KINDS = {
     25: "route",
 }
 _HEADER = struct.Struct("=IHHII")
+# Spec: linux/rtnetlink.h and linux/if_addr.h: RTM_DELADDR's struct ifaddrmsg, then attributes.
+_ADDRESS_GONE = 21
+_ADDRESS_HEADER_BYTES = 8
+_ATTRIBUTE = struct.Struct("=HH")
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 
-# Ours: a change of network comes as a burst (link, addresses, routes); one call per burst is
-# enough, and a tenth of a second is little beside what a new address needs to become usable.
-_SETTLE_S = 0.1
+# Ours: a change of network comes as a burst (link, addresses, routes) within some milliseconds; one
+# call per burst is enough.
+_SETTLE_S = 0.03
+
+# Ours: calls in two seconds. A change of network is two or three bursts (the old one goes, IPv4 comes,
+# IPv6 comes), each told at once; a flapping interface or a storm of routes is told twice a second.
+_CALLS, _CALLS_S = 4, 2.0
 
 # Ours: datagrams read per wake-up, so that a storm of routes cannot hold the event loop.
 _MAX_READS = 64
+
+# Ours: more addresses than a host of ours has; without a reader they must not gather.
+_MAX_LOST = 1024
 
 # Ours: more than any message of interest; the rest of a longer one is not looked at.
 _READ_BYTES = 65536
@@ -48,14 +64,17 @@ _READ_BYTES = 65536
 class NetlinkMonitor:
     """Calls ``changed`` with the kinds of change ("link", "address", "route"), once per burst.
 
-    Must be started within a running event loop, in the network namespace to watch. If the kernel
-    dropped notices because too many came at once, every kind is reported.
+    The first bursts are told within 30 ms, at most four in two seconds. Must be started within a
+    running event loop, in the network namespace to watch. If the kernel dropped notices because too
+    many came at once, every kind is reported.
     """
 
     def __init__(self, changed: Callable[[frozenset[str]], None]) -> None:
         self._changed = changed
         self._socket: socket.socket | None = None
         self._pending: set[str] = set()
+        self._lost: set[IPAddress] = set()
+        self._told: deque[float] = deque(maxlen=_CALLS)
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -86,6 +105,12 @@ class NetlinkMonitor:
             self._socket = None
         self._pending.clear()
 
+    def take_lost(self) -> frozenset[IPAddress]:
+        """Return the addresses that were removed since the last time, also those that are back."""
+        lost = frozenset(self._lost)
+        self._lost.clear()
+        return lost
+
     def _readable(self) -> None:
         assert self._socket is not None
         for _ in range(_MAX_READS):
@@ -99,24 +124,42 @@ class NetlinkMonitor:
                     raise
                 self._pending.update(_KINDS.values())
                 continue
-            self._pending.update(_kinds(data))
+            self._take(data)
         if self._pending and self._timer is None and self._loop is not None:
-            self._timer = self._loop.call_later(_SETTLE_S, self._report)
+            at = self._loop.time() + _SETTLE_S
+            if len(self._told) == _CALLS:
+                at = max(at, self._told[0] + _CALLS_S)
+            self._timer = self._loop.call_at(at, self._report)
 
     def _report(self) -> None:
+        assert self._loop is not None
         self._timer = None
+        self._told.append(self._loop.time())
         kinds = frozenset(self._pending)
         self._pending.clear()
         self._changed(kinds)
 
+    def _take(self, data: bytes) -> None:
+        """Note the messages in one datagram (struct nlmsghdr, padded to 4 bytes)."""
+        offset = 0
+        while offset + _HEADER.size <= len(data):
+            length, kind, *_ = _HEADER.unpack_from(data, offset)
+            if kind in _KINDS:
+                self._pending.add(_KINDS[kind])
+            if kind == _ADDRESS_GONE and len(self._lost) < _MAX_LOST:
+                self._lost.update(_address(data[offset + _HEADER.size : offset + length]))
+            offset += max(_HEADER.size, (length + 3) & ~3)
 
-def _kinds(data: bytes) -> set[str]:
-    """Return the kinds of the messages in one datagram (struct nlmsghdr, padded to 4 bytes)."""
-    kinds = set()
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        if kind in _KINDS:
-            kinds.add(_KINDS[kind])
-        offset += max(_HEADER.size, (length + 3) & ~3)
-    return kinds
+
+def _address(message: bytes) -> set[IPAddress]:
+    """Return the address of an RTM_DELADDR message; IFA_LOCAL is ours on point-to-point links."""
+    found: dict[int, IPAddress] = {}
+    offset = _ADDRESS_HEADER_BYTES
+    while offset + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, offset)
+        value = message[offset + _ATTRIBUTE.size : offset + length]
+        if kind in (_IFA_ADDRESS, _IFA_LOCAL) and len(value) in (4, 16):
+            found[kind] = IPv4Address(value) if len(value) == 4 else IPv6Address(value)
+        offset += max(_ATTRIBUTE.size, (length + 3) & ~3)
+    address = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
+    return set() if address is None else {address}

@@ -1,7 +1,8 @@
-"""nftables through its own command, in JSON or text: one atomic transaction a call.
+"""nftables: changed through its own command, one atomic transaction a call; tables listed over netlink.
 
 Blocking; acts in the calling thread's network namespace. Tables of ours are ``inet nostrvpn…``, so
-that cleaning up needs no record of them.
+that cleaning up needs no record of them. Where there is no table of ours, no process is started and
+nft need not be installed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,22 @@ import subprocess
 from typing import Any
 
 from nostrvpn.errors import SystemRefused
+from nostrvpn.host.firewall import Firewall, render_firewall, rule_marks, table_name
 
-__all__ = ["OWN_TABLES", "apply_ruleset", "delete_table", "list_table", "own_tables"]
+__all__ = [
+    "OWN_TABLES",
+    "apply_firewall",
+    "apply_ruleset",
+    "delete_table",
+    "list_table",
+    "own_tables",
+]
 
 # Ours: the beginning of the name of every table we make, in family inet.
 OWN_TABLES = "nostrvpn"
 TIMEOUT_S = 10.0
+# Spec: NFPROTO_INET of linux/netfilter.h.
+_INET = 1
 _NO_NFT = "nftables is not installed"
 
 
@@ -34,18 +45,44 @@ def list_table(name: str) -> list[dict[str, Any]] | None:
 
 
 def own_tables() -> tuple[str, ...]:
-    """Return the names of the tables that carry our mark; none where there is no nft."""
+    """Return the names of the tables that carry our mark; none where the kernel has no nftables."""
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.nftables.main import NFTables
+
     try:
-        listed = json.loads(_run("-j", "list", "tables", "inet"))
-    except SystemRefused:
+        with NFTables(nfgen_family=_INET) as nftables:
+            names = [item.get_attr("NFTA_TABLE_NAME") for item in nftables.get_tables()]
+    except (NetlinkError, OSError):
         return ()
-    names = [item["table"]["name"] for item in listed["nftables"] if "table" in item]
     return tuple(name for name in names if name.startswith(OWN_TABLES))
 
 
 def delete_table(name: str) -> None:
     """Delete table ``inet name``, present or not."""
-    apply_ruleset(f"table inet {name} {{}}\ndelete table inet {name}\n")
+    if name in own_tables():
+        # Created first, so that somebody else's deleting in between is no error.
+        apply_ruleset(f"table inet {name} {{}}\ndelete table inet {name}\n")
+
+
+def apply_firewall(firewall: Firewall, interface: str) -> bool:
+    """Make our table what ``firewall`` says; return whether that took a change.
+
+    Raises SystemRefused where nft is missing or refuses, but only if there is something to do.
+    """
+    name = table_name(interface)
+    if firewall.is_empty:
+        exists = name in own_tables()
+        delete_table(name)
+        return exists
+    if _found_marks(name) == rule_marks(firewall, interface):
+        return False
+    apply_ruleset(render_firewall(firewall, interface))
+    return True
+
+
+def _found_marks(name: str) -> tuple[str, ...]:
+    listed = list_table(name) or []
+    return tuple(item["rule"].get("comment", "") for item in listed if "rule" in item)
 
 
 def _run(*arguments: str, text: str | None = None) -> str:

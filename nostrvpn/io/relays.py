@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from socket import IPPROTO_TCP, TCP_QUICKACK
 from typing import Final
 
 import aiohttp
 
 from nostrvpn import __version__
+from nostrvpn.endpoint import IPAddress
+from nostrvpn.io.resolver import HostLookup
+from nostrvpn.io.source_address import is_ours, source_towards
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText
 
 __all__ = ["RelaySockets"]
@@ -59,7 +63,11 @@ class RelaySockets:
             agent = {"User-Agent": f"nostrvpn/{__version__}"}
             # No cookies: with one, a relay would know us again under another address.
             jar = aiohttp.DummyCookieJar()
-            self._session = aiohttp.ClientSession(timeout=timeout, headers=agent, cookie_jar=jar)
+            # No cache: a lookup that waits for a name server of the last network would be shared.
+            connector = aiohttp.TCPConnector(resolver=HostLookup(), use_dns_cache=False)
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=timeout, headers=agent, cookie_jar=jar
+            )
         link = _Link(url, self._session, self._deliver, self._proxy)
         self._links[url] = link
         task = asyncio.get_running_loop().create_task(self._live(link), name=f"relay {url}")
@@ -80,6 +88,18 @@ class RelaySockets:
         link = self._links.get(url)
         if link is not None:
             link.send(text)
+
+    def moved(self, interfaces: Mapping[IPAddress, str], *, restart: bool) -> None:
+        """The host's addresses changed; ``interfaces`` says to which interface each one belongs.
+
+        Connections whose own address is gone, or whose packets would now leave by another interface,
+        end at once. ``restart`` begins anew what is being connected: nothing tells over what.
+        """
+        for link in list(self._links.values()):
+            if not link.is_open and restart:
+                link.restart()
+            elif link.is_open and not _is_at_home(link.ends, interfaces):
+                link.stop("the network changed")
 
     async def stop(self) -> None:
         """Close everything, all at once, within four seconds, and deliver nothing any more."""
@@ -122,6 +142,9 @@ class _Link:
         self._outgoing: asyncio.Queue[str] = asyncio.Queue(MAX_OUTGOING)
         self._work: asyncio.Task[str] | None = None
         self._stop_reason = ""
+        self._is_restarting = False
+        self.is_open = False
+        self.ends: tuple[object, object] = (None, None)  # the sockets' names: ours, the relay's
 
     def stop(self, reason: str) -> None:
         """End the connection; the first reason counts."""
@@ -129,6 +152,12 @@ class _Link:
             self._stop_reason = reason
             if self._work is not None:
                 self._work.cancel()
+
+    def restart(self) -> None:
+        """Begin to connect anew."""
+        if self._work is not None and not self._stop_reason:
+            self._is_restarting = True
+            self._work.cancel()
 
     def send(self, text: str) -> None:
         """Queue a text for writing."""
@@ -141,12 +170,17 @@ class _Link:
         """Connect and read to the end; return the reason of the end."""
         if self._stop_reason:  # stopped before the task ran
             return self._stop_reason
-        self._work = asyncio.get_running_loop().create_task(self._connect_and_read())
-        try:
-            await asyncio.wait({self._work})
-        finally:
-            self._work.cancel()
-        return self._stop_reason if self._work.cancelled() else self._work.result()
+        while True:
+            self._is_restarting = False
+            self._work = asyncio.get_running_loop().create_task(self._connect_and_read())
+            try:
+                await asyncio.wait({self._work})
+            finally:
+                self._work.cancel()
+            if not self._work.cancelled():
+                return self._work.result()
+            if not self._is_restarting or self._stop_reason:
+                return self._stop_reason
 
     async def _connect_and_read(self) -> str:
         try:
@@ -161,6 +195,8 @@ class _Link:
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             return _describe(exc)
         writer: asyncio.Task[None] | None = None
+        self.is_open = True
+        self.ends = socket.get_extra_info("sockname"), socket.get_extra_info("peername")
         try:
             await self._deliver(RelayOpened(self.url))
             writer = asyncio.get_running_loop().create_task(self._write(socket))
@@ -197,6 +233,21 @@ class _Link:
                 await socket.send_str(await self._outgoing.get())
         except (aiohttp.ClientError, OSError) as exc:
             self.stop(_describe(exc))
+
+
+def _is_at_home(ends: tuple[object, object], interfaces: Mapping[IPAddress, str]) -> bool:
+    """Whether a connection's own address is still ours, on the interface that leads to the relay."""
+    addresses = []
+    for name in ends:
+        if not isinstance(name, tuple):
+            return True  # no IP socket
+        addresses.append(ip_address(str(name[0]).partition("%")[0]))
+    ours, theirs = addresses
+    if not is_ours(ours):
+        return False
+    source = source_towards(theirs)
+    known = interfaces.get(ours), interfaces.get(source) if source is not None else None
+    return None in known or known[0] == known[1]
 
 
 def _describe_close(code: int | None) -> str:

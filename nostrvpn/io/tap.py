@@ -5,6 +5,9 @@ we get copies of what has STUN's cookie, and send with the port as our source. S
 that was checked is the one that carries data. Raw sockets sit behind the host's firewall: a packet
 that it drops is not seen here either, as it should be (AF_PACKET would see it).
 
+While a path through a NAT with unpredictable ports is searched, packets leave from other source
+ports too (a field of a header, not a socket), and ``listen_on`` takes what comes to those.
+
 No CAP_NET_RAW, no IPv6, no route: each is a value or a SystemRefused at ``open``; ``send`` returns
 the reason and never raises for a network that cannot be reached.
 """
@@ -20,7 +23,8 @@ import select
 import socket
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from nostrvpn.endpoint import Endpoint, IPAddress
@@ -29,7 +33,8 @@ from nostrvpn.stun.binding import looks_like_stun, render_query
 
 __all__ = ["Deliver", "Tap"]
 
-Deliver = Callable[[bytes, Endpoint, IPAddress | None], None]
+Deliver = Callable[[bytes, Endpoint, IPAddress | None, int | None], None]
+"""Takes data, source, destination address, and destination port (None: WireGuard's own)."""
 
 # Linux ABI (asm-generic/socket.h, linux/in.h, linux/in6.h); Python names only some of them.
 SO_ATTACH_FILTER = 26
@@ -38,6 +43,10 @@ SO_MARK = 36
 SO_RXQ_OVFL = 40
 IP_PKTINFO = 8
 IP_TTL = 2
+IP_MTU_DISCOVER = 10
+IPV6_MTU_DISCOVER = 23
+# DF on the packet, and the path MTU that the kernel remembers is not asked: ip(7).
+PMTUDISC_PROBE = 3
 UDP_HEADER = struct.Struct("!HHHH")
 COOKIE = 0x2112A442
 # A burst of answers from a hundred peers and then some; losing probe answers looks like path loss.
@@ -55,14 +64,16 @@ _Instruction = tuple[int, int, int, int]
 _REJECT: tuple[_Instruction, ...] = ((0x06, 0, 0, 0),)
 
 
-def _filter_v4(port: int) -> tuple[_Instruction, ...]:
-    """Accept UDP to ``port`` with STUN's cookie; data begins at the IP header."""
+def _filter_v4(port: int, more: range) -> tuple[_Instruction, ...]:
+    """Accept UDP to ``port`` or to ``more`` with STUN's cookie; data begins at the IP header."""
     return (
         (0x28, 0, 0, 6),  # ldh [6]: flags and fragment offset
-        (0x45, 6, 0, 0x1FFF),  # not the first fragment: reject
+        (0x45, 8, 0, 0x1FFF),  # not the first fragment: reject
         (0xB1, 0, 0, 0),  # x = length of the IP header, options included
         (0x48, 0, 0, 2),  # ldh [x+2]: UDP destination port
-        (0x15, 0, 3, port),
+        (0x15, 2, 0, port),
+        (0x35, 0, 4, more.start),  # jge
+        (0x25, 3, 0, more.stop - 1),  # jgt
         (0x40, 0, 0, 12),  # ld [x+12]: STUN cookie
         (0x15, 0, 1, COOKIE),
         (0x06, 0, 0, 0xFFFFFFFF),
@@ -70,11 +81,13 @@ def _filter_v4(port: int) -> tuple[_Instruction, ...]:
     )
 
 
-def _filter_v6(port: int) -> tuple[_Instruction, ...]:
+def _filter_v6(port: int, more: range) -> tuple[_Instruction, ...]:
     """The same; data begins at the UDP header, as the kernel has walked the extension headers."""
     return (
         (0x28, 0, 0, 2),
-        (0x15, 0, 3, port),
+        (0x15, 2, 0, port),
+        (0x35, 0, 4, more.start),
+        (0x25, 3, 0, more.stop - 1),
         (0x20, 0, 0, 12),
         (0x15, 0, 1, COOKIE),
         (0x06, 0, 0, 0xFFFFFFFF),
@@ -89,7 +102,14 @@ def _attach(sock: socket.socket, program: tuple[_Instruction, ...]) -> None:
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
 
 
-def _open_raw(family: int, port: int, mark: int) -> socket.socket:
+def _attach_ports(sock: socket.socket, family: int, port: int, more: range) -> None:
+    if not more:
+        more = range(port, port + 1)
+    render = _filter_v4 if family == socket.AF_INET else _filter_v6
+    _attach(sock, render(port, more))
+
+
+def _open_raw(family: int, port: int, mark: int, more: range = range(0)) -> socket.socket:
     """Open a raw socket that yields only what its filter accepts, from its first packet on."""
     sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP)
     try:
@@ -107,7 +127,7 @@ def _open_raw(family: int, port: int, mark: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, 6)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        _attach(sock, _filter_v4(port) if family == socket.AF_INET else _filter_v6(port))
+        _attach_ports(sock, family, port, more)
     except BaseException:
         sock.close()
         raise
@@ -124,6 +144,43 @@ def _checksum(source: IPv4Address, destination: IPv4Address, segment: bytes) -> 
     return (~total & 0xFFFF) or 0xFFFF
 
 
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    data: bytes
+    destination: Endpoint
+    ttl: int | None
+    source_ip: IPAddress | None
+    source_port: int
+
+
+@contextlib.contextmanager
+def _unfragmented(sock: socket.socket, family: int) -> Iterator[None]:
+    """Set DF, whatever is known of the path's MTU, on what is sent inside the block."""
+    option = (
+        (socket.IPPROTO_IP, IP_MTU_DISCOVER)
+        if family == socket.AF_INET
+        else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
+    )
+    before = sock.getsockopt(*option)
+    sock.setsockopt(*option, PMTUDISC_PROBE)
+    try:
+        yield
+    finally:
+        sock.setsockopt(*option, before)
+
+
+def _send_v6(sock: socket.socket, packet: _Packet) -> None:
+    header = UDP_HEADER.pack(packet.source_port, packet.destination.port, 8 + len(packet.data), 0)
+    ancillary = []
+    if packet.source_ip is not None:
+        info = struct.pack("=16si", packet.source_ip.packed, 0)
+        ancillary.append((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info))
+    if packet.ttl is not None:
+        hops = struct.pack("=i", packet.ttl)
+        ancillary.append((socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, hops))
+    sock.sendmsg([header, packet.data], ancillary, 0, (str(packet.destination.ip), 0))
+
+
 class Tap:
     """Sends and receives STUN on UDP ``port``; ``mark`` is WireGuard's fwmark.
 
@@ -133,6 +190,7 @@ class Tap:
 
     def __init__(self, port: int, mark: int, deliver: Deliver) -> None:
         self._port = port
+        self._more = range(0)
         self._mark = mark
         self._deliver = deliver
         self._sockets: dict[int, socket.socket] = {}
@@ -150,9 +208,9 @@ class Tap:
         """Open the sockets on the running loop; SystemRefused if the system forbids raw sockets."""
         self._loop = asyncio.get_running_loop()
         try:
-            self._sockets[socket.AF_INET] = _open_raw(socket.AF_INET, self._port, self._mark)
+            self._sockets[socket.AF_INET] = self._open_one(socket.AF_INET)
             try:
-                self._sockets[socket.AF_INET6] = _open_raw(socket.AF_INET6, self._port, self._mark)
+                self._sockets[socket.AF_INET6] = self._open_one(socket.AF_INET6)
             except PermissionError:
                 raise
             except OSError:
@@ -166,6 +224,15 @@ class Tap:
             ) from exc
         for family, sock in self._sockets.items():
             self._loop.add_reader(sock, self._readable, family, sock)
+
+    def _open_one(self, family: int) -> socket.socket:
+        return _open_raw(family, self._port, self._mark, self._more)
+
+    def listen_on(self, ports: range | None) -> None:
+        """Also take STUN that comes to these ports (a range without gaps); None: no more."""
+        self._more = ports or range(0)
+        for family, sock in self._sockets.items():
+            _attach_ports(sock, family, self._port, self._more)
 
     def close(self) -> None:
         """Close the sockets; a second call does nothing."""
@@ -185,64 +252,52 @@ class Tap:
         destination: Endpoint,
         ttl: int | None = None,
         source_ip: IPAddress | None = None,
+        *,
+        source_port: int | None = None,
+        dont_fragment: bool = False,
     ) -> str | None:
-        """Send ``data`` from our port; return None, or why it could not be sent."""
-        ip = destination.ip
-        try:
-            if isinstance(ip, IPv4Address):
-                reason = self._send_v4(data, Endpoint(ip, destination.port), ttl, source_ip)
-            else:
-                reason = self._send_v6(data, destination, ttl, source_ip)
-        except OSError as exc:
-            reason = errno.errorcode.get(exc.errno or 0, "unknown error")
+        """Send ``data`` from our port, or ``source_port``; return None, or why it could not be sent.
+
+        ``dont_fragment``: the packet arrives whole or not at all, and one that is larger than the
+        interface's MTU is refused with EMSGSIZE (RFC 8899 section 4.1).
+        """
+        packet = _Packet(data, destination, ttl, source_ip, source_port or self._port)
+        family = socket.AF_INET if destination.ip.version == 4 else socket.AF_INET6
+        sock = self._sockets.get(family)
+        reason: str | None = None
+        if sock is None:
+            reason = "no IPv6" if self._sockets else "closed"
+        elif source_ip is not None and source_ip.version != destination.ip.version:
+            reason = "source of the other family"
+        else:
+            send = self._send_v4 if family == socket.AF_INET else _send_v6
+            try:
+                with _unfragmented(sock, family) if dont_fragment else contextlib.nullcontext():
+                    send(sock, packet)
+            except OSError as exc:
+                reason = errno.errorcode.get(exc.errno or 0, "unknown error")
         self.counters["sent" if reason is None else f"send {reason}"] += 1
         return reason
 
-    def _send_v4(
-        self, data: bytes, destination: Endpoint, ttl: int | None, source_ip: IPAddress | None
-    ) -> str | None:
-        sock = self._sockets.get(socket.AF_INET)
-        if sock is None:
-            return "closed"
-        ip = destination.ip
+    def _send_v4(self, sock: socket.socket, packet: _Packet) -> None:
+        ip, port = packet.destination.ip, packet.destination.port
         assert isinstance(ip, IPv4Address)
-        if source_ip is not None and not isinstance(source_ip, IPv4Address):
-            return "source of the other family"
-        source = source_ip or self._source(ip)
-        header = UDP_HEADER.pack(self._port, destination.port, 8 + len(data), 0)
-        checksum = _checksum(source, ip, header + data)
-        header = UDP_HEADER.pack(self._port, destination.port, 8 + len(data), checksum)
+        source = packet.source_ip or self._source(ip)
+        assert isinstance(source, IPv4Address)
+        header = UDP_HEADER.pack(packet.source_port, port, 8 + len(packet.data), 0)
+        checksum = _checksum(source, ip, header + packet.data)
+        header = UDP_HEADER.pack(packet.source_port, port, 8 + len(packet.data), checksum)
         # The checksum covers the source address, so the kernel must not choose another one.
         info = struct.pack("=i4s4s", 0, source.packed, b"\0\0\0\0")
         ancillary = [(socket.IPPROTO_IP, IP_PKTINFO, info)]
-        if ttl is not None:
-            ancillary.append((socket.IPPROTO_IP, IP_TTL, struct.pack("=i", ttl)))
+        if packet.ttl is not None:
+            ancillary.append((socket.IPPROTO_IP, IP_TTL, struct.pack("=i", packet.ttl)))
         try:
-            sock.sendmsg([header, data], ancillary, 0, (str(ip), 0))
+            sock.sendmsg([header, packet.data], ancillary, 0, (str(ip), 0))
         except OSError:
             # The address may be gone: ask for the route next time.
             self._routes.pop(ip, None)
             raise
-        return None
-
-    def _send_v6(
-        self, data: bytes, destination: Endpoint, ttl: int | None, source_ip: IPAddress | None
-    ) -> str | None:
-        sock = self._sockets.get(socket.AF_INET6)
-        if sock is None:
-            return "no IPv6" if self._sockets else "closed"
-        if source_ip is not None and not isinstance(source_ip, IPv6Address):
-            return "source of the other family"
-        header = UDP_HEADER.pack(self._port, destination.port, 8 + len(data), 0)
-        ancillary = []
-        if source_ip is not None:
-            info = struct.pack("=16si", source_ip.packed, 0)
-            ancillary.append((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info))
-        if ttl is not None:
-            hops = struct.pack("=i", ttl)
-            ancillary.append((socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, hops))
-        sock.sendmsg([header, data], ancillary, 0, (str(destination.ip), 0))
-        return None
 
     def _source(self, ip: IPv4Address) -> IPv4Address:
         """Return the source address that the kernel takes towards ``ip`` under our mark."""
@@ -307,7 +362,7 @@ class Tap:
             self.counters["truncated"] += 1
             return
         source_port, port, length, _ = UDP_HEADER.unpack_from(segment)
-        if port != self._port or not source_port:
+        if not source_port or (port != self._port and port not in self._more):
             self.counters["wrong_port"] += 1
         elif not UDP_HEADER.size <= length <= len(segment):
             self.counters["truncated"] += 1
@@ -315,7 +370,8 @@ class Tap:
             self.counters["malformed"] += 1
         else:
             self.counters["received"] += 1
-            self._deliver(data, Endpoint(source, source_port), destination)
+            to = None if port == self._port else port
+            self._deliver(data, Endpoint(source, source_port), destination, to)
 
 
 def _self_test(mark: int) -> str | None:

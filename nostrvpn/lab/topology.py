@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -128,7 +128,9 @@ class Server(Host):
     """A host with STUN on two addresses and, once started, a relay."""
 
     stun: tuple[Endpoint, ...] = ()
+    stun6: tuple[Endpoint, ...] = ()
     relay_url: str = ""
+    relay_url6: str = ""
     recording: Path | None = None
 
 
@@ -247,10 +249,20 @@ class Lab:
         )
         return router
 
-    def host(self, name: str, router: Router | None = None) -> Host:
-        """Add a machine behind ``router``, or with a public address directly on the core."""
+    def host(self, name: str, router: Router | None = None, *, only: int | None = None) -> Host:
+        """Add a machine behind ``router``, or with a public address directly on the core.
+
+        ``only`` 4 or 6 takes the other family's addresses away again.
+        """
         namespace = self.namespace(name)
-        return Host(name, namespace, (router or self.core).plug(namespace, "eth0"))
+        plug = (router or self.core).plug(namespace, "eth0")
+        if only == 6:
+            namespace.run("ip", "-4", "addr", "flush", "dev", "eth0")
+            plug = replace(plug, addresses=())
+        elif only == 4:
+            namespace.run("ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global")
+            plug = replace(plug, addresses6=())
+        return Host(name, namespace, plug)
 
     def move(self, host: Host, source: Router | None, target: Router | None) -> None:
         """Pull the host's cable out of one router (None: the core) and plug it into another."""
@@ -270,20 +282,27 @@ class Lab:
         listen += [Endpoint(ip, STUN_PORTS[0]) for ip in server.plug.addresses6]
         arguments = [f"--listen={endpoint}" for endpoint in listen]
         self.process(name, "stun", *arguments).wait_for_text("ready")
-        server.stun = tuple(Endpoint(ip, STUN_PORTS[0]) for ip in server.plug.addresses)
+        first, second = server.plug.addresses
+        # The kind of a NAT's mapping shows in three destinations: two addresses, two ports of one.
+        server.stun = (listen[0], Endpoint(second, STUN_PORTS[0]), Endpoint(first, STUN_PORTS[1]))
+        server.stun6 = tuple(endpoint for endpoint in listen if endpoint.ip.version == 6)
         if relay:
             self.start_relay(server, record=record)
         return server
 
     def start_relay(self, server: Server, *, record: bool = False) -> Process:
         """Start (or restart) the relay of ``server``; returns its process, to stop or kill it."""
-        arguments = [f"--host={server.address}", f"--port={RELAY_PORT}"]
+        # The recorder listens in one family; the relay itself in both.
+        host = str(server.address) if record else "::"
+        arguments = [f"--host={host}", f"--port={RELAY_PORT}"]
         if record:
             server.recording = self.directory / f"{server.name}-relay.jsonl"
             arguments.append(f"--record={server.recording}")
         process = self.process(server.name, "relay", *arguments)
         process.wait_for_text("ready", timeout=RELAY_START_TIMEOUT)
         server.relay_url = f"ws://{server.address}:{RELAY_PORT}"
+        if not record:
+            server.relay_url6 = f"ws://[{server.address6}]:{RELAY_PORT}"
         return process
 
     def process(self, label: str, module: str, *arguments: str) -> Process:
@@ -310,13 +329,16 @@ class Lab:
         ``settings`` are merged into its configuration, e.g.
         ``wireguard={"backend": "kernel"}`` or ``log_level="debug"``.
         """
+        has_ipv4, has_ipv6 = bool(host.plug.addresses), host.address6 is not None
+        relay = server.relay_url if has_ipv4 or not server.relay_url6 else server.relay_url6
+        servers = (server.stun if has_ipv4 else ()) + (server.stun6 if has_ipv6 else ())
         node = self.node_type(
             host.namespace,
             directory=self.directory / f"node-{host.name}",
             # A name that the sweep knows: the sockets of userspace WireGuard are shared.
             interface=f"{PREFIX}{os.getpid()}-{next(_serial)}",
-            relays=(server.relay_url,),
-            stun=tuple(map(str, server.stun)),
+            relays=(relay,),
+            stun=tuple(map(str, servers)),
             settings=settings,
         )
         self.nodes.append(node)

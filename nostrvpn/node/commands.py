@@ -26,13 +26,16 @@ from nostrvpn.node.events import (
     SendEcho,
     ShutDown,
 )
+from nostrvpn.node.netcheck import netcheck_document
 from nostrvpn.node.problems import refusal_words
+from nostrvpn.node.services import via_name
+from nostrvpn.node.situation import situation_of
 from nostrvpn.node.status import (
     identity_document,
-    netcheck_document,
     peers_document,
     status_document,
 )
+from nostrvpn.node.why import why_document
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -63,6 +66,10 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
             return [Reply(call, {"peers": peers_document(node, moment)})]
         case "netcheck":
             return [Reply(call, netcheck_document(node))]
+        case "why":
+            peer = _peer(node, args)
+            document = why_document(situation_of(node, peer, moment))
+            return [Reply(call, {"peer": npub(peer)} | document)]
         case "invite":
             return _invite(node, command, moment)
         case "join":
@@ -165,6 +172,9 @@ def _ping(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
         "name": node.peer_name(peer),
         "address": str(roster.address(peer).ipv6),
         "path": link.path if link is not None else "none",
+        "via": via_name(node, link),
+        "carrier": link.carrier if link is not None and link.path != "none" else None,
+        "asleep": link is not None and link.asleep,
         "endpoint": str(link.endpoint) if link is not None and link.endpoint else None,
     }
     return [SendEcho(command.call, roster.address(peer).ipv6, float(timeout), context)]

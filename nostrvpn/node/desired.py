@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
-from nostrvpn.host.state import HostState, IPInterface, IPNetwork
+from nostrvpn.endpoint import IPAddress
+from nostrvpn.host.firewall import Firewall, Guard, Pin
+from nostrvpn.host.state import (
+    FWMARK,
+    IPV6_MIN_MTU,
+    MIN_MTU,
+    HostState,
+    IPInterface,
+    IPNetwork,
+    OuterLimit,
+    RouteLimit,
+)
 from nostrvpn.mesh.addressing import ipv4_prefix, ipv6_prefix
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.peers import Peer
+from nostrvpn.paths.path_mtu import LARGEST_PROBE, inner_mtu
 from nostrvpn.wireguard.device import Device, SecretKey
 from nostrvpn.wireguard.device import Peer as TunnelPeer
 
 __all__ = ["FWMARK", "Desired", "TunnelSettings", "desired_state", "overlapping_route"]
 
-# In the third byte, away from the marks other VPN programs use (Tailscale 0x40000 and 0x80000,
-# NetBird 0x1BD00, Mullvad 0x6d6f6c65). WireGuard's own packets and every probe carry it.
-FWMARK = 0x00A50000
+# Spec: the headers of IPv6 and TCP without options.
+IPV6_TCP_HEADERS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class Desired:
 
     device: Device
     host: HostState
+    firewall: Firewall = field(default_factory=Firewall)
 
 
 def overlapping_route(
@@ -70,7 +82,9 @@ def desired_state(
     addresses: list[IPInterface] = []
     routes: list[IPNetwork] = []
     tunnel_peers: list[TunnelPeer] = []
+    members: list[Peer] = []
     if roster is not None and me in roster.members:
+        members = [peer for peer in peers if peer.public_key in roster.members]
         own = roster.address(me)
         addresses.append(ip_interface(f"{own.ipv6}/128"))
         routes.append(ipv6_prefix(roster.network_id))
@@ -79,21 +93,79 @@ def desired_state(
             routes.append(ipv4_prefix(roster.network_id))
         tunnel_peers = [
             _tunnel_peer(peer, roster, settings.keepalive, now)
-            for peer in peers
-            if peer.public_key in roster.members
-            and peer.wireguard_key is not None
-            and (complete or _is_due(peer, me))
+            for peer in members
+            if peer.wireguard_key is not None and (complete or _is_due(peer, me))
         ]
     device = Device(settings.private_key, settings.listen_port, FWMARK, tuple(tunnel_peers))
+    limits = _peer_limits(members, roster, settings.mtu, ipv4=ipv4)
+    mtu = max([settings.mtu, *(limit.mtu for limit in limits)])
+    if mtu > settings.mtu:
+        # One peer's wide path widens the link; to all others no more goes than was configured.
+        limits += [RouteLimit(route, settings.mtu) for route in routes]
     host = HostState(
         settings.interface,
-        settings.mtu,
+        mtu,
         frozenset(addresses),
-        frozenset(routes),
+        frozenset(routes) | {limit.network for limit in limits},
         settings.alias,
         True,
+        frozenset(limits),
+        _outer_limits(members),
     )
-    return Desired(device, host)
+    return Desired(device, host, _firewall(members, settings.listen_port))
+
+
+def _firewall(peers: Iterable[Peer], listen_port: int) -> Firewall:
+    guards = dict(peer.guard for peer in peers if peer.guard is not None)
+    pins = {peer.pin[1]: peer.pin[0] for peer in peers if peer.pin is not None}
+    return Firewall(
+        listen_port if pins else 0,
+        frozenset(Guard(old, new) for old, new in guards.items()),
+        frozenset(Pin(port, remote) for remote, port in pins.items()),
+    )
+
+
+def _inner(peer: Peer) -> int | None:
+    """Return the largest packet inside the tunnel that reaches the peer whole; None if unknown."""
+    if peer.mtu is None or peer.endpoint is None:
+        return None
+    return inner_mtu(peer.mtu, ipv6=peer.endpoint.ip.version == 6)
+
+
+def _peer_limits(
+    peers: Iterable[Peer], roster: Roster | None, configured: int, *, ipv4: bool
+) -> list[RouteLimit]:
+    """Return a route of its own for each peer whose packets need another limit than the link's."""
+    limits = []
+    for peer in peers:
+        inner = _inner(peer)
+        if roster is None or inner is None or peer.endpoint is None or inner == configured:
+            continue
+        most = inner_mtu(LARGEST_PROBE, ipv6=peer.endpoint.ip.version == 6)
+        if most <= inner < configured:
+            # More was not looked for, but somebody configured a larger link.
+            continue
+        address = roster.address(peer.public_key)
+        mss = inner - IPV6_TCP_HEADERS if inner < IPV6_MIN_MTU else None
+        limits.append(RouteLimit(ip_network(f"{address.ipv6}/128"), max(inner, IPV6_MIN_MTU), mss))
+        if ipv4:
+            limits.append(RouteLimit(ip_network(f"{address.ipv4}/32"), max(inner, MIN_MTU)))
+    return limits
+
+
+def _outer_limits(peers: Iterable[Peer]) -> frozenset[OuterLimit]:
+    """Return what must leave in fragments: paths too small for the least IPv6 packet."""
+    limits: dict[IPAddress, int] = {}
+    for peer in peers:
+        inner = _inner(peer)
+        if inner is None or inner >= IPV6_MIN_MTU or peer.mtu is None or peer.endpoint is None:
+            continue
+        ip = peer.endpoint.ip
+        # Known of a path of the other family, if it is less than any of this one can be.
+        mtu = max(peer.mtu, IPV6_MIN_MTU if ip.version == 6 else MIN_MTU)
+        if not ip.is_loopback:
+            limits[ip] = min(mtu, limits.get(ip, mtu))
+    return frozenset(OuterLimit(ip, mtu) for ip, mtu in limits.items())
 
 
 def _is_due(peer: Peer, me: str) -> bool:

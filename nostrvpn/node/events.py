@@ -5,10 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
-from nostrvpn.endpoint import Endpoint
+from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.machine import Tick
 from nostrvpn.paths.candidates import LocalAddress
-from nostrvpn.paths.events import DatagramReceived, SendDatagram
+from nostrvpn.paths.events import (
+    ChannelAnswered,
+    ChannelClosed,
+    ChannelOpened,
+    CloseChannel,
+    DatagramReceived,
+    MappedAddresses,
+    OpenChannel,
+    SendDatagram,
+    TurnAllocated,
+    TurnHeard,
+    TurnLost,
+    Wake,
+)
 from nostrvpn.signaling.relays import (
     CloseRelay,
     OpenRelay,
@@ -22,6 +35,7 @@ from nostrvpn.wireguard.device import ObservedDevice
 __all__ = [
     "Command",
     "HostChanged",
+    "LendTo",
     "Log",
     "NodeEffect",
     "NodeEvent",
@@ -33,6 +47,7 @@ __all__ = [
     "Refuse",
     "Reply",
     "ResolveStun",
+    "Resumed",
     "SendEcho",
     "ShutDown",
     "StunResolved",
@@ -42,10 +57,24 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class HostChanged:
-    """The host's addresses and routed prefixes, at start and after each change."""
+    """The host's addresses and routed prefixes, at start and after each change.
+
+    ``sources`` are the addresses that the default routes lead out by: with two interfaces up, a
+    default route that moves changes nothing else. ``interrupted``: addresses were gone in between,
+    so whatever lived on them may be dead, although they are back.
+    """
 
     addresses: tuple[LocalAddress, ...]
     routes: frozenset[IPv4Network | IPv6Network] = frozenset()
+    sources: frozenset[IPAddress] = frozenset()
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The machine slept for so many seconds: connections and NAT mappings are likely gone."""
+
+    slept_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +94,13 @@ class TunnelSeen:
 
 @dataclass(frozen=True, slots=True)
 class ReconcileFinished:
-    """The kernel was brought to the desired state, or refused (``error`` says why)."""
+    """The kernel was brought to the desired state, or refused (``error`` says why).
+
+    ``firewall_error``: only the packet filter was refused, and everything else stands.
+    """
 
     error: str | None = None
+    firewall_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +117,16 @@ NodeEvent = (
     | RelayClosed
     | RelayText
     | DatagramReceived
+    | MappedAddresses
+    | ChannelOpened
+    | ChannelAnswered
+    | ChannelClosed
+    | TurnAllocated
+    | TurnHeard
+    | TurnLost
+    | Wake
     | HostChanged
+    | Resumed
     | StunResolved
     | TunnelSeen
     | ReconcileFinished
@@ -155,6 +197,13 @@ class ResolveStun:
 
 
 @dataclass(frozen=True, slots=True)
+class LendTo:
+    """Relay for these users from now on (names of credentials that their offers gave them)."""
+
+    users: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ShutDown:
     """Take everything down and end the daemon."""
 
@@ -172,6 +221,9 @@ NodeEffect = (
     | CloseRelay
     | SendText
     | SendDatagram
+    | OpenChannel
+    | CloseChannel
+    | LendTo
     | Persist
     | Reply
     | Refuse

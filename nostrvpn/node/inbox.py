@@ -14,6 +14,7 @@ from nostrvpn.node.events import Log, NodeEffect, Persist, Reconcile
 from nostrvpn.node.peers import parse_relay_list, parse_wireguard_key
 from nostrvpn.paths.description import parse_description
 from nostrvpn.paths.events import RemoteDescription
+from nostrvpn.paths.relay_offers import parse_offer
 from nostrvpn.signaling.courier import Delivery
 from nostrvpn.signaling.messages import MessageType
 
@@ -82,7 +83,7 @@ def _hear(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: Mom
         node.dropped["old_news"] += 1
         return
     peer.heard_seq = delivery.message.seq
-    before = (peer.wireguard_key, peer.relays)
+    before = (peer.wireguard_key, peer.relays, peer.relay_offer)
     key = parse_wireguard_key(body.get("wg"))
     taken = {p.wireguard_key for p in node.peers.values() if p is not peer}
     if key in taken or key == node.settings.tunnel.public_key:
@@ -91,7 +92,11 @@ def _hear(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: Mom
     relays = parse_relay_list(body.get("relays", []))
     if relays != peer.relays and _is_past(peer.relays_at, RELAYS_EVERY_S, moment):
         peer.relays, peer.relays_at = relays, moment.now
-    if before != (peer.wireguard_key, peer.relays):
+    offer = body.get("relay")
+    peer.relay_offer = parse_offer(offer, sender, node.path_settings) if offer is not None else None
+    if peer.relay_offer != before[2]:
+        effects += node.offers_changed(moment)
+    if before != (peer.wireguard_key, peer.relays, peer.relay_offer):
         effects += [Persist("peer", sender, peer.to_json()), Reconcile()]
     active = {relay.url for relay in node.post.pool.snapshot()}
     if peer.relays and not active.intersection(peer.relays):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import assert_never
 
@@ -39,43 +40,44 @@ from nostrvpn.node.desired import Desired, TunnelSettings, desired_state, overla
 from nostrvpn.node.events import (
     Command,
     HostChanged,
-    Log,
     NodeEffect,
     NodeEvent,
     Persist,
-    Poke,
     Reconcile,
     ReconcileFinished,
+    Resumed,
     StunResolved,
     TunnelSeen,
 )
 from nostrvpn.node.inbox import deliver
+from nostrvpn.node.moves import Move, Moves
 from nostrvpn.node.outbox import Outbox
+from nostrvpn.node.path_effects import poke, take_path
 from nostrvpn.node.peers import Peer
 from nostrvpn.node.post import Post
+from nostrvpn.node.relaying import MeshRelays, RelayRole
 from nostrvpn.node.stun_lookup import StunLookup
 from nostrvpn.node.tunnel import Tunnel
 from nostrvpn.paths.agent import Paths
 from nostrvpn.paths.candidates import LocalAddress
-from nostrvpn.paths.description import (
-    cached_session_to_json,
-    parse_cached_session,
-)
+from nostrvpn.paths.description import parse_cached_session
 from nostrvpn.paths.events import (
     AddPeer,
+    ChannelAnswered,
+    ChannelClosed,
+    ChannelOpened,
     DatagramReceived,
-    Describe,
-    LinkChanged,
     LocalAddresses,
+    MappedAddresses,
     NetworkChanged,
-    PathEffect,
     PathEvent,
-    Remember,
+    RelayOffers,
     RemovePeer,
-    SendDatagram,
     StunServers,
-    Trace,
-    UseEndpoint,
+    TurnAllocated,
+    TurnHeard,
+    TurnLost,
+    Wake,
 )
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText, RetryNow
@@ -95,6 +97,7 @@ class NodeSettings:
     active_relays: int
     stun_servers: tuple[str, ...]
     paths: PathSettings
+    relay: RelayRole | None = None
 
 
 class Node:
@@ -116,7 +119,7 @@ class Node:
             settings.active_relays,
             reserved if isinstance(reserved, int) else 0,
         )
-        self.tunnel = Tunnel(self.peers, self._poke)
+        self.tunnel = Tunnel(self.peers, partial(poke, self))
         self.dropped: Counter[str] = Counter()
         self.notes: list[tuple[str, str]] = []  # (problem code, text) found at start
         self.stun_lookup = StunLookup(settings.stun_servers)
@@ -125,11 +128,19 @@ class Node:
         self.tap_error: str | None = None
         self.tap_counters: dict[str, int] = {}  # what the tap dropped, by reason
         self.reconcile_error: str | None = None
+        self.firewall_error: str | None = None
         self.addresses: tuple[LocalAddress, ...] = ()
         self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()
+        self.moves = Moves(settings.paths.skip_interfaces)
+        # What the services beside the node say; shown, never decided upon.
+        self.port_mapping: dict[str, object] = {}
+        self.turn_states: dict[str, str] = {}
+        self.relay_snapshot: dict[str, object] | None = None
+        self.relay_error: str | None = None
         self.awaiting_join: dict[int, float] = {}
-        self._sessions = dict(records.get("session", {}))
-        self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key)
+        self.sessions = dict(records.get("session", {}))
+        self.relays = MeshRelays(settings.relay, self.peers)
+        self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key, self.relays)
         self._restore(records)
 
     def _restore(self, records: Mapping[str, Mapping[str, object]]) -> None:
@@ -155,6 +166,7 @@ class Node:
         effects = self.post.use_relays(self._known_relays(), moment)
         effects += self.post.relay_event(Tick(), moment)
         effects += self._members_changed(moment)
+        effects += self.offers_changed(moment)
         effects += self.stun_lookup.now(moment)
         return effects + self.outbox.flush(moment)
 
@@ -173,6 +185,7 @@ class Node:
             self.paths.deadline,
             self.tunnel.deadline,
             self.stun_lookup.deadline,
+            self.moves.deadline,
             self.membership.deadline,
             *self.awaiting_join.values(),
         )
@@ -228,10 +241,22 @@ class Node:
                 return self.post.relay_event(event, moment) + self._tick_membership(moment)
             case RelayClosed() | RelayText():
                 return self.post.relay_event(event, moment)
-            case DatagramReceived():
+            case (
+                DatagramReceived()
+                | MappedAddresses()
+                | ChannelOpened()
+                | ChannelAnswered()
+                | ChannelClosed()
+                | TurnAllocated()
+                | TurnHeard()
+                | TurnLost()
+                | Wake()
+            ):
                 return self.step_paths(event, moment)
             case HostChanged():
                 return self._host_changed(event, moment)
+            case Resumed():
+                return self._moved(self.moves.again(moment.now), moment)
             case StunResolved():
                 self.stun_lookup.resolved(event, moment)
                 return self.step_paths(StunServers(event.endpoints), moment)
@@ -241,7 +266,7 @@ class Node:
                     effects += self.step_paths(item, moment)
                 return effects
             case ReconcileFinished():
-                self.reconcile_error = event.error
+                self.reconcile_error, self.firewall_error = event.error, event.firewall_error
                 return []
             case Command():
                 return run_command(self, event, moment)
@@ -251,7 +276,8 @@ class Node:
                 assert_never(event)
 
     def _tick(self, moment: Moment) -> list[NodeEffect]:
-        effects = self.post.tick(moment)
+        effects = self._moved(self.moves.tick(moment.now), moment)
+        effects += self.post.tick(moment)
         effects += self.step_paths(Tick(), moment)
         effects += self.tunnel.tick(moment)
         effects += self.stun_lookup.tick(moment)
@@ -261,16 +287,23 @@ class Node:
         return self.take_membership(self.membership.tick(moment), moment)
 
     def _host_changed(self, event: HostChanged, moment: Moment) -> list[NodeEffect]:
-        moved = bool(self.addresses) and event.addresses != self.addresses
         self.addresses, self.routes = event.addresses, event.routes
+        self.relays.local = event.addresses
+        return [*self._moved(self.moves.take(event, moment.now), moment), Reconcile()]
+
+    def _moved(self, move: Move | None, moment: Moment) -> list[NodeEffect]:
+        if move is None:
+            return []
         port = self.settings.tunnel.listen_port
-        effects = self.step_paths(LocalAddresses(event.addresses, port), moment)
-        if moved:
-            self.membership.hurry(moment)
-            effects += self.stun_lookup.now(moment)
-            effects += self.post.relay_event(RetryNow(), moment)
-            effects += self.step_paths(NetworkChanged(), moment)
-        return [*effects, Reconcile()]
+        effects = self.step_paths(LocalAddresses(move.addresses, port), moment)
+        if move.is_first or move.is_cut:
+            return effects
+        # In the order of what takes longest: STUN's answer, then a relay that carries the news.
+        effects += self.step_paths(NetworkChanged(), moment)
+        effects += self.post.relay_event(RetryNow(), moment)
+        effects += self.tunnel.renew(moment)
+        self.membership.hurry(moment)
+        return effects + self.stun_lookup.now(moment)
 
     # -- membership -------------------------------------------------------------------------
 
@@ -307,11 +340,14 @@ class Node:
         effects: list[NodeEffect] = []
         followed = self._followed()
         for gone in [peer for peer in self.peers if peer not in followed]:
-            del self.peers[gone]
+            offered = self.peers.pop(gone).relay_offer
             self.outbox.forget(gone)
-            self._sessions.pop(gone, None)
+            self.sessions.pop(gone, None)
             effects += [Persist("session", gone, None), Persist("peer", gone, None)]
             effects += self.step_paths(RemovePeer(gone), moment)
+            if offered:
+                effects += self.offers_changed(moment)
+        effects += self.relays.lend(self.membership.peers)
         invites = [invite.secret for invite in self.membership.open_invites(moment.wall)]
         effects += self.post.listen(followed, invites, moment)
         for peer in followed:
@@ -325,7 +361,7 @@ class Node:
         return [*effects, Reconcile()]
 
     def _follow(self, peer: str, moment: Moment) -> list[NodeEffect]:
-        cached = self._sessions.get(peer)
+        cached = self.sessions.get(peer)
         session = None
         if cached is not None:
             try:
@@ -340,41 +376,9 @@ class Node:
         """Give the path engine an event, and carry out what it asks for."""
         effects: list[NodeEffect] = []
         for effect in self.paths.step(event, moment):
-            effects += self._take_path(effect, moment)
+            effects += take_path(self, effect, moment)
         return effects
 
-    def _take_path(self, effect: PathEffect, moment: Moment) -> list[NodeEffect]:
-        match effect:
-            case SendDatagram():
-                return [effect]
-            case Describe():
-                if effect.peer in self.peers:
-                    self.peers[effect.peer].told = effect.description
-                self.outbox.describe(effect.peer, effect.description)
-                return []
-            case UseEndpoint():
-                return self.tunnel.use_endpoint(effect, self.me, moment)
-            case Remember():
-                value = cached_session_to_json(effect.cached)
-                self._sessions[effect.peer] = value
-                stored: list[NodeEffect] = [Persist("session", effect.peer, value)]
-                if effect.peer in self.peers:  # with it what makes older news known as such
-                    record = self.peers[effect.peer].to_json()
-                    stored.append(Persist("peer", effect.peer, record))
-                return stored
-            case LinkChanged():
-                if effect.snapshot.path != "none":
-                    self.tunnel.proven(effect.peer)
-                state = f"{effect.snapshot.state}, path {effect.snapshot.path}"
-                return [Log("info", f"peer {self.peer_name(effect.peer)}: {state}")]
-            case Trace():
-                return [Log("debug", str(effect))]
-            case _:
-                assert_never(effect)
-
-    def _poke(self, peer: str) -> list[Poke]:
-        roster = self.membership.roster
-        # A path may be proven while parts of the welcome are missing: no tunnel is there yet.
-        if roster is None or peer not in roster.members:
-            return []
-        return [Poke(roster.address(peer).ipv6)]
+    def offers_changed(self, moment: Moment) -> list[NodeEffect]:
+        """Tell the path engine which relays there are."""
+        return self.step_paths(RelayOffers(self.relays.offers), moment)

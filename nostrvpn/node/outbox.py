@@ -19,8 +19,10 @@ from nostrvpn.mesh.membership import Membership
 from nostrvpn.node.events import NodeEffect
 from nostrvpn.node.peers import MAX_PEER_RELAYS
 from nostrvpn.node.post import Post
+from nostrvpn.node.relaying import MeshRelays
 from nostrvpn.nostr.event import event_json
 from nostrvpn.paths.description import Description, description_to_json
+from nostrvpn.paths.relay_offers import offer_to_json
 from nostrvpn.signaling.messages import MessageType
 
 __all__ = ["Outbox"]
@@ -32,10 +34,17 @@ STORED_S = 7 * 86_400
 class Outbox:
     """The messages of one node that wait for the end of the step."""
 
-    def __init__(self, membership: Membership, post: Post, wireguard_key: str) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        post: Post,
+        wireguard_key: str,
+        relays: MeshRelays,
+    ) -> None:
         self._membership = membership
         self._post = post
         self._wireguard_key = wireguard_key
+        self._relays = relays
         self._descriptions: dict[str, Description] = {}
         self._to_describe: dict[str, None] = {}
         self._welcomes: list[Welcome] = []
@@ -118,10 +127,12 @@ class Outbox:
     def _about_us(self, peer: str) -> dict[str, object]:
         description, roster = self._descriptions.get(peer), self._membership.roster
         relays = [r.url for r in self._post.pool.snapshot() if r.state == "connected"]
+        offer = self._relays.offer_for(peer)
         return {
             "wg": self._wireguard_key,
             "relays": relays[:MAX_PEER_RELAYS],
             "ver": roster.version if roster is not None else 0,
+            "relay": None if offer is None else offer_to_json(offer),
             "desc": description_to_json(description) if description is not None else None,
         }
 

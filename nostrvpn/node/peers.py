@@ -11,6 +11,8 @@ from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.paths.description import Description
+from nostrvpn.paths.relay_offers import RelayOffer, offer_to_json, parse_offer
+from nostrvpn.paths.settings import PathSettings
 
 __all__ = ["MAX_PEER_RELAYS", "Peer", "parse_relay_list", "parse_wireguard_key"]
 
@@ -24,18 +26,24 @@ class Peer:
     ``endpoint`` is what the path engine decided, ``held_until`` the moment (seconds, Moment.now)
     before which WireGuard is not told: the other side starts the handshake then, since two
     handshakes begun at once cancel each other and cost WireGuard's 5 s retry. ``heard_seq`` is the
-    sequence number of the newest message in which the peer spoke of itself.
+    sequence number of the newest message in which the peer spoke of itself. ``guard`` is (old, new)
+    while late packets of the old path may come, ``pin`` (local port, remote) where the peer is not
+    reached from WireGuard's port, ``mtu`` the largest outer IP packet known to reach it, in bytes.
     """
 
     public_key: str
     wireguard_key: str | None = None
     alias: str = ""
     relays: tuple[str, ...] = ()
+    relay_offer: RelayOffer | None = None
     heard_seq: int = 0
     relays_at: float | None = None  # when it named other relays last (Moment.now)
     roster_at: float | None = None  # when it was sent a part of the roster last
     endpoint: Endpoint | None = None
     endpoint_generation: int = 0
+    guard: tuple[Endpoint, Endpoint] | None = None
+    pin: tuple[int, Endpoint] | None = None
+    mtu: int | None = None
     told: Description | None = None
     heard: Description | None = None
     held_until: float | None = None
@@ -64,6 +72,7 @@ class Peer:
             "wg": self.wireguard_key,
             "alias": self.alias,
             "relays": list(self.relays),
+            "relay": None if self.relay_offer is None else offer_to_json(self.relay_offer),
             "seq": self.heard_seq,
         }
 
@@ -73,6 +82,7 @@ class Peer:
         if not isinstance(stored, dict):
             raise PeerMisbehaved("bad_record", "a damaged peer record")
         key, seq = stored.get("wg"), stored.get("seq", 0)
+        offer = stored.get("relay")
         if type(seq) is not int:
             raise PeerMisbehaved("bad_record", "a damaged peer record")
         return cls(
@@ -80,6 +90,7 @@ class Peer:
             parse_wireguard_key(key) if key is not None else None,
             str(stored.get("alias", "")),
             parse_relay_list(stored.get("relays", [])),
+            None if offer is None else parse_offer(offer, public_key, PathSettings()),
             heard_seq=seq,
         )
 

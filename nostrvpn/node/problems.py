@@ -41,7 +41,7 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "stun_silent": (
         "warning",
         "no STUN server answers, so the public address is unknown",
-        "UDP may be blocked here; set stun: in the configuration to a server you can reach",
+        "set stun: in the configuration to a server you can reach",
     ),
     "stun_unresolved": (
         "warning",
@@ -51,7 +51,34 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "hard_nat": (
         "info",
         "this network's NAT gives another port for each destination",
-        "a peer behind such a NAT too cannot be reached directly; forward the UDP port {port}",
+        "where no direct path is found, packets are relayed; forward UDP port {port} on the router, or "
+        "switch on UPnP or PCP there, to be reached directly",
+    ),
+    "udp_blocked": (
+        "warning",
+        "no UDP answer comes from anywhere, so this network seems to block UDP",
+        "allow UDP out, or let a member relay by TCP: `nostrvpn up --relay-for members "
+        "--relay-websocket 0.0.0.0:443`",
+    ),
+    "relay_refused": (
+        "error",
+        "this node cannot relay for others: {reason}",
+        "see relay: in the configuration, or go on without: `nostrvpn up --relay-for none`",
+    ),
+    "turn_failed": (
+        "warning",
+        "the TURN server {server} does not serve this node: {reason}",
+        "check url, username and password in turn: of the configuration",
+    ),
+    "port_mapping_failed": (
+        "info",
+        "the router opened no port for this node: {reason}",
+        "switch on UPnP, NAT-PMP or PCP there, or forward UDP port {port}",
+    ),
+    "guard_missing": (
+        "warning",
+        "the firewall rules for moving tunnels cannot be set: {reason}",
+        "install nftables (sudo apt install nftables); until then a path may change more slowly",
     ),
     "clock_skew": (
         "warning",
@@ -120,8 +147,8 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     ),
     "peer_unreachable": (
         "warning",
-        "no direct path to {name} was found yet",
-        "see `nostrvpn netcheck` on both sides; it is tried again by itself",
+        "no path to {name}: {reason}",
+        "see `nostrvpn why {name}`; it is tried again by itself",
     ),
     "no_network": (
         "info",

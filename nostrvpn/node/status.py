@@ -1,4 +1,4 @@
-"""Node -> the documents that ``status``, ``id``, ``peers`` and ``netcheck`` show."""
+"""Node -> the documents that ``status``, ``id`` and ``peers`` show."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from nostrvpn.machine import Moment
 from nostrvpn.mesh.addressing import ipv4_prefix
 from nostrvpn.mesh.effects import JoinState
 from nostrvpn.node.problems import Problem, problem, refusal_words
+from nostrvpn.node.services import services, via_name
+from nostrvpn.node.situation import is_hard, is_stun_silent, situation_of, udp_works
+from nostrvpn.node.why import first_reason
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
 
-__all__ = ["identity_document", "netcheck_document", "peers_document", "status_document"]
+__all__ = [
+    "identity_document",
+    "peers_document",
+    "relays_document",
+    "rounded",
+    "status_document",
+]
 
 # A refused applicant is news for a day.
 REFUSAL_SHOWN_S = 86_400
@@ -47,7 +56,7 @@ def status_document(node: Node, moment: Moment) -> dict[str, object]:
         "interface": node.settings.tunnel.interface,
         "backend": node.backend,
         "listen_port": node.settings.tunnel.listen_port,
-        "relays": _relays(node),
+        "relays": relays_document(node),
         "peers": peers_document(node, moment),
         "joining": _joining(node),
         "dropped_messages": drops,
@@ -56,7 +65,8 @@ def status_document(node: Node, moment: Moment) -> dict[str, object]:
     }
 
 
-def _relays(node: Node) -> list[dict[str, object]]:
+def relays_document(node: Node) -> list[dict[str, object]]:
+    """Every Nostr relay: in what state, how far, and whether it carries our messages."""
     return [
         {
             "url": relay.url,
@@ -102,43 +112,26 @@ def peers_document(node: Node, moment: Moment) -> list[dict[str, object]]:
                 "addresses": addresses,
                 "state": (link.state if link is not None else "idle") if member else "joining",
                 "path": link.path if link is not None else "none",
+                "via": via_name(node, link)
+                if link is not None and link.path == "relayed"
+                else None,
+                "carrier": link.carrier if link is not None and link.path != "none" else None,
+                "asleep": link is not None and link.asleep,
+                "mtu": link.mtu if link is not None else None,
                 "endpoint": str(endpoint or peer.wireguard_endpoint or "") or None,
-                "rtt_ms": _round(link.rtt_ms if link is not None else None),
+                "rtt_ms": rounded(link.rtt_ms if link is not None else None),
                 "rx_bytes": peer.rx_bytes,
                 "tx_bytes": peer.tx_bytes,
-                "last_handshake_age_s": _round(age),
-                "connected_in_ms": _round(link.connected_in_ms if link is not None else None),
-                "stages_ms": {k: _round(v) for k, v in link.stages.items()} if link else {},
+                "last_handshake_age_s": rounded(age),
+                "connected_in_ms": rounded(link.connected_in_ms if link is not None else None),
+                "stages_ms": {k: rounded(v) for k, v in link.stages.items()} if link else {},
             }
         )
     return document
 
 
-def netcheck_document(node: Node) -> dict[str, object]:
-    """What this network lets through: NAT class, reflexive addresses, relays and STUN servers."""
-    nat = node.paths.nat()
-    return {
-        "nat": {
-            "mapping": nat.mapping,
-            "reflexive_v4": str(nat.reflexive_v4) if nat.reflexive_v4 else None,
-            "reflexive_v6": str(nat.reflexive_v6) if nat.reflexive_v6 else None,
-        },
-        "udp": nat.reflexive_v4 is not None or nat.reflexive_v6 is not None,
-        "listen_port": node.settings.tunnel.listen_port,
-        "stun": [
-            {
-                "server": str(report.server),
-                "mapped": str(report.mapped) if report.mapped else None,
-                "rtt_ms": _round(report.rtt_ms),
-            }
-            for report in nat.servers
-        ],
-        "unresolved_stun": list(node.stun_lookup.unresolved),
-        "relays": _relays(node),
-    }
-
-
-def _round(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """Return a measured value as it is shown."""
     return None if value is None else round(value, 1)
 
 
@@ -159,6 +152,7 @@ def _problems(node: Node, moment: Moment) -> list[Problem]:
     found += _membership_problems(node, moment)
     found += _relay_problems(node)
     found += _path_problems(node, moment)
+    found += _service_problems(node)
     for sender, offset in list(node.post.clock_offsets.items())[-MAX_SKEWED_SHOWN:]:
         minutes = round(abs(offset) / 60)
         found.append(problem("clock_skew", name=node.peer_name(sender), minutes=minutes))
@@ -204,14 +198,34 @@ def _relay_problems(node: Node) -> list[Problem]:
 
 def _path_problems(node: Node, moment: Moment) -> list[Problem]:
     found, nat = [], node.paths.nat()
+    links = {peer: node.paths.snapshot(peer) for peer in node.peers}
     if node.stun_lookup.unresolved:
         found.append(problem("stun_unresolved", names=", ".join(node.stun_lookup.unresolved)))
-    if nat.servers and nat.reflexive_v4 is None and nat.reflexive_v6 is None:
-        found.append(problem("stun_silent"))
-    if nat.mapping == "dependent":
+    if is_stun_silent(nat):
+        connected = any(relay.state == "connected" for relay in node.post.pool.snapshot())
+        found.append(problem("udp_blocked" if connected and not udp_works(node) else "stun_silent"))
+    if is_hard(nat.mapping):
         found.append(problem("hard_nat", port=node.settings.tunnel.listen_port))
-    for peer in node.peers.values():
-        link = node.paths.snapshot(peer.public_key)
-        if link is not None and link.state in ("failed", "degraded"):
-            found.append(problem("peer_unreachable", name=node.peer_name(peer.public_key)))
+    for peer, link in links.items():
+        if link is None or link.path != "none" or link.asleep:
+            continue
+        if link.state in ("failed", "degraded"):
+            reason = first_reason(situation_of(node, peer, moment)) or "no address of it answered"
+            name = node.peer_name(peer)
+            found.append(problem("peer_unreachable", name=name, reason=reason))
+    return found
+
+
+def _service_problems(node: Node) -> list[Problem]:
+    told, found = services(node), []
+    if told.relay_error:
+        found.append(problem("relay_refused", reason=told.relay_error))
+    if told.firewall_error:
+        found.append(problem("guard_missing", reason=told.firewall_error))
+    for server, reason in told.failed_turn.items():
+        found.append(problem("turn_failed", server=server, reason=reason))
+    mapping = told.port_mapping
+    if mapping.get("required") and mapping.get("error") and not mapping.get("external"):
+        port = node.settings.tunnel.listen_port
+        found.append(problem("port_mapping_failed", reason=mapping["error"], port=port))
     return found

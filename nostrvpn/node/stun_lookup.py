@@ -7,7 +7,10 @@ from nostrvpn.node.events import ResolveStun, StunResolved
 
 __all__ = ["StunLookup"]
 
-RETRY_S = 10.0
+# After a change of network DNS is often there a second later than the address.
+RETRY_S = 1.0
+# The lookup itself gives up after 5 s.
+ANSWER_S = 6.0
 MAX_RETRY_S = 600.0
 
 
@@ -23,7 +26,7 @@ class StunLookup:
     def now(self, moment: Moment) -> list[ResolveStun]:
         """Look them up at once; if no answer comes, again later."""
         self._wait = RETRY_S
-        self.deadline = moment.now + self._wait if self._servers else None
+        self.deadline = moment.now + ANSWER_S if self._servers else None
         return [ResolveStun(self._servers)] if self._servers else []
 
     def tick(self, moment: Moment) -> list[ResolveStun]:
@@ -31,7 +34,7 @@ class StunLookup:
         if self.deadline is None or moment.now < self.deadline:
             return []
         self._wait = min(self._wait * 2, MAX_RETRY_S)
-        self.deadline = moment.now + self._wait
+        self.deadline = moment.now + max(self._wait, ANSWER_S)
         return [ResolveStun(self._servers)]
 
     def resolved(self, event: StunResolved, moment: Moment) -> None:

@@ -8,13 +8,25 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 
 - ``agent``        Paths: events in, effects out; tells datagrams apart, limits, one Link per peer
 - ``events``       the closed unions of events and effects
-- ``link``         one peer: its state, its rounds, its selected pair
+- ``link``         one peer, as events see it: descriptions, checks, moves, time
+- ``link_path``    its parts, its state, and the path it uses: chosen, lost, replaced
 - ``states``       the states of a link, as data
+- ``rounds``       when a direct path is looked for again, and how both begin at once over a relay
 - ``checks``       the check list: pairs, tries, pacing, transactions (RFC 8445 section 6.1)
+- ``pair``         one endpoint of the peer and how its checks go
 - ``announcer``    our session towards one peer: what to describe, and when to say it again
 - ``remote``       the peer's side of it, and the memory against replays
 - ``selection``    the pair in use: endpoint, nomination, heartbeat, proof
-- ``heartbeat``    is the selected path alive (RFC 7675), at the price of few wake-ups
+- ``guards``       late packets of the old path, when the endpoint of a live tunnel changes
+- ``heartbeat``    is a path alive (RFC 7675), at the price of few wake-ups
+- ``detours``      what a link has beside direct paths, and which of it takes over
+- ``standby``      relayed pairs that are kept warm beside the selected one
+- ``relays``       the relays of one link: allocating, tickets, binding, WebSockets
+- ``relay_end``    our end of one pair on one relay
+- ``relay_requests``  what was asked of a relay, and whether an answer is one
+- ``relay_offers`` what nodes tell each other about relays, as JSON
+- ``relay_book``   what this node knows of relays and of UDP, for all its links
+- ``turn_routes``  the peer's addresses as seen from our TURN servers
 - ``proof``        did WireGuard's own packets cross, and is the tunnel in use
 - ``reflexive``    STUN servers: our address from outside, and the NAT's kind of mapping
 - ``candidates``   addresses to offer and to try, and those nobody may make us probe
@@ -34,6 +46,12 @@ How two nodes meet, with one message each way::
        | openers, checks ------------------------->|   the offerer's mappings exist before anything
        |<------------------- answers, its checks --|   of the answerer's can reach its NAT
        | path proven: UseEndpoint    path proven: UseEndpoint
+
+A relayed path is one more endpoint of the peer: a port of the relay's, or a loopback address that
+stands for a WebSocket or for a TURN server's channel. It is checked, nominated and kept alive as any
+other; it ranks below every direct one, is used until a direct one is proven, and then waits beside
+it. While it is in use, a check through it calls a round of direct checks, in the place of the
+description above, and its answer in the place of the other.
 
 So neither side ever probes a NAT that has no mapping for it, which matters with NATs that accept
 input: there the probe itself makes conntrack move the port that the other side will use. If both

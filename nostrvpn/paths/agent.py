@@ -6,6 +6,7 @@ bounded rate, never with more bytes than came in. Everything else is dropped and
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import assert_never
 
@@ -13,16 +14,21 @@ from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, Tick, earliest
 from nostrvpn.paths.budgets import ANSWERS_PER_SECOND, PROBES_PER_MINUTE, Budget
-from nostrvpn.paths.candidates import LocalAddress, Surroundings, survey
+from nostrvpn.paths.candidates import CandidateKind, LocalAddress, Surroundings, survey
 from nostrvpn.paths.events import (
     AddPeer,
+    ChannelAnswered,
+    ChannelClosed,
+    ChannelOpened,
     DatagramReceived,
     Describe,
     LinkChanged,
     LocalAddresses,
+    MappedAddresses,
     NetworkChanged,
     PathEffect,
     PathEvent,
+    RelayOffers,
     Remember,
     RemoteDescription,
     RemovePeer,
@@ -31,10 +37,15 @@ from nostrvpn.paths.events import (
     StunServers,
     Trace,
     TunnelObserved,
+    TurnAllocated,
+    TurnHeard,
+    TurnLost,
     UseEndpoint,
+    Wake,
 )
 from nostrvpn.paths.link import Link
 from nostrvpn.paths.reflexive import ReflexiveProbe
+from nostrvpn.paths.relay_book import RelayBook
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot, NatReport
 from nostrvpn.stun.binding import StunKind, StunMessage, parse_stun
@@ -64,6 +75,10 @@ __all__ = [
 
 # Links kept; a mesh has tens of members, and each link costs some kilobytes.
 MAX_PEERS = 1024
+# USERNAME of a bind: see nostrvpn/stun/relaying.py.
+BIND_USER = re.compile(r"[0-9a-f]{16}:[ab]\Z")
+# Endpoints that routers lend us; a host has one or two routers.
+MAX_MAPPED = 4
 
 
 class Paths:
@@ -83,6 +98,8 @@ class Paths:
         self._surroundings = Surroundings()
         self._answers = Budget(ANSWERS_PER_SECOND, ANSWERS_PER_SECOND)
         self._probes = Budget(PROBES_PER_MINUTE / 60, PROBES_PER_MINUTE)
+        self._book = RelayBook(self._probes)
+        self._mapped: tuple[Endpoint, ...] = ()
         self.counters: Counter[str] = Counter()
 
     @property
@@ -112,74 +129,153 @@ class Paths:
                 return self._add(event, moment)
             case RemovePeer(peer):
                 return self._remove(peer)
+            case DatagramReceived():
+                return self._receive(event, moment)
+            case RemoteDescription(peer) | TunnelObserved(peer) | Restart(peer) | Wake(peer):
+                return self._tell(peer, event, moment)
             case LocalAddresses(addresses, port):
                 return self._move(addresses, port, moment)
             case StunServers(endpoints):
                 sent = self._probe.use_servers(endpoints, moment)
                 return [*sent, *self._survey(moment)]
-            case RemoteDescription(peer, description):
-                link = self._links.get(peer)
-                if link is None:
-                    return self._drop("unknown_peer")
-                try:
-                    return self._after(link, link.described(description, moment))
-                except PeerMisbehaved as exc:
-                    return self._drop(exc.code)
-            case DatagramReceived():
-                return self._receive(event, moment)
-            case TunnelObserved(peer):
-                link = self._links.get(peer)
-                return [] if link is None else self._after(link, link.observed(event, moment))
+            case MappedAddresses(endpoints):
+                self._mapped = endpoints[:MAX_MAPPED]
+                return self._survey(moment)
+            case RelayOffers(offers):
+                return self._settle_all(moment) if self._book.use_offers(offers) else []
+            case ChannelOpened() | ChannelAnswered() | ChannelClosed():
+                return self._channel(event, moment)
+            case TurnAllocated() | TurnLost() | TurnHeard():
+                return self._turn(event, moment)
             case NetworkChanged():
                 return self._network_changed(moment)
-            case Restart(peer):
-                link = self._links.get(peer)
-                return [] if link is None else self._after(link, link.restart(moment))
             case Tick():
                 return self._tick(moment)
             case _:
                 assert_never(event)
+
+    def _tell(
+        self,
+        peer: str,
+        event: RemoteDescription | TunnelObserved | Restart | Wake,
+        moment: Moment,
+    ) -> list[PathEffect]:
+        """Give an event to the link it is about."""
+        link = self._links.get(peer)
+        if link is None:
+            return self._drop("unknown_peer") if isinstance(event, RemoteDescription) else []
+        match event:
+            case RemoteDescription(_, description):
+                try:
+                    effects = link.described(description, moment)
+                except PeerMisbehaved as exc:
+                    return self._drop(exc.code)
+            case TunnelObserved():
+                effects = link.observed(event, moment)
+            case Restart():
+                effects = link.restart(moment)
+            case Wake():
+                effects = link.wake(moment)
+        return self._after(link, effects, moment)
+
+    def _channel(
+        self, event: ChannelOpened | ChannelAnswered | ChannelClosed, moment: Moment
+    ) -> list[PathEffect]:
+        """A channel's number is known to one link only."""
+        effects: list[PathEffect] = []
+        for link in list(self._links.values()):
+            detours = link.detours
+            if event.channel not in (*detours.relays.channels, *detours.turn.channels):
+                continue
+            done: list[PathEffect] = []
+            match event:
+                case ChannelOpened(channel, endpoint):
+                    detours.channel_opened(channel, endpoint)
+                case ChannelAnswered(channel, data):
+                    try:
+                        done = detours.relays.channel_answered(channel, data, moment.now)
+                    except PeerMisbehaved as exc:
+                        self._drop(exc.code)
+                case ChannelClosed(channel, reason):
+                    detours.channel_closed(channel, reason, moment.now)
+            effects += self._after(link, done, moment)
+        return effects
+
+    def _turn(
+        self, event: TurnAllocated | TurnLost | TurnHeard, moment: Moment
+    ) -> list[PathEffect]:
+        effects: list[PathEffect] = []
+        match event:
+            case TurnAllocated(server, relayed):
+                self._book.turn[server] = relayed
+            case TurnLost(server, _):
+                self._book.turn.pop(server, None)
+            case TurnHeard(server, remote):
+                for link in list(self._links.values()):
+                    effects += link.detours.turn.heard(server, remote)
+                return effects
+        return self._survey(moment) + self._settle_all(moment)
+
+    def _settle_all(self, moment: Moment) -> list[PathEffect]:
+        """Something that all links share changed."""
+        effects: list[PathEffect] = []
+        for link in list(self._links.values()):
+            effects += self._after(link, [], moment)
+        return effects
 
     def _add(self, event: AddPeer, moment: Moment) -> list[PathEffect]:
         if event.peer in self._links:
             return []
         if len(self._links) >= MAX_PEERS:
             return self._drop("too_many_peers")
-        link = Link(event, self._settings, self._probes, moment)
+        link = Link(event, self._settings, self._probes, self._book, moment)
         self._links[event.peer] = link
-        return self._after(link, link.start(self._surroundings, moment))
+        return self._after(link, link.start(self._surroundings, moment), moment)
 
     def _remove(self, peer: str) -> list[PathEffect]:
-        self._links.pop(peer, None)
+        link = self._links.pop(peer, None)
         self._shown.pop(peer, None)
         for ufrag in self._ufrags.pop(peer, ()):
             self._by_ufrag.pop(ufrag, None)
-        return []
+        return [] if link is None else link.close()
 
     def _move(
         self, addresses: tuple[LocalAddress, ...], port: int, moment: Moment
     ) -> list[PathEffect]:
         before = self._surroundings
         self._addresses, self._port = addresses, port
-        now = survey(addresses, port, (), self._settings, reflexive_pending=False)
+        now = survey(addresses, port, {}, self._settings, reflexive_pending=False)
         if before.versions == now.versions and before.prefixes == now.prefixes:
             # Known addresses: nothing to ask the STUN servers.
             return self._survey(moment)
-        sent = self._probe.start(now.versions, moment)
-        return [*sent, *self._survey(moment)]
+        sent = self._ask_servers(now.versions, moment)
+        return sent + self._survey(moment)
+
+    def _ask_servers(self, versions: frozenset[int], moment: Moment) -> list[PathEffect]:
+        """Everything known of the way out may be wrong now: ask the STUN servers again."""
+        self._book.network_changed()
+        sent = self._probe.start(versions, moment)
+        if sent:
+            self._book.asked(moment.now)
+        return [*sent]
 
     def _network_changed(self, moment: Moment) -> list[PathEffect]:
-        effects: list[PathEffect] = [*self._probe.start(self._surroundings.versions, moment)]
+        effects = self._ask_servers(self._surroundings.versions, moment)
         for link in list(self._links.values()):
-            effects += self._after(link, link.network_changed(moment))
+            effects += self._after(link, link.network_changed(moment), moment)
         return effects + self._survey(moment)
 
     def _survey(self, moment: Moment) -> list[PathEffect]:
         """Work out our candidates again, and tell the links if they differ."""
+        self._book.describe_nat(self._probe.report().mapping)
         surroundings = survey(
             self._addresses,
             self._port,
-            self._probe.endpoints,
+            {
+                CandidateKind.MAPPED: self._mapped,
+                CandidateKind.REFLEXIVE: self._probe.endpoints,
+                CandidateKind.RELAYED: self._book.turn.values(),
+            },
             self._settings,
             reflexive_pending=self._probe.pending,
         )
@@ -188,7 +284,7 @@ class Paths:
         self._surroundings = surroundings
         effects: list[PathEffect] = []
         for link in list(self._links.values()):
-            effects += self._after(link, link.surroundings_changed(surroundings, moment))
+            effects += self._after(link, link.surroundings_changed(surroundings, moment), moment)
         return effects
 
     def _receive(self, event: DatagramReceived, moment: Moment) -> list[PathEffect]:
@@ -200,10 +296,16 @@ class Paths:
                 return self._drop("indication")
             if self._probe.knows(message.transaction):
                 self._probe.answered(message, event.source, moment)
+                self._book.udp_passes = True
                 return self._survey(moment)
             for link in self._links.values():
                 if link.checks.knows(message.transaction):
-                    return self._after(link, link.answered(message, event.source, moment))
+                    done = link.answered(message, event.source, moment)
+                elif link.detours.relays.knows(message.transaction):
+                    done = link.relay_answered(message, event.source, moment)
+                else:
+                    continue
+                return self._after(link, done, moment)
             return self._drop("unknown_transaction")
         except PeerMisbehaved as exc:
             return self._drop(exc.code)
@@ -215,7 +317,9 @@ class Paths:
         link = self._by_ufrag.get(ufrag)
         password = None if link is None else link.announcer.password(ufrag)
         if link is None or password is None:
-            return self._drop("unknown_user")
+            # What a bound peer says to the relay is forwarded to us.
+            is_bind = BIND_USER.match(message.username) is not None
+            return self._drop("relayed_bind" if is_bind else "unknown_user")
         # RFC 8445 section 7.2.2 asks for each of these in a check.
         if not message.has_fingerprint or message.priority is None:
             return self._drop("incomplete_check")
@@ -223,7 +327,8 @@ class Paths:
             return self._drop("forged_check")
         if not self._answers.spend(event.source, moment.now):
             return self._drop("rate_limited")
-        return self._after(link, link.asked(message, event.source, event.destination_ip, moment))
+        done = link.asked(message, event.source, event.destination_ip, moment)
+        return self._after(link, done, moment)
 
     def _tick(self, moment: Moment) -> list[PathEffect]:
         effects: list[PathEffect] = []
@@ -233,11 +338,12 @@ class Paths:
             effects += self._survey(moment)
         for link in list(self._links.values()):
             if link.deadline is not None and link.deadline <= moment.now:
-                effects += self._after(link, link.tick(moment))
+                effects += self._after(link, link.tick(moment), moment)
         return effects
 
-    def _after(self, link: Link, effects: list[PathEffect]) -> list[PathEffect]:
+    def _after(self, link: Link, effects: list[PathEffect], moment: Moment) -> list[PathEffect]:
         """Add what follows from a link's change: what to persist, and what to show."""
+        effects = effects + link.settle(moment)
         ufrags, known = link.announcer.ufrags, self._ufrags.get(link.peer, ())
         if ufrags != known:
             for ufrag in known:

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from nostrvpn.machine import Moment
 from nostrvpn.paths.candidates import Candidate
-from nostrvpn.paths.description import CachedSession, Description
+from nostrvpn.paths.description import CachedSession, Description, NatInfo
+from nostrvpn.paths.relay_offers import RelayTicket
 
 __all__ = ["Announcer"]
 
@@ -20,8 +21,13 @@ __all__ = ["Announcer"]
 REPEAT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 120.0, 300.0)
 # The share of a gap by which it varies, so that peers do not repeat in step.
 JITTER = 0.1
-# No two descriptions to one peer within this time: candidates that come together go together.
+# No two descriptions to one peer within this time: candidates that come together go together. After
+# quiet two updates may follow each other so fast (new addresses, then what STUN servers and relays
+# say of them); then news wait.
 MIN_GAP = 0.2
+UPDATE_GAP = 5.0
+QUICK_UPDATES = 2
+QUIET = 30.0
 # Sessions whose credentials still open a check: the current one, the last one the peer answered,
 # and one between, so that a peer's checks under way survive a restart of the session.
 MAX_SESSIONS = 3
@@ -37,6 +43,8 @@ class Announcer:
         self._sent: Description | None = None
         self._repeats = 0
         self._last_at: float | None = None
+        self._updates = 0
+        self._hurried: float | None = None
         self.deadline: float | None = None
         self.answered = False
         if cached is None:
@@ -100,17 +108,26 @@ class Announcer:
         return answers == self.session
 
     def describe(
-        self, candidates: tuple[Candidate, ...], answers: str | None, moment: Moment
+        self,
+        candidates: tuple[Candidate, ...],
+        answers: str | None,
+        moment: Moment,
+        relays: tuple[RelayTicket, ...] = (),
+        nat: NatInfo | None = None,
     ) -> Description:
         """Return the description to send now, one generation on if anything changed."""
         session, ufrag, password = self._sessions[-1]
         last = self._sent
         generation = 1 if last is None or last.session != session else last.generation
-        description = Description(session, generation, answers, ufrag, password, candidates)
+        description = Description(
+            session, generation, answers, ufrag, password, candidates, relays, nat
+        )
         if last is not None and last.session == session and last != description:
-            description = Description(session, generation + 1, answers, ufrag, password, candidates)
+            description = replace(description, generation=generation + 1)
             self._repeats = 0
         self._sent = description
+        if self._last_at is None or moment.now - self._last_at > QUIET:
+            self._updates = 0
         self._last_at = moment.now
         gap = REPEAT[min(self._repeats, len(REPEAT) - 1)]
         self._repeats += 1
@@ -121,10 +138,15 @@ class Announcer:
         """Say whether the last description was sent at least ``gap`` seconds ago."""
         return self._last_at is None or now - self._last_at >= gap
 
-    def hurry(self, now: float, gap: float = MIN_GAP) -> None:
+    def hurry(self, now: float, gap: float | None = None) -> None:
         """News: describe again, but no sooner than ``gap`` seconds after the last time."""
         self._repeats = 0
-        self.deadline = now if self._last_at is None else max(now, self._last_at + gap)
+        if gap is None:
+            gap = MIN_GAP if self._updates < QUICK_UPDATES else UPDATE_GAP
+        due = now if self._last_at is None else max(now, self._last_at + gap)
+        if self._hurried is None or self.deadline != self._hurried:
+            self._updates += 1
+            self.deadline = self._hurried = due
 
     def rest(self) -> None:
         """Nothing needs to be said (again)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
@@ -39,7 +39,7 @@ _CLASS_E = IPv4Network("240.0.0.0/4")
 
 
 class PathKind(Enum):
-    """What a path is, for status. RELAYED is reserved for paths through a third node."""
+    """What a path is, for status. RELAYED goes through a relay, a TURN server or a WebSocket."""
 
     NONE = "none"
     DIRECT = "direct"
@@ -142,12 +142,12 @@ def refusal(endpoint: Endpoint, settings: PathSettings) -> str | None:
 def survey(
     addresses: Iterable[LocalAddress],
     port: int,
-    reflexive: Iterable[Endpoint],
+    elsewhere: Mapping[CandidateKind, Iterable[Endpoint]],
     settings: PathSettings,
     *,
     reflexive_pending: bool,
 ) -> Surroundings:
-    """Turn this host's addresses and its reflexive endpoints into candidates, best first."""
+    """Turn this host's addresses and what it is reached at ``elsewhere`` into candidates, best first."""
     usable = [
         address
         for address in addresses
@@ -159,9 +159,10 @@ def survey(
     found: dict[Endpoint, Candidate] = {}
     for index, address in enumerate(usable[:MAX_HOST_CANDIDATES]):
         _add(found, CandidateKind.HOST, Endpoint(address.ip, port), index)
-    for index, endpoint in enumerate(reflexive):
-        if refusal(endpoint, settings) is None:
-            _add(found, CandidateKind.REFLEXIVE, endpoint, index)
+    for kind, endpoints in elsewhere.items():
+        for index, endpoint in enumerate(endpoints):
+            if refusal(endpoint, settings) is None:
+                _add(found, kind, endpoint, index)
     ordered = sorted(found.values(), key=lambda candidate: -candidate.priority)
     return Surroundings(
         candidates=tuple(ordered[:MAX_CANDIDATES]),

@@ -14,8 +14,8 @@ Three kinds of sends, all of them genuine checks:
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
@@ -30,11 +30,13 @@ from nostrvpn.paths.candidates import (
     needs_opener,
 )
 from nostrvpn.paths.events import SendDatagram
+from nostrvpn.paths.pair import Pair, PairState
+from nostrvpn.paths.path_mtu import Probe, pad_check
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import PairResult
 from nostrvpn.stun.binding import TRANSACTION, Check, StunMessage, render_check
 
-__all__ = ["CheckList", "Credentials", "Pair", "PairState"]
+__all__ = ["CheckList", "Credentials", "Sent"]
 
 # Gaps after each try: seven tries in 3.5 s (NetBird and pion: 7 tries), dense at first, because the
 # two sides' mappings open within the first hundred milliseconds.
@@ -51,18 +53,12 @@ OPENER_GAP = 0.1
 TRIGGER_GAP = 0.02
 # Pairs kept: the peer's 16 candidates and as many peer-reflexive ones.
 MAX_PAIRS = 32
+# Relayed pairs of our own ends, beside those.
+MAX_ROUTES = 16
+# A relayed path is chosen by its carrier before its round trip: nothing is lost or held up in UDP.
+CARRIER_RANK = {"udp": 8, "turn": 3, "websocket": 1}
 # Checks whose answers are awaited: 32 pairs with ten sends each, and heartbeats.
 MAX_TRANSACTIONS = 384
-
-
-class PairState(Enum):
-    """RFC 8445 section 6.1.2.6, without Frozen; HELD waits for the peer's first check."""
-
-    HELD = "held"
-    WAITING = "waiting"
-    IN_PROGRESS = "in-progress"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +69,15 @@ class Credentials:
     password: str = field(repr=False)
 
 
-@dataclass(slots=True)
-class Pair:
-    """One endpoint of the peer and how its checks go. ``rank``: higher is better."""
-
-    endpoint: Endpoint
-    kind: CandidateKind
-    rank: tuple[bool, int, int, int]
-    state: PairState = PairState.WAITING
-    due: float | None = None
-    triggered: bool = False
-    tries: int = 0
-    last_sent: float | None = None
-    openers_left: int = 0
-    opener_at: float = 0.0
-    rtt: float | None = None
-    succeeded_at: float | None = None
-    nominated: bool = False
-    reason: str = ""
-
-
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class Sent:
+    """A check whose answer is awaited."""
+
     endpoint: Endpoint
     at: float
     password: str = field(repr=False)
     use_candidate: bool
+    round: int | None
 
 
 class CheckList:
@@ -113,7 +92,7 @@ class CheckList:
         self._probes = probes
         self._credentials: Credentials | None = None
         self._surroundings = Surroundings()
-        self._sent: OrderedDict[bytes, _Sent] = OrderedDict()
+        self._sent: OrderedDict[bytes, Sent] = OrderedDict()
         self._burst = 0
         self._slot = 0.0
         self.pairs: dict[Endpoint, Pair] = {}
@@ -137,17 +116,8 @@ class CheckList:
 
     def results(self) -> tuple[PairResult, ...]:
         """Return every pair's result, best pair first, for ``why``."""
-        return tuple(
-            PairResult(
-                endpoint=pair.endpoint,
-                kind=pair.kind.value,
-                state=pair.state.value,
-                tries=pair.tries,
-                rtt_ms=None if pair.rtt is None else pair.rtt * 1000,
-                reason=pair.reason,
-            )
-            for pair in sorted(self.pairs.values(), key=lambda pair: pair.rank, reverse=True)
-        )
+        ordered = sorted(self.pairs.values(), key=lambda pair: pair.rank, reverse=True)
+        return tuple(pair.result() for pair in ordered)
 
     def authorize(self, credentials: Credentials) -> None:
         """Use the peer's (new) credentials from now on."""
@@ -165,7 +135,8 @@ class CheckList:
             learnt = (
                 pair.kind is CandidateKind.PEER_REFLEXIVE and pair.state is not PairState.FAILED
             )
-            if endpoint not in named and pair.state is not PairState.SUCCEEDED and not learnt:
+            kept = pair.works or learnt or pair.own_route
+            if endpoint not in named and not kept:
                 del self.pairs[endpoint]
         ours = {candidate.endpoint for candidate in surroundings.candidates}
         for candidate in candidates:
@@ -173,18 +144,40 @@ class CheckList:
             if endpoint in ours or endpoint.ip.version not in surroundings.versions:
                 continue
             known = self.pairs.get(endpoint)
+            if known is not None and known.own_route:
+                continue
             if known is not None:
                 known.kind, known.rank = candidate.kind, self._rank(candidate)
             elif self._has_room():
                 self.pairs[endpoint] = Pair(endpoint, candidate.kind, self._rank(candidate))
 
+    def set_routes(self, carriers: Mapping[Endpoint, str], now: float) -> None:
+        """Take the endpoints that lead through relays: check the new ones, forget the old ones."""
+        for endpoint in [e for e, pair in self.pairs.items() if pair.own_route]:
+            if endpoint not in carriers:
+                del self.pairs[endpoint]
+        for endpoint, carrier in carriers.items():
+            pair = self.pairs.get(endpoint)
+            if pair is not None and pair.own_route:
+                continue
+            if pair is None and len(self.pairs) >= MAX_PAIRS + MAX_ROUTES:
+                return
+            rank = (False, TYPE_PREFERENCE[CandidateKind.RELAYED], CARRIER_RANK[carrier], 0)
+            if pair is None:
+                pair = self.pairs[endpoint] = Pair(endpoint, CandidateKind.RELAYED, rank)
+            # The peer's checks may have come through before we knew what they come through.
+            pair.kind, pair.rank, pair.own_route = CandidateKind.RELAYED, rank, True
+            if self._credentials is not None and not pair.works:
+                self._hasten(pair, now)
+
     def begin(self, now: float, *, hold: float, keep: Endpoint | None) -> None:
-        """Start a round. NATed pairs wait ``hold`` seconds for the peer; ``keep``: the pair in use."""
+        """Start a round. NATed pairs wait ``hold`` seconds for the peer; ``keep``: the pair in use.
+
+        Relayed pairs that work have a heartbeat of their own, and stay what they are.
+        """
         for pair in self.pairs.values():
-            if pair.endpoint != keep:
-                pair.state, pair.tries, pair.reason = PairState.WAITING, 0, ""
-                pair.nominated = False
-                pair.due, pair.triggered = None, False
+            if pair.endpoint != keep and not (pair.is_relayed and pair.works):
+                pair.restart()
         self._burst = BURST
         self.resume(now, hold=hold)
 
@@ -194,14 +187,14 @@ class CheckList:
             if pair.state is not PairState.WAITING or pair.tries or pair.due is not None:
                 continue
             pair.due = now
-            if hold and needs_opener(pair.endpoint):
+            if hold and _meets_nat(pair):
                 pair.state, pair.due = PairState.HELD, now + hold
         self.ends_at = now + hold + ROUND
 
     def open_nats(self, now: float, *, times: int = OPENERS) -> None:
         """Schedule openers towards everything that a NAT of ours lies before."""
         for pair in self.pairs.values():
-            if needs_opener(pair.endpoint) and pair.state is not PairState.SUCCEEDED:
+            if _meets_nat(pair) and not pair.works:
                 pair.openers_left, pair.opener_at = times, now
 
     def release(self, now: float) -> None:
@@ -219,18 +212,16 @@ class CheckList:
             kind = CandidateKind.PEER_REFLEXIVE
             candidate = Candidate(kind, endpoint, candidate_priority(kind, endpoint.ip.version))
             pair = self.pairs[endpoint] = Pair(endpoint, kind, self._rank(candidate))
+        pair.heard_at = now
         recent = pair.last_sent is not None and now - pair.last_sent < TRIGGER_GAP
-        if pair.state is not PairState.SUCCEEDED and not recent:
-            pair.due, pair.triggered = now, True
-            if pair.state is PairState.FAILED:
-                pair.state, pair.tries, pair.reason = PairState.WAITING, 0, ""
-            self.ends_at = max(self.ends_at or 0.0, now + ROUND)
+        if not pair.works and not recent:
+            self._hasten(pair, now)
         return pair
 
     def settle(self, best: Pair) -> None:
         """A pair works: stop trying worse ones."""
         for pair in self.pairs.values():
-            if pair.rank < best.rank and pair.state is not PairState.SUCCEEDED:
+            if pair.rank < best.rank and not pair.works and not pair.is_relayed:
                 pair.due, pair.openers_left = None, 0
                 pair.reason = pair.reason or "not needed: a better path was found first"
 
@@ -239,17 +230,12 @@ class CheckList:
         return any(
             other.rank > pair.rank and other.due is not None and other.tries < 3
             for other in self.pairs.values()
-            if other.state is not PairState.SUCCEEDED
+            if not other.works
         )
 
-    def best_since(self, since: float) -> Pair | None:
-        """Return the best pair that answered after ``since``, or None."""
-        working = [
-            pair
-            for pair in self.pairs.values()
-            if pair.state is PairState.SUCCEEDED and (pair.succeeded_at or 0.0) > since
-        ]
-        return max(working, key=lambda pair: pair.rank, default=None)
+    def working(self) -> list[Pair]:
+        """Return the pairs whose last check was answered."""
+        return [pair for pair in self.pairs.values() if pair.works]
 
     def tick(self, moment: Moment) -> list[SendDatagram]:
         """Send the openers and checks that are due; end the round when its time is over."""
@@ -278,33 +264,48 @@ class CheckList:
         return effects
 
     def send(
-        self, pair: Pair, moment: Moment, *, ttl: int | None = None, use_candidate: bool = False
+        self,
+        pair: Pair,
+        moment: Moment,
+        *,
+        ttl: int | None = None,
+        use_candidate: bool = False,
+        calls: int | None = None,
+        probe: Probe | None = None,
     ) -> list[SendDatagram]:
-        """Send one check now, unless the endpoint's probe budget is spent."""
+        """Send one check now, unless the endpoint's probe budget is spent.
+
+        ``calls``: the number of the round that it calls; ``probe``: what it is padded to.
+        """
         if self._credentials is None:
             return []
-        proven = pair.state is PairState.SUCCEEDED
+        proven = pair.works or pair.own_route
         if not proven and not self._probes.spend(pair.endpoint.ip, moment.now):
             pair.reason = "too many probes to this address"
             return []
         check = Check(
-            transaction=moment.entropy.take(TRANSACTION),
+            transaction=moment.entropy.take(TRANSACTION) if probe is None else probe.transaction,
             username=self._credentials.username,
             password=self._credentials.password,
             priority=candidate_priority(CandidateKind.PEER_REFLEXIVE, pair.endpoint.ip.version),
             controlling=self._controlling,
             tie_breaker=self._tie_breaker,
             use_candidate=use_candidate and self._controlling,
+            round=calls,
         )
-        self._sent[check.transaction] = _Sent(
-            pair.endpoint, moment.now, check.password, check.use_candidate
+        self._sent[check.transaction] = Sent(
+            pair.endpoint, moment.now, check.password, check.use_candidate, calls
         )
         if len(self._sent) > MAX_TRANSACTIONS:
             self._sent.popitem(last=False)
-        return [SendDatagram(render_check(check), pair.endpoint, ttl)]
+        data = render_check(check)
+        if probe is not None:
+            wide = pair.endpoint.ip.version == 6
+            data = pad_check(data, probe.size, check.password, ipv6=wide)
+        return [SendDatagram(data, pair.endpoint, ttl, dont_fragment=probe is not None)]
 
-    def match(self, message: StunMessage, source: Endpoint, now: float) -> tuple[Pair, bool]:
-        """Take an authentic answer: return its pair, now succeeded, and whether it nominated.
+    def match(self, message: StunMessage, source: Endpoint, now: float) -> tuple[Pair, Sent]:
+        """Take an authentic answer: return its pair, now succeeded, and the check it answers.
 
         PeerMisbehaved for answers that are forged, from elsewhere (RFC 8445 section 7.2.5.2.1), or
         errors.
@@ -314,7 +315,7 @@ class CheckList:
             raise PeerMisbehaved("forged_answer", "an answer that is not the peer's")
         pair = self.pairs.get(sent.endpoint)
         if source != sent.endpoint:
-            if pair is not None and pair.state is not PairState.SUCCEEDED:
+            if pair is not None and not pair.works:
                 pair.reason = f"answered from another address, {source}"
             raise PeerMisbehaved("wrong_source", "an answer from another address")
         del self._sent[message.transaction]
@@ -323,10 +324,15 @@ class CheckList:
         if message.error_code is not None:
             pair.reason = f"the peer answered with error {message.error_code}"
             raise PeerMisbehaved("error_answer", pair.reason)
-        pair.state, pair.reason, pair.due, pair.triggered = PairState.SUCCEEDED, "", None, False
-        pair.openers_left = 0
-        pair.rtt, pair.succeeded_at = now - sent.at, now
-        return pair, sent.use_candidate
+        pair.answered(now - sent.at, now)
+        return pair, sent
+
+    def _hasten(self, pair: Pair, now: float) -> None:
+        """Check a pair at once, and as often as in a round."""
+        pair.due, pair.triggered = now, True
+        if pair.state is PairState.FAILED:
+            pair.state, pair.tries, pair.reason = PairState.WAITING, 0, ""
+        self.ends_at = max(self.ends_at or 0.0, now + ROUND)
 
     def _try(self, pair: Pair, moment: Moment) -> list[SendDatagram]:
         effects = self.send(pair, moment)
@@ -350,7 +356,7 @@ class CheckList:
         self.ends_at = None
         for pair in self.pairs.values():
             pair.due, pair.openers_left, pair.triggered = None, 0, False
-            if pair.state is not PairState.SUCCEEDED:
+            if not pair.works:
                 pair.state = PairState.FAILED
                 pair.reason = pair.reason or f"no answer to {pair.tries} checks"
 
@@ -363,9 +369,20 @@ class CheckList:
                 return True
         return False
 
+    def hasten(self, now: float) -> None:
+        """Check the relayed pairs that do not work at once."""
+        for pair in self.pairs.values():
+            if pair.own_route and not pair.works:
+                self._hasten(pair, now)
+
     def _rank(self, candidate: Candidate) -> tuple[bool, int, int, int]:
         ip = candidate.endpoint.ip
         on_link = any(
             prefix.version == ip.version and ip in prefix for prefix in self._surroundings.prefixes
         )
         return (on_link, TYPE_PREFERENCE[candidate.kind], ip.version, candidate.priority)
+
+
+def _meets_nat(pair: Pair) -> bool:
+    """Say whether a NAT that does not expect us may be at the pair's far end."""
+    return needs_opener(pair.endpoint) and not pair.is_relayed

@@ -4,11 +4,13 @@
 
     {"session": "<16 hex>", "generation": 1, "answers": null | "<16 hex>",
      "ufrag": "…", "password": "…",
-     "candidates": [{"kind": "host", "endpoint": "192.0.2.1:51820", "priority": 2130706431}]}
+     "candidates": [{"kind": "host", "endpoint": "192.0.2.1:51820", "priority": 2130706431}],
+     "relays": [ticket, …], "nat": {"mapping": "independent", "udp": true}}
 
 A session is one set of credentials (RFC 8445 section 5.3); a restart makes a new one. ``generation``
 counts the descriptions of a session: the highest wins. ``answers`` names the peer's session that the
-sender knew: null is an offer and asks for an answer.
+sender knew: null is an offer and asks for an answer. ``relays`` and ``nat`` may be missing: a node
+that knows no relays says nothing of them.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from dataclasses import dataclass, field
 from nostrvpn.endpoint import Endpoint, parse_endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.paths.candidates import MAX_CANDIDATES, Candidate, CandidateKind, refusal
+from nostrvpn.paths.relay_offers import MAX_TICKETS, RelayTicket, parse_ticket, ticket_to_json
 from nostrvpn.paths.settings import PathSettings
 
 __all__ = [
     "CachedSession",
     "Description",
+    "NatInfo",
     "cached_session_to_json",
     "description_to_json",
     "parse_cached_session",
@@ -38,11 +42,23 @@ _MAX_GENERATION = 1 << 31
 _MAX_PRIORITY = 1 << 32
 # The longest text of an endpoint: an IPv6 address in brackets with a port.
 _MAX_ENDPOINT_TEXT = 54
+_MAX_MAPPING_TEXT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NatInfo:
+    """What a node knows of its own NAT: the kind of mapping (see Mapping), and whether UDP passes."""
+
+    mapping: str
+    udp: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One side's session, credentials and candidates, in one generation."""
+    """One side's session, credentials and candidates, in one generation.
+
+    ``relays`` hold the receiver's keys: tickets for ports that the sender allocated for both.
+    """
 
     session: str
     generation: int
@@ -50,6 +66,8 @@ class Description:
     ufrag: str
     password: str = field(repr=False)
     candidates: tuple[Candidate, ...]
+    relays: tuple[RelayTicket, ...] = ()
+    nat: NatInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +80,8 @@ class CachedSession:
 
 
 def description_to_json(description: Description) -> dict[str, object]:
-    """Return a JSON-able form; it holds the session's password."""
+    """Return a JSON-able form; it holds the session's password and the tickets' keys."""
+    nat = description.nat
     return {
         "session": description.session,
         "generation": description.generation,
@@ -77,6 +96,8 @@ def description_to_json(description: Description) -> dict[str, object]:
             }
             for candidate in description.candidates
         ],
+        "relays": [ticket_to_json(ticket) for ticket in description.relays],
+        "nat": None if nat is None else {"mapping": nat.mapping, "udp": nat.udp},
     }
 
 
@@ -96,6 +117,8 @@ def parse_description(obj: object, settings: PathSettings | None = None) -> Desc
         ufrag=_text(fields.get("ufrag"), _UFRAG),
         password=_text(fields.get("password"), _PASSWORD),
         candidates=tuple(candidate for candidate in parsed if candidate is not None),
+        relays=_tickets(fields.get("relays"), settings),
+        nat=_nat(fields.get("nat")),
     )
 
 
@@ -132,6 +155,24 @@ def _parse_candidate(obj: object, settings: PathSettings) -> Candidate | None:
         return Candidate(CandidateKind(kind), endpoint, priority)
     except ValueError:
         return None
+
+
+def _tickets(value: object, settings: PathSettings) -> tuple[RelayTicket, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_TICKETS:
+        raise PeerMisbehaved("bad_description", "not a bounded list of tickets")
+    return tuple(parse_ticket(item, settings) for item in value)
+
+
+def _nat(value: object) -> NatInfo | None:
+    if value is None:
+        return None
+    fields = _mapping(value)
+    mapping, udp = fields.get("mapping"), fields.get("udp")
+    if not isinstance(mapping, str) or len(mapping) > _MAX_MAPPING_TEXT or type(udp) is not bool:
+        raise PeerMisbehaved("bad_description", "a mistyped field")
+    return NatInfo(mapping, udp)
 
 
 def _endpoint(value: object, settings: PathSettings) -> Endpoint:

@@ -1,30 +1,43 @@
-"""Is the selected path alive? Consent checks (RFC 7675), made cheap.
+"""Is a path alive? Consent checks (RFC 7675), made cheap.
 
-In use: both sides check every 3 s. Idle: the controlling side alone checks, every 25 s on a grid
-that all links share; its check and the answer keep both NATs' mappings open, and the other side
-listens. Two misses, then quick retries, then the path is lost: 6 s after it broke, if in use.
+In use: both sides check every 3 s, and every second if it is relayed. Idle: the controlling side
+alone checks, every 25 s on a grid that all links share; its check and the answer keep both NATs'
+mappings open, and the other side listens. Misses, then quick retries, then the path is lost: 6 s
+after it broke, if in use; 2.5 s, if relayed. After a move of ours every retry is quick.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 from nostrvpn.paths.reflexive import REFRESH, next_on_grid
 
-__all__ = ["Heartbeat", "Pulse"]
+__all__ = ["DIRECT", "QUICK", "RELAYED", "Heartbeat", "Pace", "Pulse"]
 
-# Tailscale's heartbeat while a path is in use.
-ACTIVE_INTERVAL = 3.0
 # The same as the STUN refresh, so that one wake-up serves both, and below a NAT's 30 s.
 IDLE_INTERVAL = REFRESH
 # The listener allows the checker its retries before it checks itself.
 LISTENER_SLACK = {True: 2.0, False: 10.0}
-# An answer is missed after this; the internet's round trips stay below.
-PATIENCE = 1.0
-QUICK_PATIENCE = 0.25
-# Misses at PATIENCE, then misses at QUICK_PATIENCE, before the path counts as lost.
-SLOW_MISSES = 2
-QUICK_MISSES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds between the checks of a path in use, and the gaps after each that goes unanswered.
+
+    A late answer counts until the last gap is over, so their sum is what must exceed a round trip.
+    """
+
+    interval: float
+    gaps: tuple[float, ...]
+
+
+# Tailscale's interval; the internet's round trips stay below a second.
+DIRECT = Pace(3.0, (1.0, 1.0, 0.25, 0.25, 0.25, 0.25))
+# A relay has another one beside it, so there is little to gain by waiting.
+RELAYED = Pace(1.0, (0.5, 0.2, 0.2, 0.2, 0.2, 0.2))
+# There is news that makes the loss of the path likely.
+QUICK = Pace(3.0, RELAYED.gaps)
 
 
 class Pulse(Enum):
@@ -36,10 +49,12 @@ class Pulse(Enum):
 
 
 class Heartbeat:
-    """The timer of one selected path; ``controlling`` decides who checks an idle one."""
+    """The timer of one path; ``controlling`` decides who checks an idle one."""
 
     def __init__(self, *, controlling: bool) -> None:
         self._controlling = controlling
+        self._pace = DIRECT
+        self._gaps = DIRECT.gaps
         self._active = False
         self._misses = 0
         self._doubted = False
@@ -52,8 +67,15 @@ class Heartbeat:
         """Whether an answer was missed since the last one came."""
         return self._misses > 0
 
-    def start(self, now: float) -> None:
+    @property
+    def active(self) -> bool:
+        """Whether the tunnel is in use."""
+        return self._active
+
+    def start(self, now: float, pace: Pace | None = None) -> None:
         """A path was selected, just proven by a check."""
+        self._pace = pace or self._pace
+        self._gaps = self._pace.gaps
         self._misses, self._unanswered_since, self._doubted = 0, None, False
         self._heard_at = now
         self._rest(now)
@@ -71,8 +93,10 @@ class Heartbeat:
         """The peer's own check came over the selected path."""
         self._heard_at = now
 
-    def probe(self, now: float) -> None:
-        """Doubt the path: check it at once."""
+    def probe(self, now: float, *, quick: bool = False) -> None:
+        """Doubt the path: check it at once; ``quick``: it probably is lost, wait little."""
+        if quick:
+            self._gaps = QUICK.gaps
         if self.deadline is not None and self._unanswered_since is None:
             self.deadline = now
             self._doubted = True
@@ -96,16 +120,16 @@ class Heartbeat:
             if now < listen_until and not self._doubted:
                 self.deadline = listen_until
                 return Pulse.NOTHING
-        if self._misses >= SLOW_MISSES + QUICK_MISSES:
+        if self._misses >= len(self._gaps):
             self.stop()
             return Pulse.LOST
         self._unanswered_since = now
-        self.deadline = now + (PATIENCE if self._misses < SLOW_MISSES else QUICK_PATIENCE)
+        self.deadline = now + self._gaps[self._misses]
         return Pulse.CHECK
 
     def _rest(self, now: float) -> None:
         if self._active:
-            self.deadline = now + ACTIVE_INTERVAL
+            self.deadline = now + self._pace.interval
         elif self._controlling:
             self.deadline = next_on_grid(now, IDLE_INTERVAL)
         else:

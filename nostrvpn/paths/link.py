@@ -9,101 +9,26 @@ from __future__ import annotations
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import PeerMisbehaved
-from nostrvpn.machine import Moment, earliest
-from nostrvpn.paths.announcer import Announcer
-from nostrvpn.paths.budgets import Budget
+from nostrvpn.machine import Moment
 from nostrvpn.paths.candidates import PathKind, Surroundings, refusal
-from nostrvpn.paths.checks import CheckList, Credentials, Pair, PairState
 from nostrvpn.paths.description import Description
 from nostrvpn.paths.events import (
-    AddPeer,
     Describe,
     PathEffect,
-    Remember,
     SendDatagram,
-    Trace,
     TunnelObserved,
 )
-from nostrvpn.paths.patience import ANSWER_GAP, FALLBACK_AGE, HOLD_UNANSWERED, ROUND_GAP, retry_gap
-from nostrvpn.paths.record import Record
-from nostrvpn.paths.remote import News, RemoteSide
-from nostrvpn.paths.selection import Due, Selection
-from nostrvpn.paths.settings import PathSettings
-from nostrvpn.paths.snapshot import LinkSnapshot
-from nostrvpn.paths.states import LIVE, TRANSITIONS, LinkState
+from nostrvpn.paths.link_path import LinkPath
+from nostrvpn.paths.patience import ANSWER_GAP, HOLD_UNANSWERED, ROUND_GAP
+from nostrvpn.paths.remote import News
+from nostrvpn.paths.states import LIVE, LinkState
 from nostrvpn.stun.binding import StunMessage, render_response
 
-__all__ = ["TRANSITIONS", "Link", "LinkState"]
+__all__ = ["Link"]
 
 
-class Link:
+class Link(LinkPath):
     """The machine of one peer. Every method takes a moment and returns effects."""
-
-    def __init__(
-        self, added: AddPeer, settings: PathSettings, probes: Budget, moment: Moment
-    ) -> None:
-        self.peer = added.peer
-        self.controlling = added.controlling
-        self.state = LinkState.IDLE
-        self._settings = settings
-        self._surroundings = Surroundings()
-        self.announcer = Announcer(added.cached, moment)
-        self._cached = added.cached
-        self._remote = RemoteSide(None if added.cached is None else added.cached.remote)
-        self._record = Record(moment.now, added.cached)
-        self.checks = CheckList(
-            controlling=added.controlling,
-            tie_breaker=int.from_bytes(moment.entropy.take(8), "big"),
-            settings=settings,
-            probes=probes,
-        )
-        self._selection = Selection(added.peer, controlling=added.controlling)
-        self._offering_anew = not self.announcer.answered
-        self._gather_until: float | None = None
-        self._retry_at: float | None = None
-        self._failures = 0
-
-    @property
-    def path(self) -> PathKind:
-        """What the tunnel runs over, as far as data proved it."""
-        return PathKind.DIRECT if self.state is LinkState.CONNECTED else PathKind.NONE
-
-    @property
-    def endpoint(self) -> Endpoint | None:
-        """The selected endpoint of the peer."""
-        return self._selection.endpoint
-
-    @property
-    def deadline(self) -> float | None:
-        """When ``tick`` is due next."""
-        return earliest(
-            self.checks.deadline,
-            self.announcer.deadline,
-            self._selection.deadline,
-            self._gather_until,
-            self._retry_at,
-        )
-
-    def snapshot(self) -> LinkSnapshot:
-        """Return what status and ``why`` show."""
-        selected = self._selection.pair
-        return LinkSnapshot(
-            state=self.state.value,
-            path=self.path.value,
-            endpoint=self.endpoint,
-            rtt_ms=None if selected is None or selected.rtt is None else selected.rtt * 1000,
-            connected_in_ms=self._record.stages.get("proven"),
-            stages=dict(self._record.stages),
-            tried=self.checks.results(),
-            counters=dict(self._record.counters),
-        )
-
-    def memory(self) -> Remember | None:
-        """Return what to persist, if it changed since the last time: only proven paths count."""
-        if self.state is not LinkState.CONNECTED:
-            return None
-        cached = self._record.memory(self.announcer.latest, self._remote.description, self.endpoint)
-        return None if cached is None else Remember(self.peer, cached)
 
     def start(self, surroundings: Surroundings, moment: Moment) -> list[PathEffect]:
         """Begin with the peer: offer, and check a cached path at once."""
@@ -112,11 +37,15 @@ class Link:
 
     def restart(self, moment: Moment) -> list[PathEffect]:
         """Start over with a new session; a live path stays in use meanwhile."""
-        self._failures = 0
+        self.rounds.reset()
         return self._begin(moment, renew=True)
 
+    def wake(self, moment: Moment) -> list[PathEffect]:
+        """There is traffic for a peer whose link sleeps."""
+        return self._begin(moment, renew=True) if self.state is LinkState.ASLEEP else []
+
     def _begin(self, moment: Moment, *, renew: bool = False) -> list[PathEffect]:
-        self._retry_at = None
+        self.rounds.retry_at = None
         if not self._surroundings.candidates:
             # A path in use is only given up when it stops answering.
             kept = self.state in (*LIVE, LinkState.DEGRADED)
@@ -125,21 +54,24 @@ class Link:
             self.announcer.renew(moment)
             self._offering_anew = True
             self._record.begin(moment.now)
-        effects: list[PathEffect] = []
+            self.detours.relays.revive(moment.now)
+        effects = self._ask_relays(moment)
         remote = self._remote.description
         if remote is not None:
             self._authorize(remote)
-            self.checks.begin(moment.now, hold=HOLD_UNANSWERED, keep=self.endpoint)
-            if self._cached is not None and self._cached.endpoint is not None:
-                self.checks.trigger(self._cached.endpoint, moment.now)
+            self._search(moment.now, hold=HOLD_UNANSWERED)
+            if self._cached is not None:
+                self.detours.relays.take_tickets(remote.relays, moment.now)
+                if self._cached.endpoint is not None:
+                    self.checks.trigger(self._cached.endpoint, moment.now)
             self._cached = None
             if self.state not in (*LIVE, LinkState.DEGRADED):
                 effects += self._enter(LinkState.CHECKING, "known peer")
             effects += self.checks.tick(moment)
-        if self._surroundings.reflexive_pending:
+        if self._gathering:
             self._gather_until = moment.now + self._settings.gather_wait
             if remote is None:
-                effects += self._enter(LinkState.GATHERING, "waiting for STUN")
+                effects += self._enter(LinkState.GATHERING, "waiting for STUN and relays")
             return effects
         return effects + self._describe(moment)
 
@@ -152,7 +84,9 @@ class Link:
             self.checks.open_nats(moment.now)
             effects += self.checks.tick(moment)
         known = None if remote is None or self._offering_anew else remote.session
-        description = self.announcer.describe(self._surroundings.candidates, known, moment)
+        tickets, nat = self.detours.relays.tickets, self._book.nat
+        candidates = self._surroundings.candidates
+        description = self.announcer.describe(candidates, known, moment, tickets, nat)
         self._record.stage("described", moment.now)
         effects.append(Describe(self.peer, description))
         if remote is None:
@@ -161,29 +95,30 @@ class Link:
 
     def described(self, description: Description, moment: Moment) -> list[PathEffect]:
         """The peer described itself. PeerMisbehaved("stale_description") if it is old news."""
-        known = self._remote.description
+        known, now = self._remote.description, moment.now
         news = self._remote.take(description)
         if news is News.REPEAT:
             return self._repeat_answer(description, moment)
         was_answered = self.announcer.answered
         answered = self.announcer.acknowledge(description.answers)
         self._offering_anew = False
-        self._retry_at = None
+        self.rounds.retry_at = None
         if known is None or description.candidates != known.candidates:
             # Only other addresses are news: offers alone would keep two nodes trying for ever.
-            self._failures = 0
-        self._record.stage("remote_described", moment.now)
+            self.rounds.reset()
+        self._record.stage("remote_described", now)
         self._authorize(description)
+        self.detours.relays.take_tickets(description.relays, now)
         hold = 0.0 if answered else self._settings.hold
         if news is not News.UPDATE or not was_answered or self.state is LinkState.FAILED:
-            self.checks.begin(moment.now, hold=hold, keep=self.endpoint)
+            self._search(now, hold=hold)
         else:
-            self.checks.resume(moment.now, hold=hold)
+            self.checks.resume(now, hold=hold)
         for source in self._remote.take_early():
-            self.checks.trigger(source, moment.now)
+            self.checks.trigger(source, now)
         if not self._surroundings.candidates:
             return []
-        effects: list[PathEffect] = []
+        effects = self._ask_relays(moment)
         if self.state not in (*LIVE, LinkState.DEGRADED):
             effects += self._enter(LinkState.CHECKING, "described by the peer")
         # A session that replaces another one asks for an answer, whatever it says it knows.
@@ -193,7 +128,7 @@ class Link:
         """Open our NATs, then answer (or let the answer wait for STUN), then check."""
         if self.state in LIVE:
             self._selection.probe(moment.now)
-        if must_answer and self._surroundings.reflexive_pending:
+        if must_answer and self._gathering:
             self._gather_until = moment.now + self._settings.gather_wait
             self.checks.open_nats(moment.now)
         elif must_answer:
@@ -209,8 +144,8 @@ class Link:
         if not self.announcer.may_repeat(moment.now, ANSWER_GAP):
             return []
         effects: list[PathEffect] = []
-        if self.state is LinkState.FAILED:
-            self.checks.begin(moment.now, hold=self._settings.hold, keep=None)
+        if self.state in (LinkState.FAILED, LinkState.ASLEEP):
+            self._search(moment.now, hold=self._settings.hold)
             effects += self._enter(LinkState.CHECKING, "asked again")
         return effects + self._describe(moment)
 
@@ -232,39 +167,70 @@ class Link:
             raise PeerMisbehaved("unknown_session", "a check of a session that is gone")
         response = render_response(message.transaction, source, password)
         effects: list[PathEffect] = [SendDatagram(response, source, None, destination_ip)]
-        self._record.stage("first_inbound", moment.now)
+        self._record.stage("first_inbound", now)
         self._selection.heard(source, now)
-        if refusal(source, self._settings) is not None:
+        self.detours.standby.heard(source, now)
+        if refusal(source, self._settings) is not None and source not in self.detours.routes:
             self._record.counters["refused_source"] += 1
             return effects
         if self._remote.description is None:
             self._remote.note_early(source)
             return effects
-        self.checks.release(now)
+        if self.state is LinkState.ASLEEP:
+            return effects
         pair = self.checks.trigger(source, now)
         if pair is None:
             self._record.counters["no_room_for_pair"] += 1
             return effects
+        if self.rounds.called(message.round, now):
+            # The peer holds its checks back until this is answered: our NATs are to be open by then.
+            self.checks.open_nats(now)
+            effects = [*self.checks.tick(moment), *effects]
+            self._search(now, hold=self._settings.hold)
+        elif not pair.is_relayed:
+            self.checks.release(now)
         if self.state is LinkState.FAILED:
             effects += self._enter(LinkState.CHECKING, "the peer checks")
-            self._retry_at = None
+            self.rounds.retry_at = None
         pair.nominated = message.use_candidate
-        if pair.nominated and not self.controlling and pair.state is PairState.SUCCEEDED:
+        if pair.nominated and not self.controlling and pair.works:
             effects += self._consider(pair, moment)
         return effects + self._tick_checks(moment)
 
     def answered(self, message: StunMessage, source: Endpoint, moment: Moment) -> list[PathEffect]:
         """The peer answered a check of ours. PeerMisbehaved if the answer is not its own."""
-        pair, nominated = self.checks.match(message, source, moment.now)
+        pair, sent = self.checks.match(message, source, moment.now)
         self._record.stage("first_answer", moment.now)
-        if nominated and pair is self._selection.pair:
+        self.detours.standby.answered(pair.endpoint, moment.now)
+        self._mtu.answered(message.transaction, moment.now)
+        if pair.own_route:
+            self.detours.relays.proved(pair.endpoint, moment.now - sent.at, moment.now)
+        if sent.use_candidate and pair is self._selection.pair:
             self._record.stage("nominated", moment.now)
             self._selection.nominated()
-        return self._consider(pair, moment) + self._tick_selection(moment)
+        effects: list[PathEffect] = []
+        if self.rounds.answered(sent.round):
+            self._search(moment.now, hold=0.0)
+            self.checks.open_nats(moment.now, times=1)
+            effects += self._tick_checks(moment)
+        return effects + self._consider(pair, moment) + self._tick_selection(moment)
+
+    def relay_answered(
+        self, message: StunMessage, source: Endpoint, moment: Moment
+    ) -> list[PathEffect]:
+        """A relay answered a request of ours. PeerMisbehaved if the answer is not its own."""
+        effects = self.detours.relays.answered(message, source, self._surroundings.versions, moment)
+        pair = self.checks.pairs.get(source)
+        if pair is not None and pair.own_route and pair.works:
+            # It did not know our address: what it let fall is repeated now.
+            effects += self.checks.send(pair, moment, use_candidate=False)
+        return effects
 
     def observed(self, event: TunnelObserved, moment: Moment) -> list[PathEffect]:
-        """Take WireGuard's counters: they alone make a path "direct"."""
+        """Take WireGuard's counters: they alone make a path "direct" or "relayed"."""
         effects: list[PathEffect] = [*self._selection.observe(event, moment.now)]
+        if self.state is LinkState.ASLEEP and self._selection.active:
+            return effects + self.wake(moment)
         if self.state is LinkState.VALIDATED and self._selection.proven:
             self._record.stage("proven", moment.now)
             effects += self._enter(LinkState.CONNECTED, "data flowed")
@@ -278,22 +244,24 @@ class Link:
         if self.state is LinkState.IDLE:
             return self._begin(moment) if new.candidates else []
         effects: list[PathEffect] = []
-        if old.candidates != new.candidates:
+        if old.candidates != new.candidates and self.state is not LinkState.ASLEEP:
             effects += self._candidates_changed(moment, moved=old.hosts != new.hosts)
         return effects + self.tick(moment)
 
     def _candidates_changed(self, moment: Moment, *, moved: bool) -> list[PathEffect]:
         if remote := self._remote.description:
             self._authorize(remote)
+        if moved:
+            self.detours.relays.revive(moment.now)
         if self.state in LIVE:
-            self._selection.probe(moment.now)
+            self._selection.probe(moment.now, quick=moved)
             if moved:
-                hold = self._settings.hold
-                self.checks.begin(moment.now, hold=hold, keep=self.endpoint)
+                self.detours.standby.probe(moment.now)
+                self._search(moment.now, hold=self._settings.hold)
         elif not self._surroundings.candidates:
             if self.state is LinkState.DEGRADED:
                 return []
-            self._gather_until = self._retry_at = None
+            self._gather_until = self.rounds.retry_at = None
             self.announcer.rest()
             return self._enter(LinkState.IDLE, "no addresses")
         elif self.state is LinkState.FAILED:
@@ -304,11 +272,13 @@ class Link:
 
     def network_changed(self, moment: Moment) -> list[PathEffect]:
         """Routes changed: doubt the path in use, and hurry where there is none."""
-        self._failures = 0
+        self.rounds.reset()
         if self.state in LIVE:
             self._selection.probe(moment.now)
+            if self._selection.kind is PathKind.RELAYED and not self._searching:
+                self.rounds.hurry(moment.now, self._record.began_at)
         elif self.state is LinkState.FAILED:
-            self._retry_at = max(moment.now, self._record.began_at + ROUND_GAP)
+            self.rounds.hurry(moment.now, self._record.began_at)
         elif self.state is LinkState.OFFERED:
             self.announcer.hurry(moment.now, gap=ROUND_GAP)
         return self.tick(moment)
@@ -316,85 +286,48 @@ class Link:
     def tick(self, moment: Moment) -> list[PathEffect]:
         """Do what is due."""
         now = moment.now
-        effects: list[PathEffect] = []
-        if self._retry_at is not None and self._retry_at <= now:
-            effects += self._begin(moment, renew=not self.announcer.is_offering)
-        if self._gather_until is not None and (
-            self._gather_until <= now or not self._surroundings.reflexive_pending
-        ):
-            effects += self._describe(moment)
+        effects = self._selection.lift_guard(now)
+        if self.rounds.due(now):
+            if self.state in LIVE:
+                self.rounds.call(moment)
+            else:
+                effects += self._begin(moment, renew=not self.announcer.is_offering)
+        effects += self._call_round(moment)
         if self.announcer.deadline is not None and self.announcer.deadline <= now:
             effects += self._repeat(moment)
+        effects += self.detours.check_standby(self.checks, moment)
         return effects + self._tick_checks(moment) + self._tick_selection(moment)
 
     def _repeat(self, moment: Moment) -> list[PathEffect]:
         """Describe again if the peer may have missed it, or if there is something new to say."""
-        latest = self.announcer.latest
-        news = latest is None or latest.candidates != self._surroundings.candidates
         missed = self.state not in LIVE and (
             self.announcer.is_offering or self.state in (LinkState.CHECKING, LinkState.DEGRADED)
         )
-        if self._surroundings.candidates and (news or missed):
+        if self._surroundings.candidates and (self._has_news or missed):
             return self._describe(moment)
         self.announcer.rest()
         return []
 
-    def _tick_checks(self, moment: Moment) -> list[PathEffect]:
-        effects: list[PathEffect] = [*self.checks.tick(moment)]
-        if effects:
-            self._record.stage("first_check", moment.now)
-        waiting = self.state in (LinkState.CHECKING, LinkState.DEGRADED)
-        if waiting and self.checks.ends_at is None and self._gather_until is None:
-            gap = retry_gap(self._failures, controlling=self.controlling)
-            self._failures += 1
-            self._retry_at = moment.now + gap
-            effects += self._enter(LinkState.FAILED, "no path answered")
-        return effects
+    def settle(self, moment: Moment) -> list[PathEffect]:
+        """Draw the consequences of whatever happened; to be called after each event."""
+        self._now = moment.now
+        effects = self._fall_asleep(moment) + self._ask_relays(moment)
+        waited = self._gather_until is not None and self._gather_until <= moment.now
+        if waited or (self._gather_until is not None and not self._gathering):
+            effects += self._describe(moment)
+        selected = self._selection.pair
+        if selected is not None and selected.endpoint not in self.checks.pairs:
+            self._selection.drop()
+            effects += self._replace(selected, moment)
+        self.detours.keep_warm(self.checks, self._selection, moment.now)
+        relayed = self.state in LIVE and self._selection.kind is PathKind.RELAYED
+        if relayed and not self._searching and self.rounds.deadline is None:
+            self.rounds.failed(moment.now)
+        said = self.announcer.latest is not None and self._gather_until is None
+        if said and self.detours.relays.wanted and self._has_news:
+            self.announcer.hurry(moment.now)
+        return effects + self._probe_mtu(moment) + self._tick_checks(moment)
 
-    def _tick_selection(self, moment: Moment) -> list[PathEffect]:
-        pair = self._selection.pair
-        due = self._selection.tick(moment.now)
-        if pair is None or due is Due.NOTHING:
-            return []
-        if due is Due.CHECK:
-            return [*self.checks.send(pair, moment, use_candidate=self.controlling)]
-        pair.state, pair.reason = PairState.FAILED, "stopped answering"
-        self._selection.drop()
-        fallback = self.checks.best_since(moment.now - FALLBACK_AGE)
-        if fallback is not None:
-            return self._use(fallback, moment, keep_proof=False)
-        effects = self._enter(LinkState.DEGRADED, "the path stopped answering")
-        return effects + self._begin(moment, renew=True)
-
-    def _consider(self, pair: Pair, moment: Moment) -> list[PathEffect]:
-        """A pair works: use it if it is the first, the better or the nominated one."""
-        if not self._selection.wants(pair, moment.now):
-            return []
-        return self._use(pair, moment, keep_proof=self.state is LinkState.CONNECTED)
-
-    def _use(self, pair: Pair, moment: Moment, *, keep_proof: bool) -> list[PathEffect]:
-        self._record.stage("validated", moment.now)
-        self._retry_at = None
-        self._failures = 0
-        self.checks.settle(pair)
-        wait = self.checks.better_may_come(pair)
-        effects: list[PathEffect] = [
-            self._selection.use(pair, moment.now, keep_proof=keep_proof, wait=wait)
-        ]
-        if not keep_proof:
-            effects += self._enter(LinkState.VALIDATED, "a path answered")
-        return effects + self._tick_selection(moment)
-
-    def _authorize(self, remote: Description) -> None:
-        """Give the check list what the peer's side and ours are now."""
-        username = f"{remote.ufrag}:{self.announcer.ufrag}"
-        self.checks.authorize(Credentials(username, remote.password))
-        self.checks.set_remote(remote.candidates, self._surroundings)
-
-    def _enter(self, state: LinkState, event: str) -> list[PathEffect]:
-        """Change the state, if it changes; the only place that does."""
-        if state is self.state:
-            return []
-        assert state in TRANSITIONS[self.state], f"{self.state} to {state}"
-        old, self.state = self.state, state
-        return [Trace(f"link {self.peer[:8]}", old.value, event, state.value)]
+    def close(self) -> list[PathEffect]:
+        """The peer was removed: undo what outlives this object."""
+        return self._selection.close() + self.detours.close()

@@ -6,6 +6,7 @@ __all__ = [
     "ANSWER_GAP",
     "FALLBACK_AGE",
     "HOLD_UNANSWERED",
+    "LOST_AGAIN",
     "ROUND_GAP",
     "retry_gap",
 ]
@@ -13,6 +14,9 @@ __all__ = [
 # After a failed round: conntrack forgets an unanswered flow in 30 s, and a retry before that keeps
 # a bad entry alive; then ever more rarely, as news (a description, a network change) resets it.
 BACKOFF = (35.0, 60.0, 300.0, 1800.0, 3600.0)
+# A direct path broke and a relay took over: the next search for one, after the first, second, …
+# loss within an hour. A path that comes and goes is worse than a relay.
+LOST_AGAIN = (1.0, 35.0, 300.0, 1800.0)
 # Our offer is not answered yet, but the peer is known from before: check NATed pairs only after
 # this, so that usually its answer (and so its openers) comes first; without any relay this is how
 # two nodes find each other again, as the later one meets the mappings of the earlier.

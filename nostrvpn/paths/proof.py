@@ -22,12 +22,15 @@ class TunnelProof:
 
     def __init__(self) -> None:
         self.proven = False
+        self.crossed = False
+        """Whether anything came in since ``watch``: over the endpoint that was set then."""
         self._since: float | None = None
         self._rx: int | None = None
         self._tx = 0
         self._seen_at = 0.0
         self._level = 0.0
         self._used_at: float | None = None
+        self._chosen_at = 0.0
         self._rx_moved_at = 0.0
         self._tx_since_rx = 0
 
@@ -39,9 +42,17 @@ class TunnelProof:
         self._rx_moved_at = now
         self._tx_since_rx = 0
 
+    def watch(self, now: float) -> None:
+        """The endpoint was set: wait for what comes in over the new one."""
+        self.crossed, self._chosen_at = False, now
+
     def is_active(self, now: float) -> bool:
         """Say whether the tunnel carried more than keepalives within the last 45 s."""
         return self._used_at is not None and now - self._used_at < IDLE_AFTER
+
+    def unused_for(self, now: float) -> float:
+        """Return for how long it carried no more than keepalives, since its last path was chosen."""
+        return now - max(self._chosen_at, self._used_at or self._chosen_at)
 
     def observe(self, now: float, handshake_age: float | None, rx: int, tx: int) -> None:
         """Take one reading of the counters."""
@@ -55,6 +66,7 @@ class TunnelProof:
             self._used_at = now
             self._level = OVERFLOW
         self._rx, self._tx, self._seen_at = rx, tx, now
+        self.crossed = self.crossed or bool(moved_rx)
         if moved_rx:
             self._rx_moved_at, self._tx_since_rx = now, 0
         else:
@@ -63,7 +75,7 @@ class TunnelProof:
             return
         fresh = handshake_age is not None and now - handshake_age > self._since
         if fresh or moved_rx:
-            self.proven = True
+            self.proven = self.crossed = True
         elif (
             self._tx_since_rx
             and now - self._rx_moved_at > SILENCE

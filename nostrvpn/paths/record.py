@@ -31,9 +31,13 @@ class Record:
     def memory(
         self, local: Description | None, remote: Description | None, endpoint: Endpoint | None
     ) -> CachedSession | None:
-        """Return what to persist, if it differs from what was persisted last."""
+        """Return what to persist, if it differs from what was persisted last.
+
+        ``endpoint`` None: no direct path now; the last one is as good a start as any.
+        """
         if local is None or remote is None:
             return None
+        endpoint = endpoint or (None if self._kept is None else self._kept.endpoint)
         cached = CachedSession(local, remote, endpoint)
         if cached == self._kept:
             return None

@@ -1,7 +1,8 @@
-"""Our address as STUN servers see it, kept fresh, and the kind of mapping our NAT does.
+"""Our address as STUN servers see it, kept fresh, and what our NAT does.
 
-The first answer is usable at once; the kind of mapping needs two servers of one family (RFC 5780
-section 4.3 asks a second address of one server, which public servers do not have any more).
+The first answer is usable at once. The kind of mapping needs two servers of one family (RFC 5780
+section 4.3 asks a second address of one server, which public servers do not have any more), and how
+a NAT with dependent mapping chooses its ports needs three.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, earliest
-from nostrvpn.paths.candidates import refusal
+from nostrvpn.paths.candidates import is_private, refusal
 from nostrvpn.paths.events import SendDatagram
+from nostrvpn.paths.hard_nat_ports import MIN_SAMPLES, steps_of
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import Mapping, NatReport, ServerReport
 from nostrvpn.stun.binding import TRANSACTION, StunKind, StunMessage, render_query
@@ -30,6 +32,13 @@ PARALLEL = 3
 RECLASSIFY = 600.0
 # Servers kept; more are ignored.
 MAX_SERVERS = 16
+# A server that was not asked for this long sees a new mapping, made in the order of asking (RFC 4787
+# REQ-5: mappings live 2 minutes, many NATs take 5).
+FORGOTTEN = 310.0
+# The packet to our own outside address: when after our address was learnt, how often, how long apart.
+HAIRPIN_AFTER = 1.0
+HAIRPIN_TRIES = 2
+HAIRPIN_GAP = 0.5
 
 
 def next_on_grid(now: float, interval: float) -> float:
@@ -45,6 +54,19 @@ class _Server:
     tries: int = 0
     retry_at: float | None = None
     dead: bool = False
+    asked_at: float | None = None
+    order: int | None = None
+    fresh: bool = False
+
+
+@dataclass(slots=True)
+class _Hairpin:
+    """The test whether our NAT sends back what we send to our own outside address."""
+
+    result: bool | None = None
+    due: float | None = None
+    tries: int = 0
+    transaction: bytes = b""
 
 
 class ReflexiveProbe:
@@ -61,6 +83,11 @@ class ReflexiveProbe:
         self._versions: frozenset[int] = frozenset()
         self._refresh_at: float | None = None
         self._classify_at = 0.0
+        self._asked = 0
+        self._answers: dict[int, bool] = {}
+        self._hairpin = _Hairpin()
+        self._filtering = "unknown"
+        self._verdict: Mapping | None = None
         self._keep(servers)
 
     @property
@@ -77,19 +104,47 @@ class ReflexiveProbe:
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
         retries = [server.retry_at for server in self._servers.values()]
-        return earliest(self._refresh_at, *retries)
+        return earliest(self._refresh_at, self._hairpin.due, *retries)
 
     def report(self) -> NatReport:
         """Return what is known of our NAT."""
+        mapping = self._mapping()
+        steps = steps_of(self._samples()) if mapping is Mapping.PREDICTABLE else None
         return NatReport(
-            mapping=self._mapping().value,
+            mapping=mapping.value,
             reflexive_v4=self._current.get(4),
             reflexive_v6=self._current.get(6),
             servers=tuple(
                 ServerReport(s.endpoint, s.mapped, None if s.rtt is None else s.rtt * 1000)
                 for s in self._servers.values()
             ),
+            step=None if steps is None else steps.step,
+            last_port=None if steps is None else steps.last,
+            sure=None if steps is None else steps.sure,
+            filtering=self._filtering,
+            hairpin=self._hairpin.result,
+            udp_v4=self._answers.get(4),
+            udp_v6=self._answers.get(6),
         )
+
+    def saw_unsolicited(self, source: Endpoint, *, address_known: bool) -> None:
+        """Something authentic came from an endpoint to which nothing of ours had gone.
+
+        ``address_known``: other ports of its address had been sent to. Tells the NAT's filtering.
+        """
+        if source.ip.version != 4 or is_private(source.ip):
+            return
+        if not address_known:
+            self._filtering = "independent"
+        elif self._filtering == "unknown":
+            self._filtering = "address-dependent"
+
+    def saw_request(self, transaction: bytes) -> bool:
+        """Say whether a request that came in is our own, sent back by our NAT (a hairpin)."""
+        if not transaction or transaction != self._hairpin.transaction:
+            return False
+        self._hairpin.result, self._hairpin.due = True, None
+        return True
 
     def knows(self, transaction: bytes) -> bool:
         """Say whether a query with this transaction id is open."""
@@ -111,9 +166,10 @@ class ReflexiveProbe:
         self._classify_at = moment.now + RECLASSIFY
         effects: list[SendDatagram] = []
         for server in self._servers.values():
-            server.retry_at, server.dead, server.mapped = None, False, None
+            server.retry_at, server.dead, server.mapped, server.order = None, False, None, None
         for version in [version for version in self._current if version not in versions]:
             del self._current[version]
+            self._answers.pop(version, None)
         for version in sorted(versions):
             asked = [s for s in self._servers.values() if s.endpoint.ip.version == version]
             if asked:
@@ -140,6 +196,7 @@ class ReflexiveProbe:
             raise PeerMisbehaved("useless_stun_answer", f"the STUN server {source} gave no address")
         server.dead, server.mapped, server.rtt = False, mapped, moment.now - sent_at
         version = source.ip.version
+        self._answers[version] = True
         primary = self._servers.get(self._primary.get(version, source))
         first = version in self._waiting
         self._waiting.discard(version)
@@ -148,9 +205,13 @@ class ReflexiveProbe:
         if not first and primary is not None and primary is not server and not primary.dead:
             return False
         self._primary[version] = source
-        changed = self._current.get(version) != mapped
+        known = self._current.get(version)
         self._current[version] = mapped
-        return changed
+        if known != mapped and version == 4:
+            self._hairpin = _Hairpin(due=moment.now + HAIRPIN_AFTER)
+            if known is None or known.ip != mapped.ip:
+                self._moved()
+        return known != mapped
 
     def tick(self, moment: Moment) -> tuple[list[SendDatagram], bool]:
         """Repeat, refresh, give up: return what to send, and whether our candidates changed."""
@@ -166,6 +227,7 @@ class ReflexiveProbe:
                 gave_up, more = self._give_up(server, moment)
                 changed |= gave_up
                 effects += more
+        effects += self._test_hairpin(moment)
         if self._refresh_at is not None and self._refresh_at <= now:
             if now >= self._classify_at:
                 return effects + self.start(self._versions, moment), changed
@@ -187,6 +249,25 @@ class ReflexiveProbe:
                     break
         return effects
 
+    def _moved(self) -> None:
+        """Another NAT: nothing that was found of the last one holds, and all its mappings are new."""
+        self._filtering, self._verdict = "unknown", None
+        for server in self._servers.values():
+            server.fresh = True
+
+    def _test_hairpin(self, moment: Moment) -> list[SendDatagram]:
+        test, ours = self._hairpin, self._current.get(4)
+        if test.due is None or test.due > moment.now:
+            return []
+        if ours is None or test.tries == HAIRPIN_TRIES:
+            test.due = None
+            test.result = None if ours is None else False
+            return []
+        test.transaction = test.transaction or moment.entropy.take(TRANSACTION)
+        test.tries += 1
+        test.due = moment.now + HAIRPIN_GAP
+        return [SendDatagram(render_query(test.transaction), ours)]
+
     def _give_up(self, server: _Server, moment: Moment) -> tuple[bool, list[SendDatagram]]:
         """Count a silent server out, ask the next; drop the address once none is left to ask."""
         self._forget(server)
@@ -207,11 +288,17 @@ class ReflexiveProbe:
         self._waiting.discard(version)
         self._searching.discard(version)
         self._primary.pop(version, None)
+        self._answers[version] = False
         return self._current.pop(version, None) is not None, []
 
     def _query(self, server: _Server, moment: Moment, *, tries: int) -> SendDatagram:
         transaction = moment.entropy.take(TRANSACTION)
         self._sent[transaction] = (server.endpoint, moment.now)
+        if server.order is None:
+            self._asked += 1
+            server.order = self._asked
+            server.fresh = server.asked_at is None or moment.now - server.asked_at > FORGOTTEN
+        server.asked_at = moment.now
         server.tries = tries + 1
         server.retry_at = moment.now + RETRANSMIT[tries]
         return SendDatagram(render_query(transaction), server.endpoint)
@@ -234,4 +321,20 @@ class ReflexiveProbe:
         ]
         if len(seen) < 2:
             return Mapping.UNKNOWN
-        return Mapping.INDEPENDENT if len(set(seen)) == 1 else Mapping.DEPENDENT
+        if len(set(seen)) == 1:
+            self._verdict = None
+            return Mapping.INDEPENDENT
+        if len(self._samples()) >= MIN_SAMPLES:
+            counts = len({mapped.ip for mapped in seen}) == 1 and steps_of(self._samples())
+            self._verdict = Mapping.PREDICTABLE if counts else Mapping.RANDOM
+        # What was found once is found again with fewer fresh mappings.
+        return self._verdict or Mapping.DEPENDENT
+
+    def _samples(self) -> list[int]:
+        """Return the ports of the mappings that were made now, in the order in which they were."""
+        fresh = [
+            (server.order, server.mapped.port)
+            for server in self._servers.values()
+            if server.fresh and server.mapped is not None and server.mapped.ip.version == 4
+        ]
+        return [port for _, port in sorted(fresh)]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from nostrvpn.endpoint import Endpoint, parse_endpoint
@@ -80,9 +81,8 @@ def parse_offer(obj: object, relay: str, settings: PathSettings) -> RelayOffer:
     """Parse the offer of ``relay``; PeerMisbehaved("bad_relay_offer") if it breaks a bound."""
     fields = _mapping(obj)
     user = RelayUser(_text(fields.get("user"), PAIR_ID), _text(fields.get("key"), _KEY))
-    return RelayOffer(
-        relay, _endpoints(fields.get("endpoints"), settings), user, _url(fields.get("websocket"))
-    )
+    endpoints = _endpoints(fields.get("endpoints"), settings)
+    return RelayOffer(relay, endpoints, user, _url(fields.get("websocket"), settings))
 
 
 def ticket_to_json(ticket: RelayTicket) -> dict[str, object]:
@@ -103,7 +103,7 @@ def parse_ticket(obj: object, settings: PathSettings) -> RelayTicket:
         endpoints=_endpoints(fields.get("endpoints"), settings),
         side=Side.OTHER,
         key=_text(fields.get("key"), _KEY),
-        websocket=_url(fields.get("websocket")),
+        websocket=_url(fields.get("websocket"), settings),
     )
 
 
@@ -124,7 +124,7 @@ def _endpoints(value: object, settings: PathSettings) -> tuple[Endpoint, ...]:
     return tuple(found[version] for version in sorted(found))
 
 
-def _url(value: object) -> str | None:
+def _url(value: object, settings: PathSettings) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > _MAX_URL or not value.isascii():
@@ -132,11 +132,21 @@ def _url(value: object) -> str | None:
     try:
         parts = urlsplit(value)
         usable = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0
+        usable = usable and not _is_refused(parts.hostname or "", settings)
     except ValueError:
         usable = False
     if not usable or any(char.isspace() or ord(char) < 32 for char in value):
         raise PeerMisbehaved("bad_relay_offer", "a WebSocket address that is none")
     return value
+
+
+def _is_refused(host: str, settings: PathSettings) -> bool:
+    """Say whether ``host`` is an address that nobody may make us connect to; names are resolved late."""
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return host == "localhost" and not settings.allow_loopback
+    return refusal(Endpoint(ip, 1), settings) is not None
 
 
 def _mapping(value: object) -> dict[object, object]:

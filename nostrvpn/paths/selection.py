@@ -6,9 +6,11 @@ from enum import Enum
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import earliest
-from nostrvpn.paths.checks import Pair
-from nostrvpn.paths.events import TunnelObserved, UseEndpoint
-from nostrvpn.paths.heartbeat import Heartbeat, Pulse
+from nostrvpn.paths.candidates import PathKind
+from nostrvpn.paths.events import PathEffect, TunnelObserved, UseEndpoint
+from nostrvpn.paths.guards import PathGuard
+from nostrvpn.paths.heartbeat import DIRECT, RELAYED, Heartbeat, Pulse
+from nostrvpn.paths.pair import Pair
 from nostrvpn.paths.proof import TunnelProof
 
 __all__ = ["Due", "Selection"]
@@ -23,6 +25,11 @@ REASSERT_GAP = 2.0
 MAX_REASSERTS = 3
 # A doubted pair that answered a check within this time needs no check of its own.
 RECENT = 1.0
+# A relay is left for a nearer one if that saves this much of the round trip, both shares of it and
+# seconds, and not sooner after the last time.
+NEARER_SHARE = 0.1
+NEARER_BY = 0.01
+NEARER_GAP = 600.0
 
 
 class Due(Enum):
@@ -41,12 +48,17 @@ class Selection:
         self._controlling = controlling
         self._heartbeat = Heartbeat(controlling=controlling)
         self._proof = TunnelProof()
+        self._guard = PathGuard(peer)
+        self._told: Endpoint | None = None
+        self._had_data = False
         self._generation = 0
         self._nominate_at: float | None = None
         self._nominations = 0
         self._reasserts = 0
         self._asserted_at = 0.0
+        self._moved_nearer_at = float("-inf")
         self.pair: Pair | None = None
+        self.shown = PathKind.NONE
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -56,24 +68,64 @@ class Selection:
     @property
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
-        return earliest(self._heartbeat.deadline, self._nominate_at)
+        return earliest(self._heartbeat.deadline, self._nominate_at, self._guard.deadline)
+
+    @property
+    def kind(self) -> PathKind:
+        """What the selected pair is."""
+        if self.pair is None:
+            return PathKind.NONE
+        return PathKind.RELAYED if self.pair.is_relayed else PathKind.DIRECT
+
+    @property
+    def active(self) -> bool:
+        """Whether the tunnel is in use."""
+        return self._heartbeat.active
+
+    def unused_for(self, now: float) -> float:
+        """Return for how long the tunnel carried nothing but keepalives, in seconds."""
+        return self._proof.unused_for(now)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the selected pair left a check unanswered."""
+        return self._heartbeat.doubtful
 
     @property
     def proven(self) -> bool:
         """Whether WireGuard's packets crossed since the path was chosen."""
         return self.pair is not None and self._proof.proven
 
-    def use(self, pair: Pair, now: float, *, keep_proof: bool, wait: bool) -> UseEndpoint:
+    def use(self, pair: Pair, now: float, *, keep_proof: bool, wait: bool) -> list[PathEffect]:
         """Choose ``pair``; ``wait``: a better one may come, so nominate a little later."""
         self.pair = pair
+        effects: list[PathEffect] = []
+        if self._had_data:
+            effects += self._guard.change(self._told, pair.endpoint, now)
         if not keep_proof:
             self._proof.reset(now)
-        self._heartbeat.start(now)
+        self._proof.watch(now)
+        self._heartbeat.start(now, RELAYED if pair.is_relayed else DIRECT)
         self._reasserts = 0
         self._nominations = 0
         if self._controlling:
             self._nominate_at = now + (NOMINATION_GRACE if wait else 0.0)
-        return self._set_endpoint(pair.endpoint, now)
+        return [*effects, self._set_endpoint(pair.endpoint, now)]
+
+    def release(self, now: float) -> list[PathEffect]:
+        """Nobody uses the tunnel: WireGuard is to forget the endpoint."""
+        self.drop()
+        effects = self._guard.lift()
+        self._had_data = False
+        return [*effects, self._set_endpoint(None, now)]
+
+    def lift_guard(self, now: float) -> list[PathEffect]:
+        """Lift the guard of the last change, if its time is over."""
+        return self._guard.tick(now)
+
+    def close(self) -> list[PathEffect]:
+        """The link is over."""
+        return self._guard.lift()
 
     def drop(self) -> None:
         """The path is lost; WireGuard keeps its endpoint until another one is proven."""
@@ -87,11 +139,13 @@ class Selection:
         if pair is self.pair:
             self._heartbeat.answered(now)
             return False
-        if pair.rank > self.pair.rank and self._controlling:
-            return True
-        if pair.nominated and not self._controlling:
+        if self._controlling and (pair.rank > self.pair.rank or self._is_nearer(pair, now)):
             return True
         recent = self.pair.succeeded_at is not None and now - self.pair.succeeded_at < RECENT
+        # A worse pair's nomination may be a late one of before the change for the better.
+        late = pair.rank < self.pair.rank and recent and not self._heartbeat.doubtful
+        if pair.nominated and not self._controlling and not late:
+            return True
         if not recent:
             # The peer may have moved there: see whether the old path still answers.
             self._heartbeat.probe(now)
@@ -106,9 +160,9 @@ class Selection:
         if self.endpoint == endpoint:
             self._heartbeat.heard(now)
 
-    def probe(self, now: float) -> None:
-        """Doubt the path: check it at once."""
-        self._heartbeat.probe(now)
+    def probe(self, now: float, *, quick: bool = False) -> None:
+        """Doubt the path: check it at once, and with little patience if ``quick``."""
+        self._heartbeat.probe(now, quick=quick)
 
     def tick(self, now: float) -> Due:
         """Say what is due: send a check on the selected pair, or count it as lost."""
@@ -126,9 +180,13 @@ class Selection:
 
     def observe(self, event: TunnelObserved, now: float) -> list[UseEndpoint]:
         """Take WireGuard's counters; set the endpoint again if WireGuard roamed off it."""
+        off = event.endpoint is not None and event.endpoint != self.endpoint
         self._proof.observe(now, event.last_handshake_age, event.rx_bytes, event.tx_bytes)
         self._heartbeat.set_active(self._proof.is_active(now), now)
-        if self.pair is None or event.endpoint in (None, self.pair.endpoint):
+        self._had_data = self._had_data or self._proof.proven
+        if self._proof.crossed and not off:
+            self.shown = self.kind
+        if self.pair is None or not off:
             return []
         if self._reasserts >= MAX_REASSERTS or now - self._asserted_at < REASSERT_GAP:
             return []
@@ -137,7 +195,20 @@ class Selection:
         self._reasserts += 1
         return [self._set_endpoint(self.pair.endpoint, now)]
 
-    def _set_endpoint(self, endpoint: Endpoint, now: float) -> UseEndpoint:
+    def _is_nearer(self, pair: Pair, now: float) -> bool:
+        """Say whether another relay is worth the move."""
+        ours, theirs = (None if self.pair is None else self.pair.smooth), pair.smooth
+        if self.pair is None or ours is None or theirs is None or pair.rank != self.pair.rank:
+            return False
+        if not pair.is_relayed or now - self._moved_nearer_at < NEARER_GAP:
+            return False
+        if ours - theirs < max(NEARER_BY, ours * NEARER_SHARE):
+            return False
+        self._moved_nearer_at = now
+        return True
+
+    def _set_endpoint(self, endpoint: Endpoint | None, now: float) -> UseEndpoint:
         self._generation += 1
         self._asserted_at = now
+        self._told = endpoint
         return UseEndpoint(self._peer, endpoint, self._generation)

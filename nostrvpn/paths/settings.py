@@ -42,7 +42,9 @@ class PathSettings:
     hold: float = 0.7
     """How long an answerer keeps its own checks of NATed pairs back."""
     gather_wait: float = 0.3
-    """How long a description waits for the first STUN answer."""
+    """How long a description waits for the first answer of a STUN server and of relays."""
+    sleep_after: float | None = None
+    """Without traffic for this long a link goes to sleep; None: never."""
     allow_loopback: bool = False
     """Accept loopback candidates: only for tests on one host."""
     skip_interfaces: tuple[str, ...] = TUNNELS_AND_CONTAINERS

@@ -26,6 +26,8 @@ class LinkState(Enum):
     """The path stopped answering; a new round runs."""
     FAILED = "failed"
     """The last round found no path; the next one is due later."""
+    ASLEEP = "asleep"
+    """Nobody uses the tunnel: no endpoint, no heartbeat; traffic or the peer's description wake it."""
 
 
 TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
@@ -38,8 +40,9 @@ TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
     ),
     LinkState.OFFERED: frozenset({LinkState.IDLE, LinkState.GATHERING, LinkState.CHECKING}),
     LinkState.CHECKING: frozenset({LinkState.IDLE, LinkState.VALIDATED, LinkState.FAILED}),
-    LinkState.VALIDATED: frozenset({LinkState.CONNECTED, LinkState.DEGRADED}),
-    LinkState.CONNECTED: frozenset({LinkState.VALIDATED, LinkState.DEGRADED}),
+    LinkState.VALIDATED: frozenset({LinkState.CONNECTED, LinkState.DEGRADED, LinkState.ASLEEP}),
+    LinkState.CONNECTED: frozenset({LinkState.VALIDATED, LinkState.DEGRADED, LinkState.ASLEEP}),
+    LinkState.ASLEEP: frozenset({LinkState.IDLE, LinkState.CHECKING, LinkState.VALIDATED}),
     LinkState.DEGRADED: frozenset({LinkState.VALIDATED, LinkState.FAILED}),
     LinkState.FAILED: frozenset({LinkState.IDLE, LinkState.CHECKING, LinkState.VALIDATED}),
 }

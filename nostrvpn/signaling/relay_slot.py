@@ -39,8 +39,9 @@ RETEST_SECONDS, MAX_RETEST_SECONDS = 60.0, 3600.0
 MAX_SILENCES = 3
 # A mailbox subscription refused so often in a row makes the relay useless to us.
 MAX_REFUSALS = 3
-# After a network change a connection that shows no life within this time is given up.
-PROBE_SECONDS = 2.0
+# After a network change a connection that shows no life within this time is given up: a new one costs
+# three round trips, while nobody hears of our new address over a dead one.
+PROBE_SECONDS = 1.0
 PROBE_SUBSCRIPTION = "p"
 # Weight of a new sample in the smoothed round-trip time (as in RFC 6298).
 RTT_GAIN = 0.125
@@ -144,6 +145,13 @@ class RelaySlot:
         was_stable = self._connection is not None and moment.now - self._since >= STABLE_SECONDS
         self.failures = 1 if was_stable else self.failures + 1
         self.counters["losses" if self._connection else "failures"] += 1
+        if self._is_excused or self._probe_until is not None:
+            # Once for each change of network: being opened ends it.
+            self.failures, self._is_excused = 0, False
+            self.retry_at = moment.now
+            self.state, self._reason = SlotState.DOWN, reason
+            self._disconnect()
+            return [*self.dispatch.expire(moment.now, reason)]
         # The exponent is bounded so that a long outage cannot overflow a float.
         delay = min(cap, FIRST_RETRY_SECONDS * 2.0 ** min(self.failures - 1, 20))
         self.retry_at = moment.now + delay * (0.5 + 0.5 * moment.entropy.fraction())

@@ -19,6 +19,7 @@ __all__ = [
     "StunKind",
     "StunMessage",
     "StunMethod",
+    "is_allocate",
     "looks_like_stun",
     "parse_stun",
     "render_check",
@@ -29,9 +30,19 @@ __all__ = [
 # RFC 8489 section 5.
 COOKIE = stun.COOKIE.to_bytes(4, "big")
 HEADER = stun.HEADER_LENGTH
-# Ours: a check is 120 bytes, a server's answer with SOFTWARE and friends stays under 300.
-MAX_STUN = 548
+# Ours: a check is 120 bytes, a server's answer with SOFTWARE and friends stays under 300, and a check
+# that is padded to see whether a large packet passes fills an Ethernet frame.
+MAX_STUN = 1500
 TRANSACTION = 12
+# Ours, comprehension-optional (RFC 8489 section 18.3), in a check: "a round of checks over every other
+# path begins, open your NATs". Its 32 bits tell one round from another.
+_ROUND: tuple[int, str, object, object] = (
+    0xC7A1,
+    "NOSTRVPN-ROUND",
+    stun.pack_unsigned,
+    stun.unpack_unsigned,
+)
+stun.ATTRIBUTES_BY_TYPE[_ROUND[0]] = stun.ATTRIBUTES_BY_NAME[_ROUND[1]] = _ROUND
 
 
 class StunMethod(Enum):
@@ -63,7 +74,8 @@ _KINDS = {
 class StunMessage:
     """A parsed message. ``sender_controls`` is None where the sender names no role.
 
-    ``nonce``, ``relayed`` and ``lifetime`` (seconds) are None where the message has none.
+    ``nonce``, ``relayed``, ``lifetime`` (seconds) and ``round`` (which round of checks begins) are
+    None where the message has none.
     """
 
     method: StunMethod
@@ -78,6 +90,7 @@ class StunMessage:
     nonce: bytes | None
     relayed: Endpoint | None
     lifetime: int | None
+    round: int | None
     has_fingerprint: bool
     size: int
     _message: stun.Message = field(repr=False)
@@ -98,11 +111,17 @@ class Check:
     controlling: bool
     tie_breaker: int
     use_candidate: bool
+    round: int | None = None
 
 
 def looks_like_stun(data: bytes) -> bool:
     """Say whether ``data`` has STUN's first two bits, cookie and a sane size (RFC 8489, 5)."""
     return HEADER <= len(data) <= MAX_STUN and not data[0] & 0xC0 and data[4:8] == COOKIE
+
+
+def is_allocate(data: bytes) -> bool:
+    """Say whether a STUN message is an Allocate request (RFC 8656 section 17: method 0x003)."""
+    return data[:2] == b"\x00\x03"
 
 
 def parse_stun(data: bytes) -> StunMessage:
@@ -133,6 +152,7 @@ def parse_stun(data: bytes) -> StunMessage:
         nonce=attributes.get("NONCE"),
         relayed=relayed,
         lifetime=attributes.get("LIFETIME"),
+        round=attributes.get(_ROUND[1]),
         has_fingerprint="FINGERPRINT" in attributes,
         size=len(data),
         _message=message,
@@ -166,6 +186,8 @@ def render_check(check: Check) -> bytes:
     }
     if check.use_candidate:
         attributes["USE-CANDIDATE"] = None
+    if check.round is not None:
+        attributes[_ROUND[1]] = check.round
     message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST, check.transaction, attributes)
     message.add_message_integrity(check.password.encode())
     return bytes(message)

@@ -29,6 +29,7 @@ from nostrvpn.stun.codec import stun
 
 __all__ = [
     "ERROR_CAPACITY",
+    "ERROR_MISMATCH",
     "ERROR_QUOTA",
     "ERROR_STALE_NONCE",
     "ERROR_UNAUTHORIZED",
@@ -47,6 +48,7 @@ __all__ = [
 
 # RFC 8489 section 14.8 and RFC 8656 section 19.
 ERROR_UNAUTHORIZED = 401
+ERROR_MISMATCH = 437
 ERROR_STALE_NONCE = 438
 ERROR_QUOTA = 486
 ERROR_CAPACITY = 508
@@ -133,13 +135,18 @@ def render_bound(transaction: bytes, mapped: Endpoint, key: str) -> bytes:
 
 
 def render_relay_error(
-    method: StunMethod, transaction: bytes, code: int, key: str, nonce: bytes | None = None
+    method: StunMethod, transaction: bytes, code: int, key: str | None, nonce: bytes | None = None
 ) -> bytes:
-    """Return a refusal, with the challenge to repeat the request with where there is one."""
+    """Return a refusal, with the challenge to repeat the request with where there is one.
+
+    ``key`` is None where the relay has none to answer with: it does not know the pair (error 437,
+    after a restart of the relay) or the user (401). Whoever gets such an answer allocates anew.
+    """
     number = stun.Method.ALLOCATE if method is StunMethod.ALLOCATE else stun.Method.BINDING
     attributes: dict[str, object] = {"ERROR-CODE": (code, "")}
     if nonce is not None:
         attributes["NONCE"] = nonce
     message = stun.Message(number, stun.Class.ERROR, transaction, attributes)
-    message.add_message_integrity(key.encode())
+    if key is not None:
+        message.add_message_integrity(key.encode())
     return bytes(message)

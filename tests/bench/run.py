@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import connect, idle
+from tests.bench import connect, idle, relay
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "connect": connect.measure_connect,
     "restart": connect.measure_restart,
     "idle": idle.measure_idle,
     "status": idle.measure_status,
+    "relay": relay.measure_relay,
 }
 TARGET = Path("build/bench")
 

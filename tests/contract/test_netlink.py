@@ -8,14 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from ipaddress import ip_interface, ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.diff import AddRoute, HostOp, RemoveAddress, RemoveRoute, SetLink, diff
-from nostrvpn.host.state import HostState
+from nostrvpn.host.state import HostState, OuterLimit, RouteLimit
 from nostrvpn.io.netlink import (
     apply_host,
     delete_link,
@@ -23,6 +24,7 @@ from nostrvpn.io.netlink import (
     local_addresses,
     marked_interfaces,
     observe_host,
+    remove_limits,
 )
 from nostrvpn.io.netlink_monitor import NetlinkMonitor
 
@@ -103,6 +105,105 @@ def test_down_and_up_again(pair: Any) -> None:
     assert settle(pair, down) == []
     settle(pair, DESIRED)
     assert settle(pair, DESIRED) == []
+
+
+LIMITED = replace(
+    DESIRED,
+    route_limits=frozenset(
+        [
+            RouteLimit(ip_network("192.168.77.0/24"), 1056),
+            RouteLimit(ip_network("fd00::/64"), 1280, 996),
+        ]
+    ),
+)
+
+
+def test_metrics_of_routes_come_and_go(pair: Any) -> None:
+    settle(pair, DESIRED)
+    assert len(settle(pair, LIMITED)) == 2
+    assert settle(pair, LIMITED) == []
+    metrics = {
+        route["dst"]: route["metrics"]
+        for route in ip_json(pair, "-4", "route") + ip_json(pair, "-6", "route")
+        if "metrics" in route
+    }
+    assert metrics == {
+        "192.168.77.0/24": [{"mtu": 1056}],
+        "fd00::/64": [{"mtu": 1280, "advmss": 996}],
+    }
+    assert len(settle(pair, replace(LIMITED, mtu=1500))) == 1
+    assert settle(pair, replace(LIMITED, mtu=1500)) == []
+    assert len(settle(pair, DESIRED)) == 3
+    assert settle(pair, DESIRED) == []
+
+
+@pytest.fixture
+def uplinked(pair: Any) -> Any:
+    """The same, with default routes over e1."""
+    settle(pair, DESIRED)
+    pair.ip("addr", "add", "192.0.2.7/24", "dev", "e1")
+    pair.ip("addr", "add", "2001:db8::7/64", "dev", "e1", "nodad")
+    pair.ip("route", "add", "default", "via", "192.0.2.1")
+    pair.ip("-6", "route", "add", "default", "via", "2001:db8::1")
+    return pair
+
+
+NARROW = replace(
+    DESIRED,
+    outer_limits=frozenset(
+        OuterLimit(ip_address(ip), mtu)
+        for ip, mtu in (("198.51.100.1", 1116), ("192.0.2.9", 700), ("2001:db8:9::1", 1280))
+    ),
+)
+
+
+def marked_route(netns: Any, target: str, mark: str = "0xa50000") -> str:
+    return str(netns.ip("route", "get", target, "mark", mark)).replace("\n", " ")
+
+
+def test_outer_limits_are_for_marked_packets_only(uplinked: Any) -> None:
+    assert len(settle(uplinked, NARROW)) == 3
+    assert settle(uplinked, NARROW) == []
+    assert "via 192.0.2.1 dev e1" in marked_route(uplinked, "198.51.100.1")
+    assert "mtu lock 1116" in marked_route(uplinked, "198.51.100.1")
+    assert "via" not in marked_route(uplinked, "192.0.2.9")
+    assert "mtu lock 700" in marked_route(uplinked, "192.0.2.9")
+    assert "mtu lock 1280" in marked_route(uplinked, "2001:db8:9::1")
+    assert "mtu" not in marked_route(uplinked, "198.51.100.1", "0")
+    assert "mtu" not in marked_route(uplinked, "198.51.100.2")
+    fewer = replace(NARROW, outer_limits=frozenset([OuterLimit(ip_address("192.0.2.9"), 800)]))
+    assert len(settle(uplinked, fewer)) == 3
+    assert settle(uplinked, fewer) == []
+    assert "a50000" not in uplinked.ip("-6", "rule")
+    settle(uplinked, DESIRED)
+    assert "a50000" not in uplinked.ip("rule")
+    assert not uplinked.ip("route", "show", "table", "all", "proto", "157", "dev", "e1")
+
+
+def test_outer_limits_follow_the_hosts_routes(uplinked: Any) -> None:
+    settle(uplinked, NARROW)
+    uplinked.ip("route", "replace", "default", "via", "192.0.2.2")
+    assert len(settle(uplinked, NARROW)) == 1
+    assert "via 192.0.2.2 dev e1" in marked_route(uplinked, "198.51.100.1")
+    uplinked.ip("rule", "del", "pref", "4600")
+    assert len(settle(uplinked, NARROW)) == 2
+    assert settle(uplinked, NARROW) == []
+    # No way to it at all is no error: there is nothing to limit.
+    uplinked.ip("route", "del", "default")
+    settle(uplinked, NARROW)
+
+
+def test_outer_limits_are_removed_with_and_without_their_interface(uplinked: Any) -> None:
+    settle(uplinked, NARROW)
+    uplinked.call(remove_limits, "other0")
+    assert "a50000" in uplinked.ip("rule")
+    uplinked.call(remove_limits, "e0")
+    assert "a50000" not in uplinked.ip("rule")
+    settle(uplinked, NARROW)
+    uplinked.ip("link", "del", "e0")
+    uplinked.call(remove_limits)
+    assert "a50000" not in uplinked.ip("rule") + uplinked.ip("-6", "rule")
+    assert not uplinked.ip("route", "show", "table", "all", "proto", "157")
 
 
 def test_a_route_of_somebody_else_is_not_taken(pair: Any) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -20,7 +22,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets need root
 pytestmark = needs_root
 
 WAIT = 2.0
-Got = asyncio.Queue[tuple[bytes, Endpoint, IPAddress | None]]
+CLONE_NEWNET = 0x40000000
+Got = asyncio.Queue[tuple[bytes, Endpoint, IPAddress | None, int | None]]
 
 
 def udp(address: str) -> socket.socket:
@@ -29,6 +32,21 @@ def udp(address: str) -> socket.socket:
     sock.bind((address, 0))
     sock.setblocking(False)
     return sock
+
+
+@contextlib.contextmanager
+def namespace_with_mtu(mtu: int) -> Iterator[None]:
+    """Move this thread into a namespace of its own, whose loopback has this MTU."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare")
+        subprocess.run(f"ip link set lo mtu {mtu} up".split(), check=True, timeout=WAIT)
+        yield
+    finally:
+        libc.setns(home, CLONE_NEWNET)
+        os.close(home)
 
 
 @contextlib.asynccontextmanager
@@ -42,9 +60,9 @@ async def tapped(port: int) -> AsyncIterator[tuple[Tap, Got]]:
         tap.close()
 
 
-async def received(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
+async def received(sock: socket.socket, limit: int = 2048) -> tuple[bytes, tuple[str, int]]:
     loop = asyncio.get_running_loop()
-    data, address = await asyncio.wait_for(loop.sock_recvfrom(sock, 2048), WAIT)
+    data, address = await asyncio.wait_for(loop.sock_recvfrom(sock, limit), WAIT)
     return data, address[:2]
 
 
@@ -55,7 +73,8 @@ async def test_both_see_a_stun_packet_and_the_answer_leaves_from_the_owners_port
         async with tapped(port) as (tap, got):
             query = render_query(os.urandom(12))
             peer.sendto(query, (address, port))
-            data, source, destination = await asyncio.wait_for(got.get(), WAIT)
+            data, source, destination, arrived_on = await asyncio.wait_for(got.get(), WAIT)
+            assert arrived_on is None
             assert data == query
             assert source == Endpoint(ip_address(address), peer.getsockname()[1])
             assert destination == ip_address(address)
@@ -76,7 +95,7 @@ async def test_data_packets_and_other_ports_are_not_seen(address):
             peer.sendto(b"\0\x01", (address, port))
             last = render_query(os.urandom(12))
             peer.sendto(last, (address, port))
-            data, _, _ = await asyncio.wait_for(got.get(), WAIT)
+            data, *_ = await asyncio.wait_for(got.get(), WAIT)
             assert data == last
             assert got.empty()
             assert tap.counters["received"] == 1
@@ -107,7 +126,7 @@ async def test_a_later_fragment_that_looks_like_stun_is_not_seen():
             with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as forge:
                 forge.sendto(header + segment, ("127.0.0.1", 0))
             peer.sendto(query, ("127.0.0.1", port))
-            _, source, _ = await asyncio.wait_for(got.get(), WAIT)
+            _, source, *_ = await asyncio.wait_for(got.get(), WAIT)
             assert source.port == peer.getsockname()[1]
             assert got.empty()
             assert tap.counters["received"] == 1
@@ -182,7 +201,7 @@ async def test_a_flood_of_garbage_is_counted_and_does_not_hide_what_is_real():
             peer.sendto(b"\0\x01\0\0" + cookie + bytes(3000), ("127.0.0.1", port))
             query = render_query(os.urandom(12))
             peer.sendto(query, ("127.0.0.1", port))
-            data, _, _ = await asyncio.wait_for(got.get(), WAIT)
+            data, *_ = await asyncio.wait_for(got.get(), WAIT)
             assert parse_stun(data).transaction == query[8:20]
             assert tap.counters["malformed"] == 300
             assert tap.counters["oversized"] == 1
@@ -210,3 +229,49 @@ async def test_opening_twice_on_one_port_and_closing_twice_are_fine():
             await asyncio.wait_for(got_second.get(), WAIT)
             first.close()
         first.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_other_source_ports_and_what_comes_back_to_them(address):
+    with udp(address) as owner, udp(address) as peer:
+        port = owner.getsockname()[1]
+        first, last = 61_100, 61_131
+        to = Endpoint(ip_address(address), peer.getsockname()[1])
+        async with tapped(port) as (tap, got):
+            tap.listen_on(range(first, last + 1))
+            query = render_query(os.urandom(12))
+            for source_port in (first, last):
+                assert tap.send(query, to, source_port=source_port) is None
+                assert await received(peer) == (query, (address, source_port))
+            for outside in (first - 1, last + 1):
+                peer.sendto(query, (address, outside))
+            peer.sendto(b"no STUN, long enough to be", (address, first))
+            for inside in (last, first, port):
+                peer.sendto(query, (address, inside))
+            arrived = [(await asyncio.wait_for(got.get(), WAIT))[3] for _ in range(3)]
+            assert arrived == [last, first, None]
+            assert got.empty()
+            assert tap.counters["wrong_port"] == 0  # the kernel's filter keeps those away
+            tap.listen_on(None)
+            peer.sendto(query, (address, first))
+            peer.sendto(query, (address, port))
+            assert (await asyncio.wait_for(got.get(), WAIT))[3] is None
+            assert got.empty()
+            assert tap.counters["received"] == 4
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_what_must_not_be_fragmented_is_refused_if_it_is_too_large(address):
+    # In a namespace of its own: no UDP packet is larger than the MTU that loopback usually has.
+    mtu = 9_000
+    with namespace_with_mtu(mtu), udp(address) as owner, udp(address) as peer:
+        to = Endpoint(ip_address(address), peer.getsockname()[1])
+        headers = 28 if "." in address else 48
+        async with tapped(owner.getsockname()[1]) as (tap, _):
+            fits, excess = bytes(mtu - headers), bytes(mtu - headers + 1)
+            assert tap.send(excess, to, dont_fragment=True) == "EMSGSIZE"
+            assert tap.send(fits, to, dont_fragment=True) is None
+            assert len((await received(peer, 16_384))[0]) == len(fits)
+            # And nothing of it stays with the socket: others may be cut into fragments.
+            assert tap.send(excess, to) is None
+            assert len((await received(peer, 16_384))[0]) == len(excess)

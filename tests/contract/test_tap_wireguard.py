@@ -36,7 +36,7 @@ def run(command: str) -> None:
 
 
 async def probe_beside(interface: str) -> None:
-    got: asyncio.Queue[tuple[bytes, Endpoint, IPAddress | None]] = asyncio.Queue()
+    got: asyncio.Queue[tuple[bytes, Endpoint, IPAddress | None, int | None]] = asyncio.Queue()
     tap = Tap(PORT, MARK, lambda *item: got.put_nowait(item))
     tap.open()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
@@ -48,7 +48,7 @@ async def probe_beside(interface: str) -> None:
                 query = render_query(os.urandom(12))
                 peer.sendto(bytes([4, 0, 0, 0]) + os.urandom(28), ("127.0.0.1", PORT))
                 peer.sendto(query, ("127.0.0.1", PORT))
-                data, source, _ = await asyncio.wait_for(got.get(), LIMIT)
+                data, source, *_ = await asyncio.wait_for(got.get(), LIMIT)
                 assert data == query
                 assert tap.send(query, source) is None
                 loop = asyncio.get_running_loop()

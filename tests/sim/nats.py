@@ -2,6 +2,8 @@
 
 ``ConeNat``    endpoint-independent mapping; filtering none (full cone), by address, or by port
 ``SymmetricNat``  a port per destination, filtering by address and port
+``HardNat``    a port per flow: counted in steps, other hosts' flows in between, or drawn from a range;
+               its table may be small
 ``LinuxNat``   conntrack with masquerade: keeps the port while the reply tuple is free. With
                ``accept_input`` a packet nobody asked for makes an entry for the router itself, and
                our own later flow to its sender gets another port: the trap of B3.
@@ -65,7 +67,7 @@ class SymmetricNat(Nat):
     flows: dict[tuple[Endpoint, Endpoint], tuple[int, float]] = field(default_factory=dict)
     back: dict[tuple[int, Endpoint], Endpoint] = field(default_factory=dict)
 
-    def outbound(self, inner: Endpoint, to: Endpoint, now: float) -> Endpoint:
+    def outbound(self, inner: Endpoint, to: Endpoint, now: float) -> Endpoint | None:
         port, expires = self.flows.get((inner, to), (0, -1.0))
         if expires < now:
             port = self.rng.randrange(1024, 65536)
@@ -82,6 +84,50 @@ class SymmetricNat(Nat):
             return None
         self.flows[(inner, source)] = (port, now + REPLIED)
         return inner
+
+
+@dataclass
+class HardNat(SymmetricNat):
+    """``step`` None draws; ``noise`` is flows a second of other hosts, ``limit`` mappings at once."""
+
+    step: int | None = None
+    noise: float = 0.0
+    ports: range = range(1024, 65536)
+    limit: int = 1 << 30
+    counter: int | None = None
+    counted_at: float | None = None
+    refused: int = 0
+
+    def outbound(self, inner: Endpoint, to: Endpoint, now: float) -> Endpoint | None:
+        port, expires = self.flows.get((inner, to), (0, -1.0))
+        if expires < now:
+            if len(self.flows) >= self.limit and self._live(now) >= self.limit:
+                self.refused += 1
+                return None
+            port = self._next(now)
+        self.flows[(inner, to)] = (port, now + UNREPLIED)
+        self.back[(port, to)] = inner
+        return Endpoint(self.ip, port)
+
+    def _live(self, now: float) -> int:
+        for flow in [flow for flow, (_, expires) in self.flows.items() if expires < now]:
+            del self.flows[flow]
+        return len(self.flows)
+
+    def _next(self, now: float) -> int:
+        if self.step is None:
+            return self.rng.choice(self.ports)
+        if self.counter is None or self.counted_at is None:
+            self.counter, self.counted_at = self.rng.choice(self.ports), now
+        others = 0
+        at = self.counted_at
+        while self.noise and (at := at + self.rng.expovariate(self.noise)) < now:
+            others += 1
+        self.counted_at = now
+        span = len(self.ports)
+        offset = self.counter - self.ports.start + self.step * (others + 1)
+        self.counter = self.ports.start + offset % span
+        return self.counter
 
 
 @dataclass

@@ -13,29 +13,15 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aioice import stun
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.machine import Entropy, Moment, Tick
-from nostrvpn.paths.agent import (
-    AddPeer,
-    DatagramReceived,
-    Describe,
-    LinkChanged,
-    LocalAddress,
-    LocalAddresses,
-    PathEffect,
-    PathEvent,
-    Paths,
-    Remember,
-    RemoteDescription,
-    SendDatagram,
-    Trace,
-    TunnelObserved,
-    UseEndpoint,
-)
+from nostrvpn.paths.agent import Paths
+from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.description import (
     CachedSession,
     cached_session_to_json,
@@ -43,9 +29,30 @@ from nostrvpn.paths.description import (
     parse_cached_session,
     parse_description,
 )
+from nostrvpn.paths.events import (
+    AddPeer,
+    CloseChannel,
+    DatagramReceived,
+    Describe,
+    Guard,
+    LinkChanged,
+    LocalAddresses,
+    OpenChannel,
+    PathEffect,
+    PathEvent,
+    RelayOffers,
+    Remember,
+    RemoteDescription,
+    SendDatagram,
+    Trace,
+    TunnelObserved,
+    Unguard,
+    UseEndpoint,
+)
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot
 from tests.sim.nats import ConeNat, Firewall, LinuxNat, Nat, SymmetricNat
+from tests.sim.relays import Carriers, Channel, Relay
 
 CORE_HOPS = 8
 HANDSHAKE_RETRY = 5.0
@@ -73,6 +80,7 @@ class Tunnel:
     handshake_at: float | None = None
     rx: int = 0
     tx: int = 0
+    observed_at: float = 0.0
 
 
 @dataclass
@@ -96,9 +104,16 @@ class Host:
     wakeups: int = 0
     traces: list[tuple[float, Trace]] = field(default_factory=list)
     scheduled: float | None = None
+    has_v4: bool = True
+    udp: bool = True
+    keepalive: bool = True
+    channels: dict[int, Channel] = field(default_factory=dict)
+    guards: dict[str, tuple[Endpoint, Endpoint]] = field(default_factory=dict)
+    arrivals: list[float] = field(default_factory=list)
+    told: list[tuple[float, Endpoint | None]] = field(default_factory=list)
 
     def endpoints(self) -> list[Endpoint]:
-        return [self.address, *([self.v6] if self.v6 else [])]
+        return [*([self.address] if self.has_v4 else []), *([self.v6] if self.v6 else [])]
 
 
 class Simulation:
@@ -116,6 +131,7 @@ class Simulation:
         self.servers_up = True
         self.blocked: Callable[[Host, Host], bool] = lambda sender, receiver: False
         self.on_datagram: Callable[[Host, SendDatagram], None] = lambda host, effect: None
+        self.carriers = Carriers(self)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._entropy = itertools.count()
@@ -150,6 +166,7 @@ class Simulation:
         behind: Host | None = None,
         skew: float = 0.0,
         v6: bool = False,
+        v4: bool = True,
         stun: bool = True,
         settings: PathSettings | None = None,
     ) -> Host:
@@ -170,9 +187,20 @@ class Simulation:
             paths=Paths(stun_servers=self.servers if stun else (), settings=settings),
             v6=Endpoint(IPv6Address(f"2d00::{number:x}:1"), port) if v6 else None,
             skew=skew,
+            has_v4=v4,
         )
         self.hosts[name] = host
         return host
+
+    def relay(self, *, websocket: bool = False, delay: float = 0.0) -> Relay:
+        """Add a relay; ``delay`` is what it is farther away than the rest, one way."""
+        return self.carriers.relay(websocket=websocket, delay=delay)
+
+    def offer(self, *hosts: Host, relays: list[Relay] | None = None) -> None:
+        """Tell hosts of relays: of all, or of these."""
+        for host in hosts:
+            known = self.carriers.relays if relays is None else relays
+            self.step(host, RelayOffers(tuple(relay.offer(host) for relay in known)))
 
     def boot(self, host: Host) -> None:
         self.step(host, self.local_addresses(host))
@@ -212,8 +240,11 @@ class Simulation:
         return until is not None and until()
 
     def moment(self, host: Host) -> Moment:
+        return self.moment_at(host.skew)
+
+    def moment_at(self, skew: float) -> Moment:
         seed = f"{self.seed}/{next(self._entropy)}".encode()
-        return Moment(self.now + host.skew, 1.7e9 + self.now + host.skew * 3, Entropy(seed))
+        return Moment(self.now + skew, 1.7e9 + self.now + skew * 3, Entropy(seed))
 
     def step(self, host: Host, event: PathEvent) -> None:
         if host.online:
@@ -255,16 +286,28 @@ class Simulation:
                 case UseEndpoint(peer, endpoint, _):
                     host.validated_at.setdefault(peer, self.now)
                     tunnel = host.tunnels[peer]
-                    first = tunnel.endpoint is None
+                    host.told.append((self.now, endpoint))
                     tunnel.endpoint = endpoint
-                    if first or tunnel.handshake_at is None:
+                    if tunnel.handshake_at is None:
                         self._handshake(host, peer)
+                    else:  # as the node does: something must prove the new path
+                        for delay in (0.05, 1.05):
+                            self.at(delay, partial(self._wg_send, host, peer, "poke", 100))
                 case Remember(peer, cached):
                     text = json.dumps(cached_session_to_json(cached))
                     host.memories[peer] = parse_cached_session(json.loads(text))
                 case LinkChanged(peer, snapshot):
-                    if snapshot.path == "direct":
+                    if snapshot.path != "none":
                         host.connected_at.setdefault(peer, self.now)
+                case OpenChannel():
+                    self.carriers.open(host, effect)
+                case CloseChannel(channel):
+                    self.carriers.close(host, channel)
+                case Guard(peer, old, new):
+                    assert old != new
+                    host.guards[peer] = (old, new)
+                case Unguard(peer):
+                    del host.guards[peer]
                 case Trace():
                     host.traces.append((self.now, effect))
 
@@ -284,14 +327,17 @@ class Simulation:
     # --- packets ----------------------------------------------------------------------------
 
     def _send(self, host: Host, data: bytes, to: Endpoint, ttl: int | None = None) -> None:
+        if to.ip.is_loopback:
+            self.carriers.send(host, data, to)
+            return
         source = host.address if to.ip.version == 4 else host.v6
-        if source is None or not host.online:
+        if source is None or source not in host.endpoints() or not host.online or not host.udp:
             return
         neighbour = next(
             (o for o in self.hosts.values() if o.lan == host.lan and o.address == to), None
         )
         if host.lan is not None and neighbour is not None and neighbour is not host:
-            self.at(self.conditions.lan_delay, lambda: self._arrive(neighbour, data, source))
+            self.at(self.conditions.lan_delay, lambda: self.arrive(neighbour, data, source))
             return
         outer: Endpoint | None = source
         if host.nat is not None and (to.ip.version == 4 or isinstance(host.nat, Firewall)):
@@ -310,7 +356,24 @@ class Simulation:
         if to in self.servers and self.servers_up:
             self._stun_answer(data, source, to)
             return
+        relay = next((relay for relay in self.carriers.relays if relay.owns(to)), None)
+        if relay is not None:
+            self.at(relay.delay, lambda: relay.take(data, source, to))
+            return
+        if to in self.carriers.turn.relayed:
+            self.carriers.turn.take(data, source, to)
+            return
+        self.deliver(host, data, source, to)
+
+    def deliver(self, host: Host | None, data: bytes, source: Endpoint, to: Endpoint) -> None:
+        """A packet reaches the network that ``to`` is in; ``host`` None: not from a host."""
+        if to in self.carriers.turn.relayed:
+            self.carriers.turn.take(data, source, to)
+            return
         nat = self.nats.get(to.ip)
+        owners = [h for h in self.hosts.values() if to in h.endpoints() or (nat and h.nat is nat)]
+        if host is not None and owners and all(self.blocked(host, owner) for owner in owners):
+            return
         inner: Endpoint | None = to
         if nat is not None and nat.maps:
             inner = nat.inbound(to.port, source, self.now)
@@ -322,8 +385,8 @@ class Simulation:
             wall = receiver.nat
             if isinstance(wall, Firewall) and not wall.admits(to, source, self.now):
                 continue
-            if not self.blocked(host, receiver):
-                self._arrive(receiver, data, source)
+            if receiver.udp and (host is None or not self.blocked(host, receiver)):
+                self.arrive(receiver, data, source)
 
     def _stun_answer(self, data: bytes, source: Endpoint, server: Endpoint) -> None:
         request = stun.parse_message(data)
@@ -331,16 +394,9 @@ class Simulation:
         response.attributes["XOR-MAPPED-ADDRESS"] = (str(source.ip), source.port)
         answer = bytes(response)
         if self.rng.random() >= self.conditions.loss:
-            self.at(self.conditions.delay, lambda: self._route_back(answer, server, source))
+            self.at(self.conditions.delay, lambda: self.deliver(None, answer, server, source))
 
-    def _route_back(self, data: bytes, source: Endpoint, to: Endpoint) -> None:
-        nat = self.nats.get(to.ip)
-        inner = nat.inbound(to.port, source, self.now) if nat is not None and nat.maps else to
-        for receiver in self.hosts.values():
-            if inner == receiver.address:
-                self._arrive(receiver, data, source)
-
-    def _arrive(self, host: Host, data: bytes, source: Endpoint) -> None:
+    def arrive(self, host: Host, data: bytes, source: Endpoint) -> None:
         if not host.online:
             return
         if data[:2] == b"WG":
@@ -369,11 +425,18 @@ class Simulation:
         tunnel = host.tunnels.get(peer)
         if tunnel is None:
             return
+        old, new = host.guards.get(peer, (None, source))
+        if source == old:
+            if new.ip.version != source.ip.version:
+                return
+            source = new
         tunnel.rx += int(size)
         tunnel.endpoint = source
         fresh = tunnel.handshake_at is None
         if kind == "init":
             self._wg_send(host, peer, "resp", 92)
+        elif kind == "poke":
+            self._wg_send(host, peer, "data", 100)
         elif kind == "resp":
             tunnel.handshake_at = self.now
             self._wg_send(host, peer, "data", 32)
@@ -381,10 +444,14 @@ class Simulation:
             tunnel.handshake_at = self.now
         if kind != "init" and fresh:
             self.at(KEEPALIVE, lambda: self._keepalive(host, peer))
-        self._observe_once(host, peer)
+        if kind == "flow":
+            host.arrivals.append(self.now)
+        if kind != "flow" or self.now - tunnel.observed_at > 1.0:
+            self._observe_once(host, peer)
 
     def _keepalive(self, host: Host, peer: str) -> None:
-        self._wg_send(host, peer, "data", 32)
+        if host.keepalive:
+            self._wg_send(host, peer, "data", 32)
         self.at(KEEPALIVE, lambda: self._keepalive(host, peer))
 
     def _observe(self, host: Host, peer: str) -> None:
@@ -396,10 +463,28 @@ class Simulation:
         tunnel = host.tunnels.get(peer)
         if tunnel is None or not host.online:
             return
+        tunnel.observed_at = self.now
         age = None if tunnel.handshake_at is None else self.now - tunnel.handshake_at
         seen = TunnelObserved(peer, age, tunnel.rx, tunnel.tx, tunnel.endpoint)
         self._perform(host, host.paths.step(seen, self.moment(host)))
         self._schedule(host)
+
+    def flow(self, first: Host, second: Host, duration: float, *, every: float = 0.02) -> None:
+        """Let both send packets through the tunnel from now on, and note what arrives."""
+        end = self.now + duration
+
+        def send() -> None:
+            for host, peer in ((first, second), (second, first)):
+                self._wg_send(host, peer.key, "flow", 200)
+            if self.now + every < end:
+                self.at(every, send)
+
+        send()
+
+    def longest_gap(self, host: Host, since: float, until: float) -> float:
+        """Return the longest time in which nothing of the flow arrived."""
+        times = [since, *(at for at in host.arrivals if since <= at <= until), until]
+        return max(after - before for before, after in itertools.pairwise(times))
 
     # --- questions --------------------------------------------------------------------------
 
@@ -412,6 +497,15 @@ class Simulation:
         return self.link(host, peer).state
 
     def are_direct(self, first: Host, second: Host) -> bool:
+        links = (self.link(first, second), self.link(second, first))
+        return all(link.path == "direct" for link in links)
+
+    def are_relayed(self, first: Host, second: Host) -> bool:
+        links = (self.link(first, second), self.link(second, first))
+        return all(link.path == "relayed" for link in links)
+
+    def are_connected(self, first: Host, second: Host) -> bool:
+        """Whether both are connected over whatever path."""
         return self.state(first, second) == "connected" == self.state(second, first)
 
     def data_flows(self, first: Host, second: Host) -> bool:

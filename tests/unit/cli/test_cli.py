@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -253,6 +254,7 @@ def test_status_shows_whatever_text_comes(run: Run, daemon: FakeDaemon) -> None:
         ["join", "nostrvpn://x"],
         ["netcheck"],
         ["ping", "home"],
+        ["why", "home"],
         ["peer", "remove", "home"],
         ["peer", "rename", "home", "house"],
         ["export", "wg-quick"],
@@ -297,6 +299,18 @@ def test_invite_and_join(run: Run, daemon: FakeDaemon) -> None:
         (["join", "https://x"], "not an invite"),
         (["peer", "rename", "home", "Bad Name"], "is not a name"),
         (["ping", "home", "--count", "0"], "--count"),
+        (["ping", "home", "--count", "x"], "'x' is not a valid integer"),
+        (["ping", "home", "--timeout", "0"], "--timeout"),
+        (["why"], "Missing argument 'PEER'"),
+        (["up", "--relay-for", "friends"], "'friends' is not one of 'none', 'members', 'anyone'"),
+        (["up", "--relay-address", "home"], "--relay-address: 'home' is not an IP address"),
+        (["up", "--relay-address", "127.0.0.1"], "--relay-address: '127.0.0.1' is not an address"),
+        (["up", "--relay-websocket", "443"], "--relay-websocket: '443' has no port"),
+        (["up", "--relay-websocket", "a.example:443"], "'a.example:443' is no IP address"),
+        (["up", "--relay-websocket", ""], "--relay-websocket: '' has no port"),
+        (["up", "--relay-pairs", "0"], "0 is not in the range 1<=x<=1000"),
+        (["up", "--relay-mbit", "fast"], "'fast' is not a valid integer"),
+        (["daemon", "--relay-gigabytes", "-1"], "-1 is not in the range"),
         (["status", "--interval", "0"], "--interval"),
         (["stauts"], "did you mean: nostrvpn status?"),
         (["status", "--jsn"], "--jsn"),
@@ -341,17 +355,61 @@ def test_ping_counts(run: Run, daemon: FakeDaemon) -> None:
     assert [arguments["peer"] for _, arguments in daemon.asked] == ["home", PEER, PEER]
 
 
+RELAYED = ECHO | {"path": "relayed", "via": "vps", "carrier": "udp"}
+
+
 def test_ping_until_direct(run: Run, daemon: FakeDaemon) -> None:
-    relayed = ECHO | {"path": "relayed"}
-    daemon.answers["ping"] = [relayed, ECHO | {"rtt_ms": None}, relayed, ECHO]
+    daemon.answers["ping"] = [RELAYED, ECHO | {"rtt_ms": None}, RELAYED, ECHO]
     result = run("ping", "home", "--until-direct", "--interval", "0")
     assert result.code == 0
     assert len(daemon.asked) == 4
-    assert "direct by 198.51.100.7:4242" in result.out
-    daemon.answers["ping"] = relayed
+    assert result.out.splitlines() == [
+        "home fd00::2: via relay vps in 12.5 ms",
+        "home fd00::2: no echo (timeout) via direct 198.51.100.7:4242",
+        "home fd00::2: via relay vps in 12.5 ms",
+        "home fd00::2: via direct 198.51.100.7:4242 in 12.5 ms",
+        "3 of 4 answered, min 12.5 / mean 12.5 / max 12.5 ms",
+    ]
+    daemon.answers["ping"] = RELAYED
     result = run("ping", "home", "--until-direct", "--interval", "0", "--deadline", "0.05")
     assert result.code == 1
-    assert "the path is relayed" in result.err
+    assert "the path is relayed, no echo came over a direct one in time" in result.err
+    assert "hint: see: nostrvpn why home" in result.err
+
+
+def test_ping_until_direct_ends_after_the_count(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["ping"] = RELAYED
+    result = run("ping", "home", "--until-direct", "-c", "3", "--interval", "0", "--json")
+    assert result.code == 1
+    assert (result.json["sent"], result.json["path"]) == (3, "relayed")
+    assert [echo["via"] for echo in result.json["echoes"]] == ["vps"] * 3
+    assert "relayed" in result.error["text"]
+    # An echo that did not come back proves no path, whatever the path was when it left.
+    daemon.answers["ping"] = [ECHO, RELAYED, ECHO | {"rtt_ms": None}]
+    assert run("ping", "home", "--until-direct", "-c", "3", "--interval", "0").code == 0
+    assert len(daemon.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"path": "relayed", "via": "turn a.example"}, "via turn a.example in 12.5 ms"),
+        (
+            {"path": "relayed", "via": "vps", "carrier": "websocket"},
+            "via relay vps (websocket) in 12.5 ms",
+        ),
+        ({"path": "relayed"}, "via relay of unknown name in 12.5 ms"),
+        ({"path": "none", "asleep": True}, "while asleep in 12.5 ms"),
+        ({"path": "none"}, "without a proven path in 12.5 ms"),
+        ({"path": "none", "rtt_ms": None}, "no echo (timeout) without a proven path"),
+        ({"path": "direct", "endpoint": None}, "via direct in 12.5 ms"),
+    ],
+)
+def test_ping_says_by_which_path(
+    run: Run, daemon: FakeDaemon, changes: dict[str, object], line: str
+) -> None:
+    daemon.answers["ping"] = ECHO | changes
+    assert run("ping", "home", "-c", "1").out.splitlines()[0] == f"home fd00::2: {line}"
 
 
 def test_ping_without_an_echo(run: Run, daemon: FakeDaemon) -> None:
@@ -375,6 +433,139 @@ def test_netcheck(run: Run, daemon: FakeDaemon) -> None:
     shown = run("netcheck").out
     for word in ("dependent (hard", "203.0.113.9:1", "wss://nos.lol", "20 ms"):
         assert word in shown
+
+
+def test_netcheck_shows_all_there_is(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["netcheck"] = {
+        "nat": {
+            "mapping": "predictable",
+            "step": 2,
+            "filtering": "address and port",
+            "hairpin": False,
+            "reflexive_v4": "203.0.113.9:1",
+            "reflexive_v6": None,
+        },
+        "udp": True,
+        "udp_v4": True,
+        "udp_v6": None,
+        "listen_port": 23456,
+        "port_mapping": {
+            "pcp": False,
+            "nat_pmp": None,
+            "upnp": True,
+            "external": "100.64.0.9:23456",
+            "public": False,
+            "error": "no public address",
+        },
+        "mtu": {"interface": 1280, "largest": 1492, "peers": {"home": 1492}},
+        "stun": [],
+        "unresolved_stun": [],
+        "relays": [],
+        "mesh_relays": [
+            {"name": "vps", "rtt_ms": 35.0, "websocket": True, "carries": ["home", "phone"]},
+            {"name": "far", "rtt_ms": None, "websocket": False, "carries": []},
+        ],
+        "turn": [{"server": "a.example", "state": "failed: error 401"}],
+        "relay_service": {
+            "pairs": 3,
+            "bytes": 10_485_760,
+            "month": "2026-11",
+            "exhausted": True,
+            "limits": {"pairs": 64, "bytes": 1_073_741_824},
+        },
+    }
+    lines = run("netcheck").out.splitlines()
+    for line in (
+        "NAT mapping     predictable, step 2 (hard: another port for each destination, in steps "
+        "that can be guessed)",
+        "NAT filtering   address and port",
+        "NAT hairpin     no",
+        "UDP             IPv4 yes, IPv6 unknown",
+        "Port mapping    PCP no, NAT-PMP unknown, UPnP yes, outside 100.64.0.9:23456 "
+        "(behind another NAT), no public address",
+        "MTU             1280 in the tunnel, largest packet known to pass 1492",
+        "Mesh relay      vps: 35 ms, websocket too, carries home, phone",
+        "Mesh relay      far: -",
+        "TURN            a.example: failed: error 401",
+        "Own relay       3 of 64 pairs, 10.0 MiB of 1.0 GiB in 2026-11, which is all for this month",
+    ):
+        assert line in lines
+
+
+# -- why --------------------------------------------------------------------------------------
+
+WHY: dict[str, Any] = {
+    "peer": PEER,
+    "name": "home",
+    "path": "relayed",
+    "via": "vps",
+    "summary": "relayed via vps (35.0 ms), because both NATs are hard",
+    "tried": [
+        {
+            "kind": "srflx",
+            "address": "198.51.100.7:4242",
+            "result": "silent",
+            "rtt_ms": None,
+            "text": "its public address: no answer",
+        },
+        {
+            "kind": "relay",
+            "address": "vps",
+            "result": "answered",
+            "rtt_ms": 35.0,
+            "text": "a relay",
+        },
+    ],
+    "blocks": [{"code": "both_random", "text": "both NATs are hard"}],
+    "helps": [{"code": "ipv6", "text": "IPv6 on both sides"}],
+    "next_try_in_s": 34.6,
+}
+
+
+def test_why(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["why"] = WHY
+    assert run("why", "home", "--json").json == WHY
+    assert daemon.asked == [("why", {"peer": "home"})]
+    assert run("why", "home").out == (
+        "home: relayed via vps (35.0 ms), because both NATs are hard\n"
+        "\nTried:\n"
+        "  198.51.100.7:4242  silent          -  its public address: no answer\n"
+        "  vps                answered    35 ms  a relay\n"
+        "\nIn the way:\n  - both NATs are hard\n"
+        "\nWhat would help:\n  - IPv6 on both sides\n"
+        "\nNext try in 35 s.\n"
+    )
+
+
+def test_why_of_a_direct_path_is_one_line(run: Run, daemon: FakeDaemon) -> None:
+    bare: dict[str, Any] = {
+        "tried": [],
+        "blocks": [],
+        "helps": [],
+        "next_try_in_s": None,
+        "via": None,
+    }
+    daemon.answers["why"] = WHY | bare | {"summary": "direct to 198.51.100.7:4242 (12.2 ms)"}
+    assert run("why", "home").out == "home: direct to 198.51.100.7:4242 (12.2 ms)\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, "direct"),
+        ({"path": "relayed", "via": "vps"}, "relayed via vps"),
+        ({"path": "relayed"}, "relayed"),
+        ({"path": "none", "asleep": True}, "asleep"),
+        ({"path": "none"}, "none"),
+    ],
+)
+def test_status_shows_the_path_in_words(
+    run: Run, daemon: FakeDaemon, changes: dict[str, object], word: str
+) -> None:
+    daemon.answers["peers"] = {"peers": [STATUS["peers"][0] | changes]}
+    rows = [" ".join(line.split()) for line in run("peers").out.splitlines()]
+    [row] = [row for row in rows if row.startswith("home ")]
+    assert f" connected {word} 198.51.100.7:4242 " in row
 
 
 # -- export and the rest ----------------------------------------------------------------------
@@ -458,11 +649,43 @@ def test_up_without_a_relay_says_why(run: Run, daemon: FakeDaemon) -> None:
 
 def test_up_explains_a_bad_configuration(run: Run, places: Path) -> None:
     (places / "etc").mkdir()
-    (places / "etc" / "config.yaml").write_text("relay: x\n")
+    (places / "etc" / "config.yaml").write_text("realys: x\n")
     result = run("up")
     assert result.code == 1
-    assert "line 1: relay: there is no such key" in result.err
+    assert "line 1: realys: there is no such key" in result.err
     assert "did you mean relays?" in result.err
+
+
+def test_any_relay_option_is_taken_or_refused_in_a_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nostrvpn.cli.running._run", lambda _options: 0)
+    drawn = random.Random(1)
+    flags = ("for", "address", "websocket", "pairs", "mbit", "gigabytes", "nonsense")
+    values = ["members", "anyone", "1.2.3.4", "::", "2001:db8::5", "[::]:443", "1.2.3.4:80", "0"]
+    values += ["8", "-1", "1e3", "", " ", "\n", "\x1b[31m", "🦤", "9" * 400, "1.2.3.4:99999"]
+    codes = set()
+    for _ in range(150):
+        chosen = [f"--relay-{drawn.choice(flags)}={drawn.choice(values)}" for _ in range(2)]
+        result = run("daemon", *chosen)
+        codes.add(result.code)
+        lines = result.err.splitlines()
+        if result.code:
+            assert [line.split(":")[0] for line in lines] == ["error", "hint"], (chosen, lines)
+    assert codes == {0, 2}
+
+
+def test_up_refuses_relay_options_that_would_do_nothing(run: Run, places: Path) -> None:
+    result = run("up", "--relay-pairs", "3")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[1] == "hint: add --relay-for members"
+    assert not (places / "state").exists()
+
+
+def test_up_says_that_options_come_too_late(run: Run, daemon: FakeDaemon) -> None:
+    result = run("up", "--relay-for", "members")
+    assert result.code == 0
+    assert "Already up: these options take effect after nostrvpn down." in result.err
 
 
 @pytest.mark.parametrize("command", ["up", "daemon"])

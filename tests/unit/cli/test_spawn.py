@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nostrvpn.cli import main, spawn
-from nostrvpn.config.options import Options
+from nostrvpn.config.options import Options, RelayOptions
 from nostrvpn.io.lock import lock_holder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a start needs root")
@@ -143,3 +143,28 @@ def test_the_command_line_of_the_daemon_names_its_places() -> None:
     assert text.startswith("-m nostrvpn --state-dir /s --runtime-dir /r --config /c")
     assert "--interface if0 daemon --log-file /s/daemon.log" in text
     assert "--name bob --relay ws://a --relay ws://b" in text
+
+
+def test_the_daemon_is_started_with_the_same_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``up`` was told about relaying, the detached ``daemon`` is told in the same words."""
+    relay = RelayOptions(
+        offer="members",
+        address=("203.0.113.5", "2001:db8::5"),
+        websocket="[::]:443",
+        pairs=8,
+        mbit=20,
+        gigabytes=0,
+    )
+    told: list[Options] = []
+
+    def run(options: Options) -> int:
+        told.append(options)
+        return 0
+
+    monkeypatch.setattr("nostrvpn.cli.running._run", run)
+    for options in (Options(relay=relay), Options()):
+        line = spawn.daemon_command_line(options)
+        assert line[1:3] == ["-m", "nostrvpn"]
+        assert main(line[3:]) == 0
+        assert told[-1].relay == options.relay
+    assert "--relay-for" not in line

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nostrvpn.config.addresses import check_host_port, check_relay_url
+from nostrvpn.config.addresses import (
+    TurnAddress,
+    check_host_port,
+    check_ip_port,
+    check_port_range,
+    check_public_ip,
+    check_relay_url,
+    parse_turn_url,
+)
 from nostrvpn.config.names import check_name, name_from_hostname
 
 
@@ -102,3 +110,53 @@ def test_names() -> None:
     for bad in ("", "-a", "a-", "A", "a.b", "a" * 64, "a\n"):
         with pytest.raises(ValueError, match="is not a name"):
             check_name(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("turn:a.example", TurnAddress("a.example", 3478, "udp", False)),
+        ("TURN:A.example:5000", TurnAddress("a.example", 5000, "udp", False)),
+        ("turn:a.example?transport=tcp", TurnAddress("a.example", 3478, "tcp", False)),
+        ("turn:[2001:db8::1]?transport=udp", TurnAddress("2001:db8::1", 3478, "udp", False)),
+        ("turn:[2001:db8::1]:99", TurnAddress("2001:db8::1", 99, "udp", False)),
+        ("turns:a.example", TurnAddress("a.example", 5349, "tcp", True)),
+        ("turns:a.example:443?transport=tcp", TurnAddress("a.example", 443, "tcp", True)),
+    ],
+)
+def test_turn_urls(text: str, meant: TurnAddress) -> None:
+    assert parse_turn_url(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must start with turn:"),
+        ("a.example", "must start with turn:"),
+        ("stun:a.example", "must start with turn:"),
+        ("turn:", "names no host"),
+        ("turn://a.example", "without //"),
+        ("turn:a.example:0", "no valid port"),
+        ("turn:2001:db8::1", "in brackets"),
+        ("turn:a.example?transport=sctp", "transport=udp or"),
+        ("turn:a.example?x=y", "transport=udp or"),
+        ("turn:a.example?", "transport=udp or"),
+        ("turns:a.example?transport=udp", "DTLS"),
+        ("turn:me:secret@a.example", "has no user or password"),
+    ],
+)
+def test_what_is_no_turn_url(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        parse_turn_url(text)
+    assert "secret" not in str(caught.value)
+
+
+@given(
+    st.text(max_size=40) | st.text("turns:[].@?=0123456789ab", max_size=40).map("turn:{}".format)
+)
+def test_any_text_is_a_turn_server_an_ip_or_a_value_error(text: str) -> None:
+    for parse in (parse_turn_url, check_ip_port, check_public_ip, check_port_range):
+        try:
+            parse(text)
+        except ValueError as error:
+            assert str(error)  # noqa: PT017 - the property: nothing else comes out

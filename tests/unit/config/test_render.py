@@ -8,7 +8,7 @@ import pytest
 
 from nostrvpn.config.amend import amend_config
 from nostrvpn.config.defaults import DEFAULT_RELAYS, DEFAULT_STUN
-from nostrvpn.config.model import Config, Paths, Relays, WireGuard
+from nostrvpn.config.model import Config, Paths, Relay, Relays, Turn, WebSocket, WireGuard
 from nostrvpn.config.parse import ConfigError, parse_config
 from nostrvpn.config.render import render_config
 
@@ -18,6 +18,10 @@ SAMPLES = [
     Config(relays=Relays(urls=("ws://127.0.0.1:7777",))),
     Config(relays=Relays(active=1), stun=(), log_level="error"),
     Config(wireguard=WireGuard(mtu=1400, backend="kernel"), paths=Paths(opener_ttl=9)),
+    Config(relay=Relay(offer="anyone", address=("203.0.113.5",), gigabytes=9)),
+    Config(relay=Relay(websocket=WebSocket(listen="[::]:443", url="wss://a.example"))),
+    Config(paths=Paths(port_mapping="required", sleep_after_minutes=0)),
+    Config(turn=(Turn(url="turn:a", username="u", password="p"),)),
 ]
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import ip_address
 
 import nostr_sdk
 import pytest
@@ -415,3 +416,83 @@ async def test_what_is_no_websocket_is_said() -> None:
         closed = await asyncio.wait_for(events.get(), PATIENCE)
     assert closed == RelayClosed(f"{url}/missing", "no WebSocket there (HTTP 404)")
     await sockets.stop()
+
+
+# --- a change of network -----------------------------------------------------------------------
+
+
+async def quiet(socket: web.WebSocketResponse) -> None:
+    """A relay that only reads."""
+    async for _ in socket:
+        pass
+
+
+async def test_a_connection_ends_at_once_with_its_address_and_others_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: asyncio.Queue[RelayEvent] = asyncio.Queue()
+    sockets = RelaySockets(events.put)
+    home = ip_address("127.0.0.1")
+    async with server(quiet) as url:
+        sockets.open(url)
+        assert await asyncio.wait_for(events.get(), PATIENCE) == RelayOpened(url)
+        sockets.moved({home: "lo"}, restart=True)
+        sockets.moved({}, restart=True)  # an interface that is not looked at, such as loopback
+        await asyncio.sleep(0.05)
+        assert events.empty()
+        monkeypatch.setattr("nostrvpn.io.relays.is_ours", lambda address: address != home)
+        began = time.monotonic()
+        sockets.moved({}, restart=False)
+        closed = await asyncio.wait_for(events.get(), PATIENCE)
+        assert closed == RelayClosed(url, "the network changed")
+        assert time.monotonic() - began < 1.0
+    await sockets.stop()
+
+
+async def test_a_connection_ends_when_another_interface_leads_to_its_relay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: asyncio.Queue[RelayEvent] = asyncio.Queue()
+    sockets = RelaySockets(events.put)
+    wifi, wired = ip_address("127.0.0.1"), ip_address("127.0.0.2")
+    async with server(quiet) as url:
+        sockets.open(url)
+        assert await asyncio.wait_for(events.get(), PATIENCE) == RelayOpened(url)
+        monkeypatch.setattr("nostrvpn.io.relays.source_towards", lambda _: wired)
+        sockets.moved({wifi: "eth0", wired: "eth0"}, restart=False)  # one interface's other address
+        await asyncio.sleep(0.05)
+        assert events.empty()
+        sockets.moved({wifi: "wlan0", wired: "eth0"}, restart=False)
+        closed = await asyncio.wait_for(events.get(), PATIENCE)
+        assert closed == RelayClosed(url, "the network changed")
+    await sockets.stop()
+
+
+async def test_what_is_being_connected_begins_anew_and_nobody_hears_of_it() -> None:
+    events: asyncio.Queue[RelayEvent] = asyncio.Queue()
+    sockets = RelaySockets(events.put)
+    tried: asyncio.Queue[bytes] = asyncio.Queue()
+    writers = []
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        tried.put_nowait(await reader.readuntil(b"\r\n"))
+
+    listener = await asyncio.start_server(mute, "127.0.0.1", 0)
+    url = f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    sockets.open(url)
+    for _ in range(3):
+        await asyncio.wait_for(tried.get(), PATIENCE)
+        sockets.moved({}, restart=True)
+    await asyncio.wait_for(tried.get(), PATIENCE)
+    sockets.moved({}, restart=False)
+    await asyncio.sleep(0.05)
+    assert tried.empty()
+    assert events.empty()
+    sockets.close(url)
+    assert await asyncio.wait_for(events.get(), PATIENCE) == RelayClosed(url, "closed by us")
+    await sockets.stop()
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+    listener.close()

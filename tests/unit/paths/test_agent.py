@@ -348,3 +348,15 @@ def test_no_sequence_of_events_breaks_the_machine(data):
         snapshot = driver.paths.snapshot(PEER)
         if snapshot is not None and snapshot.path == "direct":
             assert snapshot.endpoint is not None
+
+
+def test_a_called_round_opens_our_nats_before_it_is_answered_and_holds_checks_back():
+    driver = Driver()
+    driver.do(RemoteDescription(PEER, replace(REMOTE, answers=driver.ours.session)))
+    driver.wait(60)
+    effects = sends(driver.receive(driver.check(1, round=5), STRANGER))
+    answer = kinds(effects).index((StunKind.RESPONSE, STRANGER))
+    assert (PUBLIC, 4) in [(e.destination, e.ttl) for e in effects[:answer]]
+    assert not [e for e in effects[answer:] if e.destination == PUBLIC and e.ttl is None]
+    again = sends(driver.receive(driver.check(2, round=5), STRANGER))
+    assert not [e for e in again if e.ttl == 4 and e.destination == PUBLIC]

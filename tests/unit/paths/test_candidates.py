@@ -27,7 +27,8 @@ def at(text, port=5):
 
 
 def look(*addresses, reflexive=()):
-    return survey(addresses, 5, reflexive, SETTINGS, reflexive_pending=False)
+    elsewhere = {CandidateKind.REFLEXIVE: reflexive}
+    return survey(addresses, 5, elsewhere, SETTINGS, reflexive_pending=False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 # mypy: allow-untyped-calls
 import json
-from ipaddress import IPv4Address, IPv6Address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from nostrvpn.paths.candidates import Candidate, CandidateKind
 from nostrvpn.paths.description import (
     CachedSession,
     Description,
+    NatInfo,
     cached_session_to_json,
     description_to_json,
     parse_cached_session,
     parse_description,
 )
+from nostrvpn.paths.relay_offers import RelayTicket, ticket_to_json
+from nostrvpn.stun.relaying import Side
 
 CANDIDATES = (
     Candidate(CandidateKind.HOST, Endpoint(IPv6Address("2d00::1"), 51820), 2130706431),
@@ -90,3 +94,35 @@ def test_any_json_is_refused_or_parsed(value, key):
 def test_a_damaged_state_database_is_refused(value):
     with pytest.raises(PeerMisbehaved):
         parse_cached_session({"local": value, "remote": JSON, "endpoint": None})
+
+
+TICKET = RelayTicket(
+    "a" * 16, (Endpoint(ip_address("11.0.9.9"), 33000),), Side.OTHER, "b" * 32, "wss://r.example/"
+)
+
+
+def test_tickets_and_the_nat_survive_the_journey_and_may_be_missing():
+    told = replace(DESCRIPTION, relays=(TICKET,), nat=NatInfo("dependent", udp=False))
+    form = json.loads(json.dumps(description_to_json(told)))
+    assert parse_description(form) == told
+    del form["relays"], form["nat"]
+    assert parse_description(form) == replace(told, relays=(), nat=None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"relays": [ticket_to_json(TICKET)] * 5},
+        {"relays": {}},
+        {"relays": [ticket_to_json(TICKET) | {"endpoints": ["127.0.0.1:9"]}]},
+        {"relays": [ticket_to_json(TICKET) | {"websocket": "ws://127.0.0.1:80/"}]},
+        {"relays": [ticket_to_json(TICKET) | {"websocket": "ws://localhost/"}]},
+        {"relays": [ticket_to_json(TICKET) | {"websocket": "http://r.example/"}]},
+        {"nat": {"mapping": 1, "udp": True}},
+        {"nat": {"mapping": "x" * 99, "udp": True}},
+        {"nat": {"mapping": "dependent", "udp": 1}},
+    ],
+)
+def test_tickets_and_nats_out_of_bounds_are_refused(change):
+    with pytest.raises(PeerMisbehaved):
+        parse_description(description_to_json(DESCRIPTION) | change)

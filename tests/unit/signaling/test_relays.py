@@ -650,3 +650,44 @@ def test_random_events_never_raise_and_every_message_is_answered(seed: int) -> N
     world.run(60)
     assert sorted(told.token for told in published(world.effects)) == sorted(asked)
     assert len(world.pool._outbox) == 0
+
+
+# --- a change of network -----------------------------------------------------------------------
+
+
+def test_a_connection_that_dies_with_its_address_is_opened_again_at_once_and_only_once() -> None:
+    world = started()
+    world.run(1)
+    world.relays[A].is_mute = True
+    world.step(RetryNow())
+    world.relays[A].is_mute = False
+    world.drop(A, reachable=True)
+    assert world.connects[-1] == (world.now, A)
+    assert len(world.connects) == 2
+    # This one is the relay's own doing.
+    world.drop(A, reachable=True)
+    assert len(world.connects) == 2
+    world.run(1)
+    assert len(world.connects) == 3
+
+
+def test_a_connection_without_a_sign_of_life_is_replaced_within_a_second() -> None:
+    world = started()
+    world.run(5)
+    world.relays[A].is_mute = True
+    world.step(RetryNow())
+    world.run(1.01)
+    assert [round(at, 2) for at, _ in world.connects] == [0.0, 6.0]
+
+
+def test_a_flood_of_changes_costs_one_connection_each_at_most() -> None:
+    world = started()
+    world.run(1)
+    before = len(world.relays[A].published)
+    for _ in range(8):
+        world.step(RetryNow())
+        world.drop(A, reachable=True)
+        world.run(0.5)
+    assert len(world.connects) == 9
+    # Each new connection is tested once: a wrap of each kind at most.
+    assert len(world.relays[A].published) - before <= 2 * 8

@@ -1,0 +1,225 @@
+"""A relay at work: the machine, the lent ports, the kernel's table.
+
+Carries the machine's effects out. Each pair is forwarded in user space at once; a worker thread then
+tells the kernel, which sees packets first and so takes over. If it will not, nothing changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol, TypeVar
+
+from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.errors import SystemRefused
+from nostrvpn.io.forward_policy import forward_obstacle
+from nostrvpn.io.relay_ports import ChannelSender, RelayPorts
+from nostrvpn.io.relay_table import RelayTable, is_for_kernel
+from nostrvpn.machine import Moment, Tick
+from nostrvpn.relaying.events import (
+    Channel,
+    ChannelReceived,
+    CloseChannel,
+    ClosePort,
+    CountersRead,
+    Forward,
+    OpenPort,
+    PortOpened,
+    PortReceived,
+    PortRefused,
+    RelayEffect,
+    RelayEvent,
+    SendControl,
+    SendFrom,
+    Unforward,
+)
+from nostrvpn.relaying.server import RelayServer
+from nostrvpn.relaying.settings import RelaySettings
+
+__all__ = ["COUNTERS_EVERY_S", "RelayChannels", "RelayHost"]
+
+T = TypeVar("T")
+
+# Fine enough to stop a month's last bytes and an idle port in time, and 10 ms of nft each.
+COUNTERS_EVERY_S = 15.0
+
+
+class RelayChannels(ChannelSender, Protocol):
+    """Whoever has the WebSockets of clients."""
+
+    def close_channel(self, number: int) -> None:
+        """Close a WebSocket; one that is gone is fine."""
+        ...
+
+
+class RelayHost:
+    """Runs ``server`` on the running loop, in this network namespace.
+
+    ``send_control(data, destination)`` sends from WireGuard's port. ``counters``: "nft_refused",
+    "forward_dropped" (pairs left to user space for another firewall's sake) and "kernel" (those that
+    the kernel took). ``refusal`` says why the kernel did not take the last one, None if it did.
+    """
+
+    def __init__(
+        self,
+        server: RelayServer,
+        settings: RelaySettings,
+        *,
+        mark: int,
+        moment: Callable[[], Moment],
+        send_control: Callable[[bytes, Endpoint], object],
+        channels: RelayChannels,
+    ) -> None:
+        self._server = server
+        self._moment = moment
+        self._send_control = send_control
+        self._channels = channels
+        self._mbit_per_s = settings.mbit_per_s
+        self.ports = RelayPorts(mark, settings.mbit_per_s, self._at_port, channels)
+        self._table: RelayTable | None = None
+        self._worker = ThreadPoolExecutor(1, "relay table")
+        self._kernel_carried: dict[int, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self.refusal: str | None = None
+        self.counters: Counter[str] = Counter()
+
+    async def start(self, interface: str, uplinks: tuple[str, ...] | None) -> None:
+        """Make the kernel forward between ``uplinks``; None leaves all to user space."""
+        if uplinks is not None:
+            table = RelayTable(interface, self._mbit_per_s)
+            try:
+                await self._in_worker(lambda: table.create(uplinks))
+                self._table = table
+            except SystemRefused as exc:
+                self.refusal = str(exc)
+        self._reader = asyncio.get_running_loop().create_task(self._read_regularly())
+
+    async def stop(self) -> None:
+        """Give all ports back, remove the table, and put the host's routing back."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.ports.close_all()
+        table, self._table = self._table, None
+        try:
+            if table is not None:
+                await self._in_worker(table.remove)
+        finally:
+            self._worker.shutdown()
+
+    def step(self, event: RelayEvent) -> None:
+        """Give the machine an event, and do what it says."""
+        self._perform(self._server.step(event, self._moment()))
+
+    def channel_frame(self, number: int, data: bytes) -> None:
+        """Take a binary frame of a client's WebSocket."""
+        if not self.ports.channel_frame(number, data):
+            self.step(ChannelReceived(number, data))
+
+    async def read_counters(self) -> None:
+        """Tell the machine what was carried; done regularly by itself."""
+        if self._table is not None:
+            try:
+                self._kernel_carried = await self._in_worker(self._table.read_counters)
+            except SystemRefused:
+                self.counters["nft_refused"] += 1
+        self.step(CountersRead(Counter(self._kernel_carried) + self.ports.carried))
+
+    async def read_drops(self) -> Counter[str]:
+        """Return how many datagrams were dropped, by reason, in the kernel and here."""
+        drops = Counter(self.ports.drops)
+        if self._table is not None:
+            drops.update(await self._in_worker(self._table.read_drops))
+        return drops
+
+    async def settled(self) -> None:
+        """Wait until the kernel has what it was told so far."""
+        await self._in_worker(lambda: None)
+
+    async def _read_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COUNTERS_EVERY_S)
+            await self.read_counters()
+
+    def _at_port(
+        self, port: int, data: bytes, source: Endpoint, local_ip: IPAddress | None
+    ) -> None:
+        self.step(PortReceived(port, data, source, local_ip))
+
+    def _perform(self, effects: list[RelayEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case OpenPort(port):
+                    opened = self.ports.open(port)
+                    if opened:
+                        self._tell_kernel(partial(RelayTable.open, port=port))
+                    self.step(PortOpened(port) if opened else PortRefused(port))
+                case ClosePort(port):
+                    self.ports.close(port)
+                    self._kernel_carried.pop(port, None)
+                    self._tell_kernel(partial(RelayTable.close, port=port))
+                case SendFrom(port, data, destination, local_ip):
+                    self.ports.send(port, data, destination, local_ip)
+                case SendControl(data, Channel(number)):
+                    self._channels.send_frame(number, data)
+                case SendControl(data, Endpoint() as destination):
+                    self._send_control(data, destination)
+                case CloseChannel(number):
+                    self._channels.close_channel(number)
+                case Forward():
+                    self._forward(effect)
+                case Unforward(port):
+                    self.ports.unforward(port)
+                    self._tell_kernel(partial(RelayTable.unforward, port=port))
+        self._set_timer()
+
+    def _forward(self, forward: Forward) -> None:
+        port, a, b = forward.port, forward.a, forward.b
+        self.ports.forward(port, a, b)
+        if is_for_kernel(a, b):
+            self._tell_kernel(lambda table: self._forward_in_kernel(table, forward))
+        else:
+            self._tell_kernel(lambda table: table.bridge(port, (a, b)))
+
+    def _forward_in_kernel(self, table: RelayTable, forward: Forward) -> None:
+        source = forward.a.source
+        assert isinstance(source, Endpoint)
+        obstacle = forward_obstacle(source.ip.version)
+        if obstacle is not None:
+            self.counters["forward_dropped"] += 1
+            self.refusal = obstacle
+            table.bridge(forward.port, (forward.a, forward.b))
+            return
+        table.forward(forward.port, forward.a, forward.b)
+        self.counters["kernel"] += 1
+        self.refusal = None
+
+    def _tell_kernel(self, change: Callable[[RelayTable], None]) -> None:
+        table = self._table
+        if table is not None:
+            self._worker.submit(self._try, change, table)
+
+    def _try(self, change: Callable[[RelayTable], None], table: RelayTable) -> None:
+        try:
+            change(table)
+        except (SystemRefused, KeyError) as exc:  # KeyError: its port was refused before
+            self.counters["nft_refused"] += 1
+            self.refusal = str(exc)
+
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._server.deadline
+        if deadline is not None:
+            wait = max(0.05, deadline - self._moment().now)
+            self._timer = asyncio.get_running_loop().call_later(wait, self.step, Tick())

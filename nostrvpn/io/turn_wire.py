@@ -1,0 +1,325 @@
+"""One connection to a TURN server over UDP, TCP or TLS, with aioice's client on top.
+
+aioice makes its own sockets, without a fwmark; so the socket is made here and its protocol object is
+driven from here. What it raises ends here too: everything becomes ``TurnFailed``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any, Final, Literal
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.errors import NostrvpnError, UserError
+from nostrvpn.io.tcp_carrier import SO_MARK, is_congested, prepare_carrier
+
+__all__ = ["TurnFailed", "TurnServer", "TurnWire", "connect_turn", "parse_turn_url"]
+
+# RFC 7065 section 3.1.
+TURN_URL = re.compile(
+    r"(?P<scheme>turns?):(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?(?:\?transport=(?P<transport>udp|tcp))?\Z"
+)
+PORT: Final = 3478
+TLS_PORT: Final = 5349
+CONNECT_SECONDS: Final = 10.0
+MAX_REASON: Final = 200
+
+
+class TurnFailed(NostrvpnError):
+    """A TURN server cannot be used, or not any more; the text says why."""
+
+    code = "turn_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnServer:
+    """A TURN server as configured. ``name`` is its URL; it never holds the password."""
+
+    host: str
+    port: int
+    transport: Literal["udp", "tcp", "tls"]
+    username: str
+    password: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The URL in full (RFC 7065)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.transport == "tls":
+            return f"turns:{host}:{self.port}?transport=tcp"
+        return f"turn:{host}:{self.port}?transport={self.transport}"
+
+
+def parse_turn_url(url: str, username: str, password: str) -> TurnServer:
+    """Parse ``turn:HOST[:PORT][?transport=udp|tcp]`` or ``turns:…``; UserError if it is not one.
+
+    ``turns:`` is TLS over TCP; DTLS is not supported.
+    """
+    found = TURN_URL.match(url)
+    port = int(found["port"] or 0) if found else 0
+    if found is None or port > 65535 or (found["port"] and not port):
+        raise UserError(
+            f"not the URL of a TURN server: {url[:MAX_REASON]!r}",
+            "Write turn:HOST:PORT?transport=udp, turn:HOST:PORT?transport=tcp or turns:HOST:PORT.",
+        )
+    is_tls = found["scheme"] == "turns"
+    if is_tls and found["transport"] == "udp":
+        raise UserError(f"TURN over DTLS is not supported: {url!r}", "Leave out ?transport=udp.")
+    transport: Literal["udp", "tcp", "tls"] = "tcp" if found["transport"] == "tcp" else "udp"
+    return TurnServer(
+        found["host"].strip("[]"),
+        port or (TLS_PORT if is_tls else PORT),
+        "tls" if is_tls else transport,
+        username,
+        password,
+    )
+
+
+class TurnWire(asyncio.BaseProtocol):
+    """Between asyncio's transport and aioice's protocol.
+
+    ``receive(data, (ip, port))`` takes what remotes sent. ``suspicion`` is set when something says
+    that the server may be gone; ``failure`` is the reason once the connection is lost.
+    """
+
+    def __init__(self, client: Any, errors: Any) -> None:
+        self._client = client
+        self._errors = errors
+        self._transport: Any = None
+        self.receive: Callable[[bytes, tuple[str, int]], None] | None = None
+        self.suspicion = asyncio.Event()
+        self.failure = ""
+        self._stream: Any = None
+        self._bindings: set[asyncio.Future[None]] = set()
+        client.receiver = _Receiver(self)
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock.type == socket.SOCK_STREAM:
+            self._stream = sock
+            with contextlib.suppress(OSError):
+                prepare_carrier(sock)
+        self._client.connection_made(transport)
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        self._guarded(self._client.datagram_received, data, address)
+
+    def data_received(self, data: bytes) -> None:
+        self._guarded(self._client.data_received, data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        """Nothing to do: what is congested is asked before each write."""
+
+    def resume_writing(self) -> None:
+        """Nothing to do either."""
+
+    def error_received(self, exc: OSError) -> None:
+        # ICMP: nobody there. A refresh will tell whether that is so.
+        self.suspicion.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(f"the connection to the TURN server ended{f': {exc}' if exc else ''}")
+
+    def _fail(self, reason: str) -> None:
+        self.failure = self.failure or _one_line(reason)
+        self.suspicion.set()
+
+    def _guarded(self, take: Callable[..., None], *arguments: object) -> None:
+        """aioice's parser lets some of what a broken server sends escape as other errors."""
+        try:
+            take(*arguments)
+        except Exception as exc:
+            self._fail(f"the TURN server sent what cannot be read ({type(exc).__name__})")
+            self._transport.abort()
+
+    def is_congested(self) -> bool:
+        """Say whether a packet sent now would wait behind others: then it is better dropped."""
+        if self._stream is not None:
+            return is_congested(self._stream)
+        # asyncio keeps, without a bound, what a UDP socket does not take.
+        return bool(self._transport.get_write_buffer_size())
+
+    async def allocate(self) -> Endpoint:
+        """Ask for an allocation; return the endpoint that is lent to us."""
+        address = await self._ask(self._client.connect())
+        return Endpoint(ip_address(address[0]), address[1])
+
+    async def refresh(self) -> None:
+        """Refresh the allocation, and the mapping of our NAT with it."""
+        stun = self._errors
+        request = stun.Message(message_method=stun.Method.REFRESH, message_class=stun.Class.REQUEST)
+        request.attributes["LIFETIME"] = self._client.lifetime
+        await self._ask(self._client.request_with_retry(request))
+
+    async def send(self, data: bytes, address: tuple[str, int]) -> None:
+        """Send to a remote; the first time binds a channel, which takes a round trip.
+
+        Cancelled, a binding goes on: aioice would make all later ones for this remote wait for it.
+        """
+        if address in self._client.peer_to_channel:
+            await self._ask(self._client.send_data(data, address))
+            return
+        binding = asyncio.ensure_future(self._ask(self._client.send_data(data, address)))
+        self._bindings.add(binding)
+        binding.add_done_callback(self._bound)
+        await asyncio.shield(binding)
+
+    def _bound(self, binding: asyncio.Future[None]) -> None:
+        self._bindings.discard(binding)
+        if not binding.cancelled():
+            binding.exception()  # nobody may be waiting for it any more
+
+    async def close(self) -> None:
+        """Give the allocation back and close."""
+        for binding in set(self._bindings):
+            binding.cancel()
+        if self._client.refresh_task is not None:
+            self._client.refresh_task.cancel()
+        try:
+            if not self.failure:
+                with contextlib.suppress(TurnFailed):
+                    await self._ask(self._client.delete())
+        finally:
+            if self._transport is not None:
+                self._transport.abort()
+
+    async def _ask(self, request: Any) -> Any:
+        """Await aioice; all of its errors are TurnFailed."""
+        try:
+            return await request
+        except self._errors.TransactionFailed as exc:
+            raise TurnFailed(_refusal(exc.response)) from exc
+        except self._errors.TransactionError as exc:
+            raise TurnFailed("the TURN server does not answer") from exc
+        except ConnectionError as exc:
+            if "channel number" in str(exc):
+                # They are used up for good: only a new allocation has new ones.
+                self._fail(str(exc))
+            raise TurnFailed(_one_line(str(exc))) from exc
+
+
+class _Receiver:
+    """What aioice calls with what remotes sent."""
+
+    def __init__(self, wire: TurnWire) -> None:
+        self._wire = wire
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        if self._wire.receive is not None:
+            self._wire.receive(bytes(data), address)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The wire hears of it itself."""
+
+    def error_received(self, exc: Exception) -> None:
+        """The wire hears of it itself."""
+
+
+def _refusal(response: Any) -> str:
+    """Return a server's error (RFC 8656 section 19) in words."""
+    code, phrase = response.attributes.get("ERROR-CODE", (0, ""))
+    known = {
+        401: "the TURN server refuses the user name or the password",
+        403: "the TURN server forbids this remote address",
+        437: "the TURN server has forgotten the allocation",
+        438: "the TURN server refuses the user name or the password",
+        486: "the TURN server lends no more to this user (quota reached)",
+        508: "the TURN server has no capacity left",
+    }
+    return known.get(code) or _one_line(f"the TURN server says {code} {phrase}")
+
+
+def _one_line(text: str) -> str:
+    # It may quote what the server sent: one line, and nothing that a terminal obeys.
+    return "".join(char if char.isprintable() else " " for char in text[:MAX_REASON])
+
+
+async def connect_turn(
+    server: TurnServer, mark: int, tls: ssl.SSLContext | None
+) -> tuple[TurnWire, Endpoint]:
+    """Connect and allocate within ten seconds; TurnFailed with the reason otherwise."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            sock = await _connect_socket(server, mark)
+            wire = await _wrap(server, sock, tls)
+            try:
+                return wire, await wire.allocate()
+            except BaseException:
+                await asyncio.shield(asyncio.ensure_future(_abandon(wire)))
+                raise
+    except TimeoutError as exc:
+        raise TurnFailed(f"no answer from the TURN server within {CONNECT_SECONDS:g} s") from exc
+    except ssl.SSLCertVerificationError as exc:
+        text = f"the certificate of {server.host} is not valid: {exc.verify_message}"
+        raise TurnFailed(_one_line(text)) from exc
+    except OSError as exc:
+        text = f"no connection to the TURN server: {exc.strerror or exc}"
+        raise TurnFailed(_one_line(text)) from exc
+
+
+async def _abandon(wire: TurnWire) -> None:
+    wire._fail("no allocation")
+    await wire.close()
+
+
+async def _connect_socket(server: TurnServer, mark: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    kind = socket.SOCK_DGRAM if server.transport == "udp" else socket.SOCK_STREAM
+    failure: OSError | None = None
+    for family, *_, address in await loop.getaddrinfo(server.host, server.port, type=kind):
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        try:
+            if mark:
+                sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+            await loop.sock_connect(sock, address)
+        except OSError as exc:
+            sock.close()
+            failure = exc
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure or OSError(f"unknown host name {server.host}")
+
+
+async def _wrap(server: TurnServer, sock: socket.socket, tls: ssl.SSLContext | None) -> TurnWire:
+    """Put aioice's client on a connected socket."""
+    from aioice import stun, turn
+
+    loop = asyncio.get_running_loop()
+    make = turn.TurnClientUdpProtocol if server.transport == "udp" else turn.TurnClientTcpProtocol
+    client = make(
+        (server.host, server.port),
+        username=server.username,
+        password=server.password,
+        lifetime=turn.DEFAULT_ALLOCATION_LIFETIME,
+        channel_refresh_time=turn.DEFAULT_CHANNEL_REFRESH_TIME,
+    )
+    wire = TurnWire(client, stun)
+    try:
+        if server.transport == "udp":
+            await loop.create_datagram_endpoint(lambda: wire, sock=sock)
+        elif server.transport == "tcp":
+            await loop.create_connection(lambda: wire, sock=sock)
+        else:
+            context = tls or ssl.create_default_context()
+            await loop.create_connection(
+                lambda: wire, sock=sock, ssl=context, server_hostname=server.host
+            )
+    except BaseException:
+        sock.close()
+        raise
+    return wire

@@ -1,0 +1,132 @@
+"""One link's searches through hard NATs: when one may begin, what it tells, what it found."""
+
+from __future__ import annotations
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.machine import Moment
+from nostrvpn.paths.events import Pin, SendDatagram
+from nostrvpn.paths.hard_nat import Search
+from nostrvpn.paths.hard_nat_plan import SearchPlan
+from nostrvpn.paths.hard_nat_roles import SearchBudget
+from nostrvpn.paths.hard_nat_task import Failed, Found, SearchEffect, SearchTask, Tell
+from nostrvpn.stun.binding import StunMessage
+
+__all__ = ["LinkSearch"]
+
+
+class LinkSearch:
+    """At most one Search at a time, within the node's ``budget``.
+
+    ``plan`` is what the peer is to be told, in every description from now on; ``take_news`` says
+    once that it changed. ``take_found`` gives the peer's endpoint once a hit is known (or replaced by
+    a later one): the link then checks it as any other endpoint, after the Pin that was returned with
+    it. ``reason`` is why the last search found nothing, in words.
+    """
+
+    def __init__(self, peer: str, budget: SearchBudget) -> None:
+        self._peer = peer
+        self._budget = budget
+        self._search: Search | None = None
+        self._news = False
+        self._found: Found | None = None
+        self._fresh: Endpoint | None = None
+        self.plan: SearchPlan | None = None
+        self.attempts = 0
+        self.reason = ""
+
+    @property
+    def running(self) -> bool:
+        """Whether a search is under way (or lingers after a hit)."""
+        return self._search is not None
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``tick`` is due next."""
+        return None if self._search is None else self._search.deadline
+
+    def take_news(self) -> bool:
+        """Say, once, that there is a plan to tell."""
+        news, self._news = self._news, False
+        return news
+
+    def take_found(self) -> Endpoint | None:
+        """Return, once, where the peer was found."""
+        found, self._fresh = self._fresh, None
+        return found
+
+    def listens(self, port: int) -> bool:
+        """Whether a packet to our ``port``, which is not WireGuard's, may be taken."""
+        return self._search is not None and port in self._search.ports
+
+    def knows(self, transaction: bytes) -> bool:
+        """Whether an answer with this transaction id is the search's."""
+        return self._search is not None and self._search.knows(transaction)
+
+    def begin(self, task: SearchTask, moment: Moment) -> list[SendDatagram | Pin]:
+        """Search, if the budget allows. ``task.attempt`` should be ``attempts``."""
+        if self._search is not None or not self._budget.start(self._peer, moment.now):
+            return []
+        return self._run(task, moment)
+
+    def told(self, plan: SearchPlan, task: SearchTask, moment: Moment) -> list[SendDatagram | Pin]:
+        """The peer told ``plan``: take our part. PeerMisbehaved if it is not about its address."""
+        effects: list[SendDatagram | Pin] = []
+        if self._search is None:
+            if self._found is not None or not self._budget.start(
+                self._peer, moment.now, asked=True
+            ):
+                return []
+            effects += self._run(task, moment)
+        return effects + (
+            [] if self._search is None else self._after(self._search.told(plan, moment))
+        )
+
+    def answered(
+        self, message: StunMessage, source: Endpoint, moment: Moment
+    ) -> list[SendDatagram | Pin]:
+        """An answer that ``knows`` came. PeerMisbehaved if it is not what it should be."""
+        assert self._search is not None
+        return self._after(self._search.answered(message, source, moment))
+
+    def asked(self, source: Endpoint, port: int | None, moment: Moment) -> list[SendDatagram | Pin]:
+        """An authentic check of the peer came to ``port`` (None: WireGuard's own)."""
+        if self._search is None:
+            return []
+        return self._after(self._search.asked(source, port, moment))
+
+    def tick(self, moment: Moment) -> list[SendDatagram | Pin]:
+        """Do what is due."""
+        return [] if self._search is None else self._after(self._search.tick(moment))
+
+    def stop(self) -> None:
+        """Give up: the peer goes, or another path is better. A Pin stays the link's to undo."""
+        self._search = self._found = self._fresh = self.plan = None
+        self._news = False
+        self._budget.end(self._peer)
+
+    def _run(self, task: SearchTask, moment: Moment) -> list[SendDatagram | Pin]:
+        self.attempts += 1
+        self._found, self.reason = None, ""
+        self._search = Search(task, moment)
+        return self._after(self._search.start(moment))
+
+    def _after(self, effects: list[SearchEffect]) -> list[SendDatagram | Pin]:
+        done: list[SendDatagram | Pin] = []
+        for effect in effects:
+            if isinstance(effect, Tell):
+                self.plan, self._news = effect.plan, True
+            else:
+                done.append(effect)
+        search = self._search
+        assert search is not None
+        if isinstance(search.result, Found) and search.result != self._found:
+            self._found = search.result
+            self._fresh = self._found.remote
+            if self._found.local_port is not None:
+                done.append(Pin(self._peer, self._found.local_port, self._found.remote))
+        if search.finished:
+            if isinstance(search.result, Failed):
+                self.reason = search.result.reason
+            self._search = self.plan = None
+            self._budget.end(self._peer)
+        return done

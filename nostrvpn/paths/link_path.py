@@ -1,0 +1,283 @@
+"""What a link consists of, how it shows itself, and the path it uses: chosen, lost, replaced.
+
+The state changes here only. What comes from outside is ``link.py``'s.
+"""
+
+from __future__ import annotations
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.machine import Moment, earliest
+from nostrvpn.paths.announcer import Announcer
+from nostrvpn.paths.budgets import Budget
+from nostrvpn.paths.candidates import CandidateKind, PathKind, Surroundings
+from nostrvpn.paths.checks import CheckList, Credentials
+from nostrvpn.paths.description import Description, NatInfo
+from nostrvpn.paths.detours import Detours
+from nostrvpn.paths.events import (
+    AddPeer,
+    PathEffect,
+    PathMtu,
+    Remember,
+    Trace,
+)
+from nostrvpn.paths.pair import Pair
+from nostrvpn.paths.path_mtu import MtuProber
+from nostrvpn.paths.record import Record
+from nostrvpn.paths.relay_book import RelayBook
+from nostrvpn.paths.remote import RemoteSide
+from nostrvpn.paths.rounds import Rounds
+from nostrvpn.paths.selection import Due, Selection
+from nostrvpn.paths.settings import PathSettings
+from nostrvpn.paths.snapshot import LinkSnapshot
+from nostrvpn.paths.states import LIVE, TRANSITIONS, LinkState
+
+__all__ = ["LinkPath"]
+
+
+class LinkPath:
+    """The parts of one link and its path in use; ``_begin`` is the conversation's part."""
+
+    def __init__(
+        self,
+        added: AddPeer,
+        settings: PathSettings,
+        probes: Budget,
+        book: RelayBook,
+        moment: Moment,
+    ) -> None:
+        self.peer = added.peer
+        self.controlling = added.controlling
+        self.state = LinkState.IDLE
+        self._settings = settings
+        self._surroundings = Surroundings()
+        self.announcer = Announcer(added.cached, moment)
+        self._cached = added.cached
+        self._remote = RemoteSide(None if added.cached is None else added.cached.remote)
+        self._record = Record(moment.now, added.cached)
+        self.checks = CheckList(
+            controlling=added.controlling,
+            tie_breaker=int.from_bytes(moment.entropy.take(8), "big"),
+            settings=settings,
+            probes=probes,
+        )
+        self._selection = Selection(added.peer, controlling=added.controlling)
+        self.detours = Detours(added.peer, book, controlling=added.controlling)
+        self.rounds = Rounds(controlling=added.controlling)
+        self._mtu = MtuProber()
+        self._told_mtu: int | None = None
+        self._book = book
+        self._offering_anew = not self.announcer.answered
+        self._gather_until: float | None = None
+        self._searching = False
+        self._now = moment.now
+
+    @property
+    def path(self) -> PathKind:
+        """What the tunnel runs over, as far as data proved it."""
+        return self._selection.shown if self.state is LinkState.CONNECTED else PathKind.NONE
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The selected endpoint of the peer."""
+        return self._selection.endpoint
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``tick`` is due next."""
+        return earliest(
+            self.checks.deadline,
+            self.announcer.deadline,
+            self._selection.deadline,
+            self.detours.deadline,
+            self.rounds.deadline,
+            self._mtu.deadline,
+            self._gather_until,
+        )
+
+    @property
+    def peer_nat(self) -> NatInfo | None:
+        """What the peer says of its NAT."""
+        remote = self._remote.description
+        return None if remote is None else remote.nat
+
+    def snapshot(self) -> LinkSnapshot:
+        """Return what status and ``why`` show."""
+        selected, rounds = self._selection.pair, self.rounds
+        route = None if selected is None else self.detours.route(selected)
+        due = None if rounds.retry_at is None else max(0.0, rounds.retry_at - self._now)
+        return LinkSnapshot(
+            state=self.state.value,
+            path=self.path.value,
+            endpoint=self.endpoint,
+            rtt_ms=None if selected is None or selected.rtt is None else selected.rtt * 1000,
+            connected_in_ms=self._record.stages.get("proven"),
+            stages=dict(self._record.stages),
+            tried=self.checks.results(),
+            counters=dict(self._record.counters),
+            via=None if route is None else route.via,
+            carrier="udp" if route is None else route.carrier,
+            relays=self.detours.relays.results(),
+            direct_rounds=rounds.failures,
+            next_try_in_s=due,
+            peer_nat=None if self.peer_nat is None else self.peer_nat.mapping,
+            mtu=self._mtu.mtu,
+            asleep=self.state is LinkState.ASLEEP,
+        )
+
+    def memory(self) -> Remember | None:
+        """Return what to persist, if it changed since the last time: only proven paths count."""
+        if self.state is not LinkState.CONNECTED:
+            return None
+        # A relay's port or a loopback endpoint leads nowhere after a restart.
+        direct = self.endpoint if self._selection.kind is PathKind.DIRECT else None
+        cached = self._record.memory(self.announcer.latest, self._remote.description, direct)
+        return None if cached is None else Remember(self.peer, cached)
+
+    def _begin(self, moment: Moment, *, renew: bool = False) -> list[PathEffect]:
+        """Offer ourselves and check what is known, with a new session if ``renew``."""
+        raise NotImplementedError
+
+    @property
+    def _gathering(self) -> bool:
+        """Whether a description would soon hold more: answers of STUN servers or relays."""
+        return self._surroundings.reflexive_pending or self.detours.relays.pending
+
+    @property
+    def _has_news(self) -> bool:
+        """Whether the peer does not know all our candidates or tickets."""
+        latest = self.announcer.latest
+        if latest is None:
+            return True
+        said, now = set(latest.candidates), set(self._surroundings.candidates)
+        changed = said ^ now
+        if self.state in LIVE and self._book.maps_by_destination:
+            # Such a NAT shows another port at each look, and the peer none of them.
+            changed = {item for item in changed if item.kind is not CandidateKind.REFLEXIVE}
+        return bool(changed) or bool(set(self.detours.relays.tickets) - set(latest.relays))
+
+    def _search(self, now: float, *, hold: float) -> None:
+        """Begin a round of checks."""
+        self._searching = True
+        self.checks.begin(now, hold=hold, keep=self.endpoint)
+
+    def _tick_checks(self, moment: Moment) -> list[PathEffect]:
+        effects: list[PathEffect] = [*self.checks.tick(moment)]
+        if effects:
+            self._record.stage("first_check", moment.now)
+        if self.checks.ends_at is not None or self._gather_until is not None:
+            return effects
+        searched, self._searching = self._searching, False
+        if self.state in (LinkState.CHECKING, LinkState.DEGRADED):
+            self.rounds.failed(moment.now)
+            effects += self._enter(LinkState.FAILED, "no path answered")
+        elif searched and self.state in LIVE and self._selection.kind is PathKind.RELAYED:
+            self.rounds.failed(moment.now)
+        return effects
+
+    def _tick_selection(self, moment: Moment) -> list[PathEffect]:
+        pair = self._selection.pair
+        due = self._selection.tick(moment.now)
+        if pair is None or due is Due.NOTHING:
+            return []
+        if due is Due.CHECK:
+            if self._selection.doubtful:
+                self.detours.doubt(pair, moment.now)
+            return [*self.checks.send(pair, moment, use_candidate=self.controlling)]
+        pair.fail("stopped answering")
+        self._selection.drop()
+        return self._replace(pair, moment)
+
+    def _replace(self, lost: Pair, moment: Moment) -> list[PathEffect]:
+        """The path in use is lost: another one that works takes over, or a new session begins."""
+        self.detours.relays.lost(lost.endpoint, moment.now)
+        fallback = self.detours.takeover(self.checks, moment.now)
+        if fallback is None:
+            effects = self._enter(LinkState.DEGRADED, "the path stopped answering")
+            return effects + self._begin(moment, renew=True)
+        if fallback.is_relayed and not lost.is_relayed:
+            self.rounds.lost(moment.now)
+        return self._use(fallback, moment, keep_proof=False)
+
+    def _consider(self, pair: Pair, moment: Moment) -> list[PathEffect]:
+        """A pair works: use it if it is the first, the better or the nominated one."""
+        if not self._selection.wants(pair, moment.now):
+            return []
+        return self._use(pair, moment, keep_proof=self.state is LinkState.CONNECTED)
+
+    def _use(self, pair: Pair, moment: Moment, *, keep_proof: bool) -> list[PathEffect]:
+        self._record.stage("validated", moment.now)
+        if not pair.is_relayed:
+            self.rounds.succeeded()
+        self.checks.settle(pair)
+        wait = self.checks.better_may_come(pair)
+        if pair.endpoint.ip.is_loopback:
+            self._mtu.stop()  # a channel's carrier cuts and joins as it likes
+        else:
+            self._mtu.start(moment.now, ipv6=pair.endpoint.ip.version == 6)
+        effects = self._selection.use(pair, moment.now, keep_proof=keep_proof, wait=wait)
+        if not keep_proof:
+            effects += self._enter(LinkState.VALIDATED, "a path answered")
+        return effects + self._tick_selection(moment)
+
+    def _probe_mtu(self, moment: Moment) -> list[PathEffect]:
+        """See how large a packet may be on the selected path."""
+        pair = self._selection.pair
+        if pair is None:
+            self._mtu.stop()
+        self._mtu.set_active(self._selection.active, moment.now)
+        effects: list[PathEffect] = []
+        probe = self._mtu.due(moment)
+        if probe is not None and pair is not None:
+            effects += self.checks.send(pair, moment, probe=probe)
+        if self._mtu.mtu != self._told_mtu and (pair is None or self._mtu.mtu is not None):
+            self._told_mtu = self._mtu.mtu
+            effects.append(PathMtu(self.peer, self._told_mtu))
+        return effects
+
+    def _ask_relays(self, moment: Moment) -> list[PathEffect]:
+        """Do what is due with relays, and check through those that were won."""
+        now, live = moment.now, self.state in LIVE
+        relays = self.detours.relays
+        direct = live and self._selection.kind is PathKind.DIRECT
+        asleep = self.state is LinkState.ASLEEP or not self._surroundings.candidates
+        relays.want(now, wanted=not asleep and (self._selection.active or not direct))
+        relays.fill(moment, live=live)
+        remote = self._remote.description
+        candidates = () if remote is None else remote.candidates
+        effects = self.detours.update(candidates, self._surroundings.versions, moment)
+        carriers = {endpoint: route.carrier for endpoint, route in self.detours.routes.items()}
+        self.checks.set_routes(carriers, now)
+        return effects
+
+    def _call_round(self, moment: Moment) -> list[PathEffect]:
+        """Tell the peer over the relay that a round begins."""
+        number, pair = self.rounds.next_call(moment.now), self._selection.pair
+        if number is None or pair is None:
+            return []
+        return [*self.checks.send(pair, moment, use_candidate=self.controlling, calls=number)]
+
+    def _fall_asleep(self, moment: Moment) -> list[PathEffect]:
+        """Let go of a path that nobody used for long."""
+        after = self._settings.sleep_after
+        if after is None or self.state not in LIVE:
+            return []
+        if self._selection.unused_for(moment.now) < after:
+            return []
+        self.announcer.rest()
+        self.rounds.succeeded()
+        effects = self._enter(LinkState.ASLEEP, "nobody used it")
+        return effects + self._selection.release(moment.now)
+
+    def _authorize(self, remote: Description) -> None:
+        """Give the check list what the peer's side and ours are now."""
+        username = f"{remote.ufrag}:{self.announcer.ufrag}"
+        self.checks.authorize(Credentials(username, remote.password))
+        self.checks.set_remote(remote.candidates, self._surroundings)
+
+    def _enter(self, state: LinkState, event: str) -> list[PathEffect]:
+        """Change the state, if it changes; the only place that does."""
+        if state is self.state:
+            return []
+        assert state in TRANSITIONS[self.state], f"{self.state} to {state}"
+        old, self.state = self.state, state
+        return [Trace(f"link {self.peer[:8]}", old.value, event, state.value)]

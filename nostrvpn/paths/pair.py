@@ -1,0 +1,94 @@
+"""One endpoint of the peer and how its checks go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.paths.candidates import CandidateKind
+from nostrvpn.paths.snapshot import PairResult
+
+__all__ = ["Pair", "PairState"]
+
+# How much of a new round trip enters the smoothed one (RFC 6298 section 2: an eighth; ours are rare).
+SMOOTHING = 0.25
+
+
+class PairState(Enum):
+    """RFC 8445 section 6.1.2.6, without Frozen; HELD waits for the peer's first check."""
+
+    HELD = "held"
+    WAITING = "waiting"
+    IN_PROGRESS = "in-progress"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Pair:
+    """One endpoint of the peer and how its checks go. ``rank``: higher is better.
+
+    ``own_route``: the endpoint is a relay's or a channel's that we made usable ourselves, so nobody
+    else chose it as a target.
+    """
+
+    endpoint: Endpoint
+    kind: CandidateKind
+    rank: tuple[bool, int, int, int]
+    own_route: bool = False
+    state: PairState = PairState.WAITING
+    due: float | None = None
+    triggered: bool = False
+    tries: int = 0
+    last_sent: float | None = None
+    openers_left: int = 0
+    opener_at: float = 0.0
+    rtt: float | None = None
+    smooth: float | None = None
+    succeeded_at: float | None = None
+    heard_at: float | None = None
+    nominated: bool = False
+    reason: str = ""
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether somebody else is on the way."""
+        return self.kind is CandidateKind.RELAYED
+
+    @property
+    def works(self) -> bool:
+        """Whether its last check was answered."""
+        return self.state is PairState.SUCCEEDED
+
+    @property
+    def alive_at(self) -> float:
+        """When it was last known to work: an answer came, or the peer's own check."""
+        return max(self.succeeded_at or 0.0, self.heard_at or 0.0)
+
+    def restart(self) -> None:
+        """Wait for the checks of a new round."""
+        self.state, self.tries, self.reason = PairState.WAITING, 0, ""
+        self.due, self.triggered, self.nominated = None, False, False
+
+    def answered(self, rtt: float, now: float) -> None:
+        """An authentic answer came."""
+        self.state, self.reason, self.due, self.triggered = PairState.SUCCEEDED, "", None, False
+        self.openers_left = 0
+        self.rtt, self.succeeded_at = rtt, now
+        self.smooth = rtt if self.smooth is None else self.smooth + SMOOTHING * (rtt - self.smooth)
+
+    def fail(self, reason: str) -> None:
+        """Nothing answers."""
+        self.state, self.reason, self.due = PairState.FAILED, reason, None
+
+    def result(self) -> PairResult:
+        """Return what ``why`` shows."""
+        return PairResult(
+            endpoint=self.endpoint,
+            kind=self.kind.value,
+            state=self.state.value,
+            tries=self.tries,
+            rtt_ms=None if self.rtt is None else self.rtt * 1000,
+            reason=self.reason,
+        )

@@ -1,0 +1,103 @@
+"""What this node knows of relays, for all its links: offers, round trips, and whether UDP passes."""
+
+from __future__ import annotations
+
+from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.paths.budgets import Budget
+from nostrvpn.paths.description import NatInfo
+from nostrvpn.paths.relay_offers import RelayOffer
+from nostrvpn.paths.snapshot import Mapping
+
+__all__ = ["RelayBook"]
+
+# Relays kept; each link uses two, and a mesh has few members with a public address.
+MAX_OFFERS = 16
+# Addresses of relays that answered; above this the oldest is forgotten and counts as unproven.
+MAX_ALIVE = 256
+# Without any answer by UDP for this long after the first request, UDP counts as blocked.
+SILENCE = 1.0
+
+
+class RelayBook:
+    """Shared by the links. Round trips are in seconds."""
+
+    def __init__(self, probes: Budget) -> None:
+        self._probes = probes
+        self._offers: dict[str, RelayOffer] = {}
+        self._rtt: dict[str, float] = {}
+        self._alive: dict[IPAddress, None] = {}
+        self._channels = 0
+        self.nat: NatInfo | None = None
+        """What we tell peers of our NAT, if we know anything."""
+        self.turn: dict[str, Endpoint] = {}
+        self.udp_passes = False
+        """Whether anything came back by UDP from beyond since the network changed."""
+        self._asked_at: float | None = None
+
+    @property
+    def offers(self) -> tuple[RelayOffer, ...]:
+        """The relays that we may use."""
+        return tuple(self._offers.values())
+
+    def use_offers(self, offers: tuple[RelayOffer, ...]) -> bool:
+        """Replace the offers; return whether they changed."""
+        new = {offer.relay: offer for offer in offers[:MAX_OFFERS]}
+        changed = new != self._offers
+        self._offers = new
+        return changed
+
+    def name_of(self, ip: IPAddress) -> str | None:
+        """Return the relay that has this address, by its offer."""
+        for offer in self._offers.values():
+            if any(endpoint.ip == ip for endpoint in offer.endpoints):
+                return offer.relay
+        return None
+
+    def ranked(self, without: set[str]) -> list[RelayOffer]:
+        """Return the usable relays but ``without`` some, the nearest first, unknown ones last."""
+        usable = [offer for offer in self._offers.values() if offer.relay not in without]
+        return sorted(usable, key=lambda offer: self._rtt.get(offer.relay, float("inf")))
+
+    def heard(self, relay: str, source: Endpoint, rtt: float) -> None:
+        """A relay answered authentically, by UDP."""
+        self.udp_passes = True
+        known = self._rtt.get(relay, rtt)
+        self._rtt[relay] = min(rtt, (known * 3 + rtt) / 4)
+        self._alive[source.ip] = None
+        if len(self._alive) > MAX_ALIVE:
+            del self._alive[next(iter(self._alive))]
+
+    def may_send(self, target: Endpoint, now: float) -> bool:
+        """Say whether a request may go there: a relay that never answered is a target like any."""
+        return target.ip in self._alive or self._probes.spend(target.ip, now)
+
+    def asked(self, now: float) -> None:
+        """A request left by UDP, to a STUN server or a relay."""
+        if self._asked_at is None:
+            self._asked_at = now
+
+    def network_changed(self) -> None:
+        """What was known of UDP and of our NAT may be wrong."""
+        self.udp_passes, self._asked_at = False, None
+        self.nat = None
+
+    def describe_nat(self, mapping: str) -> None:
+        """Note how our NAT maps; it is not forgotten while the servers are asked again."""
+        if mapping == Mapping.UNKNOWN.value and self.nat is not None:
+            mapping = self.nat.mapping
+        self.nat = NatInfo(mapping, self.udp_passes)
+
+    @property
+    def maps_by_destination(self) -> bool:
+        """Whether what a STUN server sees says little about what a peer will see."""
+        return self.nat is not None and self.nat.mapping == Mapping.DEPENDENT.value
+
+    def udp_seems_blocked(self, now: float) -> bool:
+        """Say whether nobody answers by UDP: neither STUN servers nor relays."""
+        silent = self._asked_at is not None and now - self._asked_at >= SILENCE
+        return silent and not self.udp_passes
+
+    def next_channel(self) -> int:
+        """Return a number that no channel had."""
+        self._channels += 1
+        return self._channels

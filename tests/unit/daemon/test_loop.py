@@ -1,0 +1,52 @@
+"""The loop when the machine wakes: what the node is told, how often, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any, cast
+
+from nostrvpn.daemon.loop import Loop
+from nostrvpn.io.clock_watch import SleepMeter
+from nostrvpn.machine import Moment, Tick
+from nostrvpn.node.events import NodeEffect, NodeEvent, Resumed
+
+
+class SleepyNode:
+    """Has one timer, as far away as a heartbeat; remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[NodeEvent] = []
+        self.deadline: float | None = time.clock_gettime(time.CLOCK_BOOTTIME) + 25.0
+
+    def start(self, _moment: Moment) -> list[NodeEffect]:
+        return []
+
+    def step(self, event: NodeEvent, _moment: Moment) -> list[NodeEffect]:
+        self.told.append(event)
+        if isinstance(event, Resumed):
+            self.deadline = None
+        return []
+
+
+async def test_a_sleep_is_told_at_once_once_and_before_anything_else():
+    node = SleepyNode()
+    loop = Loop(cast("Any", node), cast("Any", None), cast("Any", None), interface="x", port=1)
+    slept = [0.0]
+    loop._sleep = SleepMeter(lambda: time.monotonic() + slept[0], time.monotonic)
+    task = asyncio.create_task(loop._step_forever())
+    await asyncio.sleep(0)
+    slept[0] = 3600.0
+    loop._clock._woken()  # the kernel's timer tells
+    loop._clock._woken()
+    async with asyncio.timeout(5):
+        while len(node.told) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    resumed, *rest = node.told
+    assert isinstance(resumed, Resumed)
+    assert 3599 < resumed.slept_s < 3601
+    assert rest == [Tick(), Tick()]
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
