@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 # What each Debian package is for is in docs/dependencies.md.
-PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools
+PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools \
+	miniupnpd miniupnpd-nftables coturn
 # The kernel's package has another name on Ubuntu.
 KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)

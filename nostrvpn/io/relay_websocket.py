@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import Counter, deque
 from collections.abc import Callable
@@ -129,11 +130,9 @@ class RelayWebSocket:
         try:
             self._server = await asyncio.get_running_loop().create_server(
                 self._make_protocol,
-                self._listen.host,
-                self._listen.port,
+                sock=_listen(self._listen.host, self._listen.port),
                 ssl=self._tls,
                 ssl_handshake_timeout=REQUEST_SECONDS if self._tls else None,
-                backlog=MAX_NEW,
             )
         except OSError as exc:
             await self.stop()
@@ -324,3 +323,14 @@ def _is_refusal(data: bytes) -> bool:
 async def _say_less(_request: web.Request, response: web.StreamResponse) -> None:
     """Leave out which software this is."""
     response.headers.pop("Server", None)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; the unspecified IPv6 address takes IPv4 too, as users expect."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server(
+        (host, port),
+        family=family,
+        backlog=MAX_NEW,
+        dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+    )
