@@ -60,6 +60,8 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # UDP ports to lend, one a pair; a router or firewall before this node must let them in.
     ports: Annotated[str, msgspec.Meta(max_length=11)] = "33000-33999"
     websocket: WebSocket = WebSocket()
+    # Use relays that strangers volunteer, where no member relays: they see two addresses and volumes.
+    volunteers: bool = True
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,6 +27,7 @@ _SALT = b"nostrvpn"
 _WIREGUARD_LABEL = b"nostrvpn/wireguard/v1/"
 _PAYMENT_LABEL = b"nostrvpn/payment/v1/"
 _RELAY_LABEL = b"nostrvpn/relay/v1/0"
+_VOLUNTEER_LABEL = b"nostrvpn/volunteer/v1/0"
 
 
 class BadKey(UserError):
@@ -88,8 +89,11 @@ class RootSecret:
 
         48 bytes of HKDF reduced to 1 … n-1 (FIPS 186-5 appendix A.4.1: the bias is below 2**-64).
         """
-        wide = int.from_bytes(self._derive(_label(_PAYMENT_LABEL, epoch), 48), "big")
-        return (wide % (_ORDER - 1) + 1).to_bytes(32, "big")
+        return self._scalar(_label(_PAYMENT_LABEL, epoch))
+
+    def volunteer_key(self) -> bytes:
+        """Return the secp256k1 secret that signs this node's public offers, apart from the identity."""
+        return self._scalar(_VOLUNTEER_LABEL)
 
     def relay_secret(self) -> bytes:
         """Return the 32 bytes from which this node, as a relay, derives its clients' credentials.
@@ -97,6 +101,10 @@ class RootSecret:
         Derived, so that credentials given out before a restart go on to be good.
         """
         return self._derive(_RELAY_LABEL, 32)
+
+    def _scalar(self, info: bytes) -> bytes:
+        wide = int.from_bytes(self._derive(info, 48), "big")
+        return (wide % (_ORDER - 1) + 1).to_bytes(32, "big")
 
     def _derive(self, info: bytes, length: int) -> bytes:
         return HKDF(algorithm=SHA256(), length=length, salt=_SALT, info=info).derive(self._secret)

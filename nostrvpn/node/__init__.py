@@ -9,11 +9,17 @@ returns effects. Open ``events.py`` first (what goes in and out), then ``node.py
 - ``inbox``     what a received message means
 - ``outbox``    what one step has to say, sent at its end
 - ``post``      sending and receiving through relays, under which mailboxes
+- ``moves``     when to act on a change of network
+- ``path_effects``  what the path engine asks for, carried out
+- ``relaying``  relays among the members: what is offered, by us and to us
 - ``tunnel``    what WireGuard is told of each peer, and when
 - ``stun_lookup``  when to look STUN servers' names up
 - ``peers``     what is known of each peer, and its tunnel's progress
+- ``services``  what the services beside the node say of themselves
 - ``commands``  the control commands, each an event with an answer
-- ``desired``   node -> WireGuard device and host state
-- ``status``    node -> the document behind ``nostrvpn status --json``
+- ``desired``   node -> WireGuard device, host state, packet filter
+- ``status``    node -> the document behind ``nostrvpn status --json``; ``netcheck`` likewise
+- ``why``       why a path is as it is: from ``situation`` (the facts) by ``reasons`` (rules as data)
+                and ``tried`` (what each attempt came to)
 - ``problems``  the catalogue of what can be wrong, in words, with the next step
 """

@@ -58,6 +58,7 @@ from nostrvpn.node.post import Post
 from nostrvpn.node.relaying import MeshRelays, RelayRole
 from nostrvpn.node.stun_lookup import StunLookup
 from nostrvpn.node.tunnel import Tunnel
+from nostrvpn.node.volunteers import Volunteers, put_up_offer, read_notices
 from nostrvpn.paths.agent import Paths
 from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.description import parse_cached_session
@@ -98,6 +99,7 @@ class NodeSettings:
     stun_servers: tuple[str, ...]
     paths: PathSettings
     relay: RelayRole | None = None
+    volunteers: bool = True
 
 
 class Node:
@@ -140,6 +142,7 @@ class Node:
         self.awaiting_join: dict[int, float] = {}
         self.sessions = dict(records.get("session", {}))
         self.relays = MeshRelays(settings.relay, self.peers)
+        self.volunteers = Volunteers(self.me)
         self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key, self.relays)
         self._restore(records)
 
@@ -174,6 +177,7 @@ class Node:
         """Handle one event; return what is to be done, in this order."""
         effects = self._dispatch(event, moment)
         effects += deliver(self, moment)
+        effects += read_notices(self, moment)
         effects += answer_joins(self, moment)
         return effects + self.outbox.flush(moment)
 
@@ -187,6 +191,7 @@ class Node:
             self.stun_lookup.deadline,
             self.moves.deadline,
             self.membership.deadline,
+            self.volunteers.put_up_at,
             *self.awaiting_join.values(),
         )
 
@@ -238,7 +243,8 @@ class Node:
         match event:
             case RelayOpened():
                 self.membership.hurry(moment)
-                return self.post.relay_event(event, moment) + self._tick_membership(moment)
+                opened = self.post.relay_event(event, moment)
+                return opened + self._tick_membership(moment) + put_up_offer(self, moment)
             case RelayClosed() | RelayText():
                 return self.post.relay_event(event, moment)
             case (
@@ -281,6 +287,7 @@ class Node:
         effects += self.step_paths(Tick(), moment)
         effects += self.tunnel.tick(moment)
         effects += self.stun_lookup.tick(moment)
+        effects += put_up_offer(self, moment)
         return effects + self._tick_membership(moment)
 
     def _tick_membership(self, moment: Moment) -> list[NodeEffect]:
@@ -380,5 +387,10 @@ class Node:
         return effects
 
     def offers_changed(self, moment: Moment) -> list[NodeEffect]:
-        """Tell the path engine which relays there are."""
-        return self.step_paths(RelayOffers(self.relays.offers), moment)
+        """Tell the path engine which relays there are; look for volunteers if no member is one."""
+        # Whoever relays can be reached, and needs no relay.
+        may_read = self.settings.volunteers and self.settings.relay is None
+        alone = may_read and not self.relays.of_members
+        self.relays.strangers = self.volunteers.offers(moment.wall) if alone else ()
+        effects = self.post.read_board(alone, moment)
+        return effects + self.step_paths(RelayOffers(self.relays.offers), moment)

@@ -21,6 +21,7 @@ from nostrvpn.signaling.mailboxes import (
     pair_mailboxes_around,
 )
 from nostrvpn.signaling.messages import Message, MessageType
+from nostrvpn.signaling.noticeboard import Notice, Noticeboard, post_notice
 from nostrvpn.signaling.relays import (
     Listen,
     Publish,
@@ -62,11 +63,14 @@ class Post:
         self._extra: tuple[str, ...] = ()
         self.pool = RelayPool(relays, active=active)
         self.deliveries: list[Delivery] = []
+        self._board = Noticeboard()
+        self._reads_board = False
+        self.notices: list[Notice] = []
 
     @property
     def dropped(self) -> dict[str, int]:
         """Received messages that were dropped, by reason."""
-        return dict(self._courier.dropped)
+        return {**self._board.dropped, **self._courier.dropped}
 
     @property
     def clock_offsets(self) -> dict[str, float]:
@@ -99,7 +103,26 @@ class Post:
         to_change = min((edge - moment.wall) % 86_400 or 86_400 for edge in (OVERLAP_S, -OVERLAP_S))
         self._rotate_at = moment.now + to_change + 1
         secrets = {address: mailbox.secret for address, mailbox in mailboxes.items()}
+        if self._reads_board:
+            # Without a secret: nobody shall authenticate as the owner of what everybody owns.
+            secrets |= dict.fromkeys(self._board.open(moment.wall), b"")
         return self.relay_event(Listen(secrets), moment)
+
+    def read_board(self, wanted: bool, moment: Moment) -> list[NodeEffect]:
+        """Read the public noticeboard from now on, or stop: ``notices`` queue up."""
+        if wanted == self._reads_board:
+            return []
+        self._reads_board = wanted
+        self._board.close()
+        return self.listen(self._pairs, self._invites, moment)
+
+    def put_up(
+        self, secret: bytes, body: dict[str, object], moment: Moment, *, expires_s: int
+    ) -> list[NodeEffect]:
+        """Put a notice up, by the author with this secret."""
+        wraps = post_notice(secret, body, moment, expires_s=expires_s)
+        self._tokens += 1
+        return self.relay_event(Publish(f"notice-{self._tokens}", wraps), moment)
 
     def send(
         self,
@@ -161,6 +184,10 @@ class Post:
 
     def _take(self, effect: RelayEffect, effects: list[NodeEffect], moment: Moment) -> None:
         match effect:
+            case Received(event=wrap) if self._board.owns(wrap):
+                notice = self._board.read(wrap, moment)
+                if notice is not None:
+                    self.notices.append(notice)
             case Received(event=wrap):
                 delivery = self._courier.open(wrap, moment)
                 if delivery is not None:

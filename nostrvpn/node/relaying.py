@@ -64,11 +64,17 @@ class MeshRelays:
         self._peers = peers
         self._members: frozenset[str] = frozenset()
         self.local: tuple[LocalAddress, ...] = ()
+        self.strangers: tuple[RelayOffer, ...] = ()
+
+    @property
+    def of_members(self) -> tuple[RelayOffer, ...]:
+        """The members that relay for us."""
+        return tuple(p.relay_offer for p in self._peers.values() if p.relay_offer is not None)
 
     @property
     def offers(self) -> tuple[RelayOffer, ...]:
-        """The relays that this node may use."""
-        return tuple(p.relay_offer for p in self._peers.values() if p.relay_offer is not None)
+        """The relays that this node may use: the members', and strangers' only if there are none."""
+        return self.of_members or self.strangers
 
     def offer_for(self, recipient: str) -> RelayOffer | None:
         """Return what ``recipient`` is offered; an applicant nothing, before it is a member."""

@@ -3,7 +3,7 @@
 A pair of nodes shares a secret (its NIP-44 conversation key). From it, the recipient's key and the day
 come the mailbox's *secret* key, so both can compute the address, the recipient can authenticate to
 the relay as its owner (NIP-42), and nobody else can link it to an npub or to another day's.
-An invite has one mailbox, derived from the secret in its link.
+An invite has one mailbox, derived from the secret in its link. The noticeboard's is known to all.
 
 Since a mailbox's key pair is known to both sides, it hides and routes only: who wrote a message is
 proven by the seal inside (NIP-59), and the seal is encrypted to the recipient's own key.
@@ -17,7 +17,13 @@ from dataclasses import dataclass
 
 from nostrvpn.nostr.event import public_key
 
-__all__ = ["Mailbox", "invite_mailbox", "pair_mailbox", "pair_mailboxes_around"]
+__all__ = [
+    "Mailbox",
+    "invite_mailbox",
+    "noticeboard_mailboxes_around",
+    "pair_mailbox",
+    "pair_mailboxes_around",
+]
 
 DAY_S = 86_400
 # Both clocks may be off by this much around midnight UTC; two mailboxes are listened to meanwhile.
@@ -65,3 +71,9 @@ def pair_mailboxes_around(shared: bytes, recipient: str, wall: float) -> tuple[M
 def invite_mailbox(secret: bytes) -> Mailbox:
     """Return the mailbox of an invite, from the secret in its link."""
     return _derive(secret, b"invite/v1")
+
+
+def noticeboard_mailboxes_around(wall: float, overlap_s: int = OVERLAP_S) -> tuple[Mailbox, ...]:
+    """Return the public noticeboards of the day at ``wall``, and of the next or last one near by."""
+    days = sorted({int(wall + shift) // DAY_S for shift in (-overlap_s, 0, overlap_s)})
+    return tuple(_derive(b"noticeboard", b"board/v1" + day.to_bytes(8, "big")) for day in days)

@@ -36,6 +36,7 @@ from nostrvpn.node.events import (
     TunnelSeen,
 )
 from nostrvpn.node.node import Node, NodeSettings
+from nostrvpn.node.relaying import RelayRole
 from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.events import DatagramReceived, SendDatagram
 from nostrvpn.paths.settings import PathSettings
@@ -118,13 +119,15 @@ class World:
         self.hosts[name] = host
         return host
 
-    def start(self, host: Host) -> None:
+    def start(self, host: Host, relay: RelayRole | None = None) -> None:
         key = SecretKey(host.secret.wireguard_private_key())
         host.wireguard_key = key.public_key
         tunnel = TunnelSettings(
             "nvpn0", "nostrvpn", 1280, key, key.public_key, host.address.port, 25
         )
-        settings = NodeSettings(host.secret, host.name, tunnel, host.relays, 4, (), PathSettings())
+        settings = NodeSettings(
+            host.secret, host.name, tunnel, host.relays, 4, (), PathSettings(), relay
+        )
         host.node = Node(settings, host.records, "kernel")
         host.run += 1
         self._perform(host, host.node.start(self.moment(host)))

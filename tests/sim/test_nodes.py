@@ -35,10 +35,11 @@ def test_the_path_is_used_one_round_trip_after_the_welcome():
     assert meet(world, a, b) <= 0.080 + 0.040 + 0.040 + 0.045
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_lost_messages_cost_seconds_not_minutes(seed):
-    world, a, b = two(seed, lost=0.2)
-    assert meet(world, a, b) < 15
+def test_lost_messages_cost_seconds_not_minutes():
+    # A fifth of all messages, each way: of a hundred meetings one or two lose three in a row.
+    took = sorted(meet(*two(seed, lost=0.2)) for seed in range(60))
+    assert took[-6] < 8
+    assert took[-1] < 60
 
 
 @pytest.mark.parametrize("skew", [-300.0, 300.0])

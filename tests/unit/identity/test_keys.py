@@ -58,6 +58,7 @@ def test_vectors(vector: dict[str, Any]) -> None:
     for payment in vector["payment"]:
         assert root.payment_key(payment["epoch"]).hex() == payment["secret"]
     assert root.relay_secret().hex() == vector["relay"]
+    assert root.volunteer_key().hex() == vector["volunteer"]
 
 
 @pytest.mark.parametrize("vector", VECTORS["derivation"], ids=lambda vector: vector["npub"][:12])
@@ -76,6 +77,8 @@ def test_vectors_by_other_means(vector: dict[str, Any]) -> None:
         assert public == b64decode(key["public_key"])
     wide = int.from_bytes(hkdf(bytes.fromhex(vector["root"]), "nostrvpn/payment/v1/0", 48), "big")
     assert wide % (ORDER - 1) + 1 == int(vector["payment"][0]["secret"], 16)
+    wide = int.from_bytes(hkdf(bytes.fromhex(vector["root"]), "nostrvpn/volunteer/v1/0", 48), "big")
+    assert wide % (ORDER - 1) + 1 == int(vector["volunteer"], 16)
     assert hkdf(bytes.fromhex(vector["root"]), "nostrvpn/relay/v1/0", 32).hex() == vector["relay"]
 
 
