@@ -354,7 +354,7 @@ class Node:
             effects += self.step_paths(RemovePeer(gone), moment)
             if offered:
                 effects += self.offers_changed(moment)
-        effects += self.relays.lend(self.membership.peers)
+        effects += self.relays.lend(followed)
         invites = [invite.secret for invite in self.membership.open_invites(moment.wall)]
         effects += self.post.listen(followed, invites, moment)
         for peer in followed:

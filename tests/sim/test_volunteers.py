@@ -48,7 +48,7 @@ def test_an_offer_to_strangers_reaches_a_network_without_a_relay_of_its_own():
 
 
 def test_nobody_reads_the_noticeboard_who_has_a_relay_among_his_members():
-    world, volunteer, a, b = world_with_volunteer()
+    world, _, a, b = world_with_volunteer()
     assert readers(world) == {"alice", "bob"}
     link = world.call(a, "invite", npub=b.secret.npub, once=False, expires_s=86_400)["link"]
     world.stop(b)
