@@ -8,14 +8,17 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 # What each Debian package is for is in docs/dependencies.md.
-PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools \
-	miniupnpd miniupnpd-nftables coturn
+PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools
+# A router's and a TURN server's daemons, which tests start by themselves; as services they stay off.
+TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn
 # The kernel's package has another name on Ubuntu.
 KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)
 ONLY ?=
+# Most of the time of these is waiting. A file's tests share a lab, so they stay together.
+PARALLEL := -n 3 --dist loadfile
 
-.PHONY: help setup packages demo test check unit sim contract lab test-kernel bench fmt clean
+.PHONY: help setup packages test-packages demo test check unit sim contract lab test-kernel bench matrix fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -24,6 +27,9 @@ setup: packages $(STAMP) ## system packages and the command at .venv/bin/nostrvp
 
 packages:
 	@packaging/install-packages $(PACKAGES)
+
+test-packages:
+	@packaging/install-packages --without-services $(TEST_PACKAGES)
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed" >&2; exit 1; }
@@ -49,11 +55,16 @@ unit: setup ## pure tests, one process
 sim: setup ## whole nodes and paths in virtual time
 	$(BIN)/pytest -q tests/sim
 
-contract: setup ## one suite against each real implementation
-	$(BIN)/pytest -q tests/contract
+contract: setup test-packages ## one suite against each real implementation
+	$(BIN)/pytest -q $(PARALLEL) tests/contract
 
-lab: setup ## real daemons in network namespaces
-	$(BIN)/pytest -q tests/lab
+lab: setup test-packages ## real daemons in network namespaces
+	$(BIN)/pytest -q $(PARALLEL) tests/lab
+
+matrix: setup ## every kind of network meets every other: writes docs/matrix.md
+	@mkdir -p build
+	$(BIN)/nostrvpn lab matrix > build/matrix.md
+	mv build/matrix.md docs/matrix.md
 
 test-kernel: setup ## the kernel's own WireGuard: this machine's, or a booted kernel's
 	@! $(BIN)/python tests/kernel/boot.py --needed || packaging/install-packages $(KERNEL_PACKAGES) || true

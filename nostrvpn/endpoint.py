@@ -17,6 +17,10 @@ class Endpoint:
     ip: IPAddress
     port: int
 
+    def __hash__(self) -> int:
+        # An address's own hash goes by way of text, and endpoints are looked up for each packet.
+        return hash((int(self.ip), self.port))
+
     def __str__(self) -> str:
         return f"{self.ip}:{self.port}" if self.ip.version == 4 else f"[{self.ip}]:{self.port}"
 

@@ -36,7 +36,7 @@ _FLAGS = (
         "--relay-pairs",
         type=click.IntRange(1, 1000),
         metavar="N",
-        help="How many pairs at once.  [default: 64]",
+        help="How many pairs at once.  [default: 256]",
     ),
     click.option(
         "--relay-mbit",

@@ -165,6 +165,22 @@ def run(scenario: str, as_json: bool) -> int:
     return run_scenario(scenario, console(), as_json)
 
 
+@lab_command.command("matrix")
+@json_option
+def matrix(as_json: bool) -> None:
+    """Let every kind of network meet every other; print a page of the paths found.
+
+    It takes several minutes.
+    """
+    from nostrvpn.lab.matrix import measure_matrix, render_page
+
+    measured = measure_matrix(tell=lambda text: click.echo(text, err=True))
+    if as_json:
+        show_json(measured)
+    else:
+        click.echo(render_page(measured["pairs"]), nl=False)
+
+
 def _known(scenario: str, scenarios: Any) -> None:
     if scenario not in scenarios:
         names = ", ".join(sorted(scenarios))

@@ -36,6 +36,8 @@ def why_command(options: Options, peer: str, as_json: bool) -> None:
             click.echo(f"\n{title}")
             for item in answer[key]:
                 click.echo(f"  - {item['text']}")
+    if answer.get("search"):
+        click.echo(f"\nSearch for ports: {answer['search']}.")
     if answer.get("next_try_in_s") is not None:
         click.echo(f"\nNext try in {span(answer['next_try_in_s'])}.")
 

@@ -82,6 +82,6 @@ def parse_arguments(command: Command, body: bytes) -> dict[str, object]:
     """Return a request's arguments, complete with defaults; UsageError names what is wrong."""
     try:
         parsed = msgspec.json.decode(body or b"{}", type=command.arguments)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{command.name}: {error}", "see docs/protocol/control.md") from error
     return {name: getattr(parsed, name) for name in parsed.__struct_fields__}

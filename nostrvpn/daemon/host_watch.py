@@ -40,13 +40,15 @@ class HostWatch:
         self._loop = loop
         self._reconciler = reconciler
         self._last: HostChanged | None = None
-        self._is_stale = self._is_reading = False
+        self._is_stale = self._is_reading = self._has_moved = False
         self._monitor = NetlinkMonitor(self._changed)
 
     async def start(self) -> None:
         """Read the host once, and then whenever it changes."""
+        self._is_reading = True
         self._monitor.start()
         await self._read()
+        self._loop.supervisor.start("host", self._read_until_fresh())
 
     def stop(self) -> None:
         """Stop watching."""
@@ -55,6 +57,7 @@ class HostWatch:
     def _changed(self, _kinds: frozenset[str]) -> None:
         # Before anything else is sent: it would leave with the old source address.
         self._loop.tap.routes_changed()
+        self._reconciler.host_changed()
         self._is_stale = True
         if not self._is_reading:
             self._is_reading = True
@@ -62,8 +65,13 @@ class HostWatch:
 
     async def _read_until_fresh(self) -> None:
         try:
-            while self._is_stale:
-                await self._read()
+            while self._is_stale or self._has_moved:
+                if self._is_stale:
+                    await self._read()
+                    continue
+                self._has_moved = False
+                if self._loop.services is not None:
+                    await self._loop.services.network_changed(self._reconciler.run)
         finally:
             self._is_reading = False
 
@@ -87,5 +95,4 @@ class HostWatch:
             restart=interrupted or last is None or last.sources != sources,
         )
         await self._loop.put(replace(event, interrupted=interrupted))
-        if self._loop.services is not None:
-            await self._loop.services.network_changed()
+        self._has_moved = True

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.daemon.services import Services
+from nostrvpn.daemon.sleepers import Sleepers
 from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
@@ -61,6 +62,8 @@ __all__ = ["Loop", "moment"]
 INBOX = 4_096
 RECONCILE_EVERY_S = 30.0
 CALL_TIMEOUT_S = 130.0
+ECHO_TRIES = 3
+OBSERVE_TIMEOUT_S = 3.0
 # Idle counters are read every few seconds; whoever asks gets those of now.
 _NOT_DROPPED = frozenset({"received", "sent"})
 _SHOWS_COUNTERS = frozenset({"status", "peers", "why"})
@@ -98,6 +101,7 @@ class Loop:
         self.sockets = RelaySockets(self._inbox.put)
         self.tap = Tap(port, FWMARK, self._datagram)
         self.services: Services | None = None
+        self.sleepers: Sleepers | None = None
 
     # -- in ---------------------------------------------------------------------------------
 
@@ -132,11 +136,14 @@ class Loop:
                 counters = self.tap.counters.items()
                 dropped = {name: count for name, count in counters if name not in _NOT_DROPPED}
                 self._node.tap_counters = dropped
-                await self._observe()
+                # A kernel that hangs leaves us the counters of before.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(OBSERVE_TIMEOUT_S):
+                        await self._observe()
             if self.services is not None and name in _SHOWS_SERVICES:
                 await self.services.show()
-            await self._inbox.put(Command(number, name, args))
             async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._inbox.put(Command(number, name, args))
                 return await future
         except TimeoutError as exc:
             raise SystemRefused(f"the daemon did not answer {name} in time") from exc
@@ -190,9 +197,12 @@ class Loop:
         while True:
             self._reconcile_wanted.clear()
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
-            error = await self._reconciler.reconcile(self._node.desired(now))
+            desired = self._node.desired(now)
+            error = await self._reconciler.reconcile(desired)
             if error is not None:
                 _log.error("the tunnel could not be configured: %s", error)
+            elif self.sleepers is not None:
+                self.sleepers.applied(desired, self.tap)
             await self._inbox.put(ReconcileFinished(error, self._reconciler.firewall_error))
             try:
                 async with asyncio.timeout(RECONCILE_EVERY_S):
@@ -316,8 +326,13 @@ class Loop:
         await self._inbox.put(StunResolved(endpoints, unresolved))
 
     async def _echo(self, effect: SendEcho) -> None:
+        # The first packet for a sleeping peer that never told its WireGuard key only wakes it.
+        tries = ECHO_TRIES if effect.context.get("asleep") else 1
+        wait, rtt = effect.timeout_s / tries, None
         try:
-            rtt = await echo(IPv6Address(effect.address), effect.timeout_s, self._interface)
+            while rtt is None and tries:
+                rtt = await echo(IPv6Address(effect.address), wait, self._interface)
+                tries -= 1
         except NostrvpnError as exc:
             self._answer(effect.call, exc)
             return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
+import resource
 import signal
 import socket
 from contextlib import AsyncExitStack
@@ -16,8 +18,8 @@ from nostrvpn.control.server import ControlServer
 from nostrvpn.daemon.host_watch import HostWatch
 from nostrvpn.daemon.loop import Loop, moment
 from nostrvpn.daemon.reconcile import Reconciler
-from nostrvpn.daemon.relay_service import RelayService
 from nostrvpn.daemon.services import Services
+from nostrvpn.daemon.sleepers import Sleepers
 from nostrvpn.endpoint import parse_endpoint
 from nostrvpn.errors import NostrvpnError
 from nostrvpn.identity.keys import RootSecret
@@ -32,6 +34,7 @@ from nostrvpn.io.wireguard import Backend, select_backend
 from nostrvpn.node.desired import TunnelSettings
 from nostrvpn.node.node import Node, NodeSettings
 from nostrvpn.node.relaying import RelayRole
+from nostrvpn.paths.hard_nat.search import SOURCE_PORTS
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.wireguard.device import SecretKey
 
@@ -55,6 +58,9 @@ def run(options: Options) -> int:
     """
     config = load_config(options.config)
     start_logging(config.log_level, options.log_file)
+    # A relay's ports and its clients' connections need more than the usual 1024.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     lock = StateLock(options.lock_path)
     lock.acquire()
     try:
@@ -91,6 +97,9 @@ async def _run(options: Options, config: Config) -> int:
         if asked:
             loop.stop(asked[0])
         notify("READY=1")
+        # What stands now stays: no collection need look at it again.
+        gc.freeze()
+        gc.enable()
         await loop.run()
         notify("STOPPING=1")
     _log.info("stopped")
@@ -115,6 +124,8 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
         port,
         config.wireguard.keepalive,
     )
+    sleepers = Sleepers(port)
+    stack.callback(sleepers.close)
     settings = NodeSettings(
         secret,
         options.name or config.name or socket.gethostname(),
@@ -122,8 +133,9 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
         options.relay_urls(config),
         config.relays.active,
         config.stun,
-        PathSettings(opener_ttl=config.paths.opener_ttl),
+        _path_settings(config, may_sleep=sleepers.is_open),
         _relay_role(secret, options.relay_settings(config), port),
+        config.relay.volunteers,
     )
     node = Node(settings, {space: store.all(space) for space in SPACES}, backend.name)
     if store.restored:
@@ -132,18 +144,17 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     stack.callback(reconciler.close)
     stack.push_async_callback(reconciler.delete)
     loop = Loop(node, store, reconciler, interface=interface, port=port)
+    loop.sleepers = sleepers
+    sleepers.serve(node, loop.offer)
     node.adopt(await reconciler.observe())
     await reconciler.run(lambda: reconciler.reconcile_now(node.desired(0.0)))
     _open_tap(loop, node)
+    if config.paths.hard_nat_search:
+        loop.tap.listen_on(SOURCE_PORTS)
     stack.callback(loop.tap.close)
     loop.services = services = Services(node, config, loop.offer)
     if settings.relay is not None:
-        relay = options.relay_settings(config)
-        services.use_relay(
-            RelayService(
-                settings.relay.secret, relay, store, moment=moment, send_control=loop.tap.send
-            )
-        )
+        _lend(services, settings.relay, options.relay_settings(config), store, loop)
     stack.push_async_callback(services.stop)
     await services.start(interface)
     watch = HostWatch(loop, reconciler)
@@ -154,6 +165,23 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     stack.push_async_callback(control.stop)
     _log.info("%s is up: %s backend, port %d, %s", interface, backend.name, port, secret.npub)
     return loop
+
+
+def _lend(services: Services, role: RelayRole, relay: Relay, store: Store, loop: Loop) -> None:
+    from nostrvpn.daemon.relay_service import RelayService  # most nodes lend nothing
+
+    services.use_relay(
+        RelayService(role.secret, relay, store, moment=moment, send_control=loop.tap.send)
+    )
+
+
+def _path_settings(config: Config, *, may_sleep: bool) -> PathSettings:
+    paths = config.paths
+    return PathSettings(
+        opener_ttl=paths.opener_ttl,
+        hard_nat_search=paths.hard_nat_search,
+        sleep_after=paths.sleep_after_minutes * 60.0 or None if may_sleep else None,
+    )
 
 
 def _relay_role(secret: RootSecret, relay: Relay, port: int) -> RelayRole | None:

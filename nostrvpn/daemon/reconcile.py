@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +16,9 @@ from typing import TypeVar
 
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.host import diff as host_diff
+from nostrvpn.host.diff import HostOp
 from nostrvpn.host.firewall import Firewall, table_name
+from nostrvpn.host.state import HostState
 from nostrvpn.io.netlink import apply_host, observe_host, remove_limits
 from nostrvpn.io.nftables import apply_firewall
 from nostrvpn.io.own_tables import delete_own_tables
@@ -25,6 +28,11 @@ from nostrvpn.wireguard import diff as wireguard_diff
 from nostrvpn.wireguard.device import ObservedDevice
 
 __all__ = ["Reconciler"]
+
+# Less than the 30 s between two runs of an idle loop, so that each of those looks at everything. In
+# between, what was found as desired is not read again: routes and addresses take six dumps, a table
+# of the packet filter a process, and while a mesh starts there are several runs a second.
+TRUSTED_S = 20.0
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -43,6 +51,9 @@ class Reconciler:
         self._mtu = mtu
         self._applied: dict[str, int] = {}
         self._ready = False
+        self._host: tuple[HostState, float] | None = None
+        self._host_moved = False
+        self._firewall: tuple[Firewall, float] | None = None
         self.firewall_error: str | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
 
@@ -65,9 +76,9 @@ class Reconciler:
         if observed is None:
             # Idempotent: adopts a device of ours, replaces one whose process hangs.
             self._backend.create(name, self._mtu)
-            self._ready, self._applied = True, {}
+            self._ready, self._applied, self._host = True, {}, None
             observed = self._backend.observe(name)
-        host_operations = host_diff.diff(observe_host(name), desired.host)
+        host_operations = self._host_operations(desired.host)
         for host_operation in host_operations:
             _log.info("[#] %s", host_operation)
         # Before an endpoint changes, what guards the change is in place.
@@ -75,6 +86,20 @@ class Reconciler:
         # The device is ready before the link comes up and routes lead to it.
         self._apply_device(observed, desired)
         apply_host(host_operations)
+
+    def host_changed(self) -> None:
+        """Links, addresses or routes changed: the next run looks at them. From any thread."""
+        self._host_moved = True
+
+    def _host_operations(self, desired: HostState) -> list[HostOp]:
+        if not self._host_moved and _holds(self._host, desired):
+            return []
+        self._host, self._host_moved = None, False
+        now = time.monotonic()
+        operations = host_diff.diff(observe_host(self._interface), desired)
+        if not operations:
+            self._host = desired, now
+        return operations
 
     def _find(self) -> ObservedDevice | None:
         try:
@@ -84,6 +109,9 @@ class Reconciler:
             return None
 
     def _apply_firewall(self, firewall: Firewall) -> None:
+        if _holds(self._firewall, firewall):
+            return
+        self._firewall = None
         try:
             if apply_firewall(firewall, self._interface):
                 _log.info(
@@ -95,6 +123,7 @@ class Reconciler:
             self.firewall_error = str(exc)
         else:
             self.firewall_error = None
+            self._firewall = firewall, time.monotonic()
 
     def _apply_device(self, observed: ObservedDevice | None, desired: Desired) -> None:
         name = self._interface
@@ -129,3 +158,8 @@ class Reconciler:
     def close(self) -> None:
         """End the worker thread."""
         self._thread.shutdown(wait=True)
+
+
+def _holds(found: tuple[_T, float] | None, desired: _T) -> bool:
+    """Whether ``desired`` was found or made so a moment ago (monotonic seconds)."""
+    return found is not None and found[0] == desired and time.monotonic() - found[1] < TRUSTED_S

@@ -26,6 +26,8 @@ from nostrvpn.relaying.snapshot import RelaySnapshot
 __all__ = ["RelayService"]
 
 GIGABYTE = 10**9
+# One peer towards each other of a mesh of 30, as nobody of whom there are few should be kept out.
+LEAST_PER_USER = 32
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ def _settings(config: Relay) -> RelaySettings:
     return RelaySettings(
         ports=check_port_range(config.ports),
         max_pairs=config.pairs,
+        pairs_per_user=max(LEAST_PER_USER, config.pairs // 4),
         for_anyone=config.offer == "anyone",
         mbit_per_s=config.mbit,
         monthly_bytes=config.gigabytes * GIGABYTE or None,
@@ -42,6 +45,11 @@ def _settings(config: Relay) -> RelaySettings:
 
 class RelayService:
     """Runs on the daemon's loop. ``error`` says what of it could not be had, None if all stands."""
+
+    @property
+    def slow(self) -> str | None:
+        """Why this program forwards itself what the kernel could; None if the kernel does."""
+        return self._host.refusal
 
     def __init__(
         self,
@@ -86,7 +94,8 @@ class RelayService:
         """Begin to relay; what cannot be had is said by ``error`` and left out."""
         try:
             await self._host.start(interface, uplinks())
-            self.error = self._host.refusal
+            if self._host.refusal is not None:  # slower, and nothing else
+                _log.warning("relaying in user space: %s", self._host.refusal)
             if self._websocket is not None:
                 await self._websocket.start()
         except NostrvpnError as exc:
@@ -118,6 +127,7 @@ class RelayService:
 
     async def look(self) -> RelaySnapshot:
         """Return the relay as it is now, counters included."""
+        await self._host.look_around()
         await self._host.read_counters()
         return self._server.snapshot(self._moment())
 

@@ -1,27 +1,26 @@
 """What runs beside the node: channels, TURN, port mapping, the doorbell, our own relay.
 
-Each turns the node's effects into work, and what happens into events; none of them decides.
+Each turns the node's effects into work, and what happens into events; none of them decides. What
+a node does not use is not even imported: together they are a tenth of its memory and start.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nostrvpn.config.model import Config, Turn
-from nostrvpn.daemon.relay_service import RelayService
-from nostrvpn.endpoint import Endpoint
+from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import NostrvpnError, UserError
 from nostrvpn.host.state import FWMARK
-from nostrvpn.io.channels import ChannelCalls, Channels
-from nostrvpn.io.port_mapping import PortMapping, default_gateways
-from nostrvpn.io.turn import TurnCalls, TurnServers
-from nostrvpn.io.turn_wire import TurnServer, parse_turn_url
 from nostrvpn.node.events import LendTo, NodeEvent
 from nostrvpn.node.node import Node
 from nostrvpn.node.services import relay_document
+from nostrvpn.paths.candidates import refusal
 from nostrvpn.paths.events import (
     ChannelAnswered,
     ChannelClosed,
@@ -34,36 +33,39 @@ from nostrvpn.paths.events import (
     TurnLost,
 )
 
+if TYPE_CHECKING:
+    from nostrvpn.daemon.relay_service import RelayService
+    from nostrvpn.io.channels import Channels
+    from nostrvpn.io.port_mapping import DefaultGateway, PortMapping
+    from nostrvpn.io.turn import TurnServers
+    from nostrvpn.io.turn_wire import TurnServer
+
 __all__ = ["Services"]
+
+# How long a status waits for our own relay's counters.
+SHOW_SECONDS = 3.0
 
 _log = logging.getLogger(__name__)
 
 Offer = Callable[[NodeEvent], None]
+Run = Callable[
+    [Callable[[], "tuple[DefaultGateway, ...]"]], Awaitable["tuple[DefaultGateway, ...]"]
+]
 
 
 class Services:
     """All of them, on the running loop. ``offer`` takes events for the node."""
 
     def __init__(self, node: Node, config: Config, offer: Offer) -> None:
-        port = node.settings.tunnel.listen_port
+        self._port = node.settings.tunnel.listen_port
         self._node = node
         self._offer = offer
         self._turn_servers = tuple(_turn_server(turn) for turn in config.turn)
-        self._turn = TurnServers(port, self._turn_calls(), mark=FWMARK)
-        self._channels = Channels(
-            port,
-            ChannelCalls(
-                lambda number, frame: offer(ChannelAnswered(number, frame)),
-                lambda number, endpoint: offer(ChannelOpened(number, endpoint)),
-                lambda number, reason: offer(ChannelClosed(number, reason)),
-            ),
-            turn=self._turn,
-            mark=FWMARK,
-        )
+        self._turn = self._make_turn() if self._turn_servers else None
+        self._channels: Channels | None = None
         self._mapping: PortMapping | None = None
+        self._may_map = bool(config.paths.port_mapping)
         self._must_map = config.paths.port_mapping == "required"
-        if config.paths.port_mapping:
-            self._mapping = PortMapping(port, FWMARK, lambda e: offer(MappedAddresses(e)))
         self.relay: RelayService | None = None
 
     def use_relay(self, relay: RelayService) -> None:
@@ -71,57 +73,100 @@ class Services:
         self.relay = relay
 
     async def start(self, interface: str) -> None:
-        """Begin; what cannot be had is said in status, and the rest goes on."""
-        for server in self._turn_servers:
-            self._node.turn_states[server.name] = "allocating"
-            self._turn.allocate(server)
+        """Begin; what cannot be had is said in status, and the rest goes on.
+
+        Nothing here waits for the network. Port mapping begins with ``network_changed``.
+        """
+        if self._turn is not None:
+            for server in self._turn_servers:
+                self._node.turn_states[server.name] = "allocating"
+                self._turn.allocate(server)
         if self.relay is not None:
             await self.relay.start(interface)
             self._node.relay_error = self.relay.error
-        await self.network_changed()
 
     async def stop(self) -> None:
         """Give everything back, in bounded time."""
         if self.relay is not None:
-            await self.relay.stop()
-        await self._channels.close_all()
-        await self._turn.stop()
+            try:
+                await self.relay.stop()
+            except NostrvpnError as exc:
+                _log.error("relaying could not be ended in order: %s", exc)
+        if self._channels is not None:
+            await self._channels.close_all()
+        if self._turn is not None:
+            await self._turn.stop()
+        self._may_map = False
         if self._mapping is not None:
             await self._mapping.close()
 
-    async def network_changed(self) -> None:
-        """Addresses or routes changed: ask the router that we have now."""
-        if self._mapping is None:
+    async def network_changed(self, run: Run) -> None:
+        """Addresses or routes are known, or changed: ask the router that we have now.
+
+        ``run`` does blocking work elsewhere. One call at a time: the last one's answer counts.
+        """
+        if not self._may_map:
             return
         try:
-            gateways = await asyncio.to_thread(default_gateways)
+            gateways = await run(_default_gateways)
         except NostrvpnError as exc:
             _log.warning("the default routes could not be read: %s", exc)
             return
-        self._mapping.gateways_changed(gateways)
+        if self._may_map:
+            self._mapper().gateways_changed(gateways)
 
     def perform(self, effect: OpenChannel | CloseChannel | LendTo) -> None:
         """Carry out one effect."""
         match effect:
             case OpenChannel():
-                self._channels.open(effect.channel, effect.target)
+                self._carriers().open(effect.channel, effect.target)
             case CloseChannel():
-                self._channels.close(effect.channel)
+                self._carriers().close(effect.channel)
             case LendTo() if self.relay is not None:
                 self.relay.lend_to(effect.users)
 
     def answered(self, channel: int) -> None:
         """The node took the first frame of a channel, and did not close it: let packets flow."""
-        self._channels.carry(channel)
+        self._carriers().carry(channel)
 
     async def show(self) -> None:
         """Tell the node what status and netcheck show of us."""
         if self._mapping is not None:
             self._node.port_mapping = {**self._mapping.report(), "required": self._must_map}
         if self.relay is not None:
-            self._node.relay_snapshot = relay_document(await self.relay.look())
+            # What the kernel is busy with shall not keep a status waiting.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SHOW_SECONDS):
+                    shown = relay_document(await self.relay.look())
+                    self._node.relay_snapshot = {**shown, "slow": self.relay.slow}
 
-    def _turn_calls(self) -> TurnCalls:
+    def _mapper(self) -> PortMapping:
+        if self._mapping is None:
+            from nostrvpn.io.port_mapping import PortMapping
+
+            offer = self._offer
+            self._mapping = PortMapping(self._port, FWMARK, lambda e: offer(MappedAddresses(e)))
+        return self._mapping
+
+    def _carriers(self) -> Channels:
+        if self._channels is None:
+            from nostrvpn.io.channels import ChannelCalls, Channels
+
+            calls = ChannelCalls(
+                lambda number, frame: self._offer(ChannelAnswered(number, frame)),
+                lambda number, endpoint: self._offer(ChannelOpened(number, endpoint)),
+                lambda number, reason: self._offer(ChannelClosed(number, reason)),
+            )
+            self._channels = Channels(self._port, calls, turn=self._turn, mark=FWMARK)
+            self._channels.refuses = self._is_refused
+        return self._channels
+
+    def _is_refused(self, ip: IPAddress) -> bool:
+        return refusal(Endpoint(ip, 1), self._node.path_settings) is not None
+
+    def _make_turn(self) -> TurnServers:
+        from nostrvpn.io.turn import TurnCalls, TurnServers
+
         def allocated(server: str, relayed: Endpoint) -> None:
             self._node.turn_states[server] = f"relays at {relayed}"
             self._offer(TurnAllocated(server, relayed))
@@ -131,16 +176,26 @@ class Services:
             self._node.turn_states[server] = f"failed: {reason}"
             self._offer(TurnLost(server, reason))
 
-        return TurnCalls(
+        calls = TurnCalls(
             allocated,
             lost,
-            lambda server, remote: self._offer(TurnHeard(server, remote)),
+            lambda server, remote, ufrag: self._offer(TurnHeard(server, remote, ufrag)),
             lambda number, endpoint: self._offer(ChannelOpened(number, endpoint)),
             lambda number, reason: self._offer(ChannelClosed(number, reason)),
         )
+        return TurnServers(self._port, calls, mark=FWMARK)
+
+
+def _default_gateways() -> tuple[DefaultGateway, ...]:
+    # In the worker thread the import holds up nothing.
+    from nostrvpn.io.port_mapping import default_gateways
+
+    return default_gateways()
 
 
 def _turn_server(turn: Turn) -> TurnServer:
+    from nostrvpn.io.turn_wire import parse_turn_url
+
     password = turn.password
     if turn.password_file:
         try:

@@ -5,9 +5,11 @@ Three things that WireGuard itself cannot do:
 - **Guard.** When the endpoint of a live tunnel moves, packets that are still under way over the old
   path would make WireGuard roam back. Before conntrack (-200) and STUN excepted, their source
   becomes the new endpoint, so they count for the tunnel and not for roaming. Where an address cannot
-  be rewritten (another family, or loopback) they are dropped.
-- **Pin.** A NATed peer may be reached from another port than WireGuard's. A pair of stateless rules,
-  again before conntrack, puts that port in the place of WireGuard's towards this one remote.
+  be rewritten (another family, loopback, or no checksum to mend) they are dropped.
+- **Pin.** A NATed peer may be reached from another port than WireGuard's. A pair of stateless rules
+  puts that port in the place of WireGuard's towards this one remote: what arrives before conntrack
+  sees it, what leaves after it (-150). So conntrack knows one flow of WireGuard's port, and a host
+  firewall that lets in answers only lets the peer's packets in.
 - **Clamp.** TCP that this host forwards through the tunnel learns the tunnel's MTU (RFC 4459, 3.2).
 
 Each rule's comment is a digest of the whole ruleset, so what is found can be told from what is
@@ -27,6 +29,8 @@ __all__ = ["Firewall", "Guard", "Pin", "render_firewall", "rule_marks", "table_n
 _NOT_STUN = "@th,96,32 != 0x2112a442"
 # Before conntrack (-200), so that it never sees the packet as it was.
 _HOOK = "priority -310; policy accept;"
+# RFC 768: a checksum of 0 over IPv4 says there is none. nft would "mend" it, which makes it wrong.
+_NO_CHECKSUM = "udp checksum 0"
 _SYN = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 _DIGEST_CHARS = 16
 
@@ -124,15 +128,19 @@ def _chains(firewall: Firewall, interface: str) -> list[tuple[str, str, list[str
     guards = sorted(firewall.guards, key=lambda guard: str(guard.old))
     port = firewall.listen_port
     arriving = [
-        f"{_from(pin.remote)} udp dport {pin.local_port} udp dport set {port}" for pin in pins
+        f"{_from(pin.remote)} udp dport {pin.local_port} udp checksum != 0 udp dport set {port}"
+        for pin in pins
     ]
     # Afterwards: a late packet may come to the pinned port as well as to WireGuard's.
-    arriving += [f"{_from(guard.old)} {_NOT_STUN} {_verdict(guard)}" for guard in guards]
+    for guard in guards:
+        late, verdict = f"{_from(guard.old)} {_NOT_STUN}", _verdict(guard)
+        arriving += [f"{late} {_NO_CHECKSUM} drop"] if verdict != "drop" else []
+        arriving.append(f"{late} {verdict}")
     leaving = [f"{_to(pin.remote)} udp sport {port} udp sport set {pin.local_port}" for pin in pins]
     clamps = [f'{way} "{interface}" {_SYN}' for way in ("oifname", "iifname")]
     return [
         ("arriving", f"prerouting {_HOOK}", arriving),
-        ("leaving", f"output {_HOOK}", leaving),
+        ("leaving", "output priority mangle; policy accept;", leaving),
         (
             "forwarded",
             "forward priority mangle; policy accept;",

@@ -13,25 +13,53 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``wireguard_redirects``  the host setting that the kernel's WireGuard changes, put back
 - ``tun_owner``            the processes behind a TUN interface
 - ``netlink``              links, addresses, routes: observe and apply
+- ``routes``               our routes into the tunnel, with their metrics
+- ``outer_limits``         fragments for narrow paths: a routing table for WireGuard's packets only
 - ``netlink_monitor``      notice of changes to them (on the event loop)
+- ``source_address``       which of our addresses the kernel would send from
+- ``nftables``             nft: one atomic transaction a call; our table of guards and pins
+- ``own_tables``           every nftables table that carries our mark, removed
 - ``cleanup``              remove whatever carries our mark
 - ``privilege``            what the kernel lets us do
 
 Packets and relays (on the event loop):
 
-- ``tap``             probes on WireGuard's own UDP port
+- ``tap``             probes on WireGuard's own UDP port, and on others while a hard NAT is searched
 - ``relays``          WebSocket connections to Nostr relays
-- ``resolver``        names of STUN servers to addresses
+- ``resolver``        names of STUN servers and of relays to addresses
 - ``echo``            ICMPv6 echo through the tunnel, for ``ping``
-- ``embedded_relay``  a relay of our own, for ``nostrvpn relay``, the lab and the tests
+- ``embedded_relay``  a Nostr relay of our own, for ``nostrvpn relay``, the lab and the tests
+
+Remote endpoints that are not UDP (on the event loop):
+
+- ``channels``     WebSockets to relays, and a TURN allocation's remote endpoints, each behind a shim
+- ``shims``        the loopback sockets that WireGuard takes for a remote endpoint
+- ``tcp_carrier``  short queues, and a dead TCP connection noticed soon
+- ``turn``         TURN allocations; ``turn_wire``: one connection to a TURN server
+- ``doorbell``     the endpoint of peers that sleep: what WireGuard sends there wakes them
+
+Relaying for others (``relay_host`` first; a thread of its own talks to the kernel):
+
+- ``relay_host``       the relay's machine (``relaying``), its ports and the kernel's table together
+- ``relay_ports``      the lent UDP ports, and forwarding in user space
+- ``relay_table``      forwarding in the kernel, by nftables
+- ``relay_routing``    the host's forwarding settings, turned on and put back
+- ``forward_policy``   does another firewall drop what this host forwards
+- ``relay_websocket``  for members whose network blocks UDP
+
+Asking the router (``portmap`` decides):
+
+- ``port_mapping``  PCP and NAT-PMP; timers
+- ``upnp``          SSDP, and HTTP with the default gateway only
 
 The host:
 
+- ``clock_watch``      the machine slept, or its clock was set
 - ``service_manager``  sd_notify
 
 Files:
 
-- ``store``          the state database
+- ``store``          the state database; ``store_backup``: its backup
 - ``config_file``    the configuration file
 - ``identity_file``  the root secret at rest
 - ``durable_file``   writing a file so that it survives a crash

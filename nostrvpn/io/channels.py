@@ -18,17 +18,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+from urllib.request import getproxies
 
 import aiohttp
 
 from nostrvpn import __version__
-from nostrvpn.endpoint import Endpoint
+from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
 from nostrvpn.io.shims import MAX_FRAME, Shim
 from nostrvpn.io.tcp_carrier import SO_MARK, is_congested, prepare_carrier
-from nostrvpn.io.turn import TurnServers
 from nostrvpn.paths.events import TurnTarget, WebSocketTarget
+
+if TYPE_CHECKING:
+    from nostrvpn.io.turn import TurnServers
 
 __all__ = ["ChannelCalls", "Channels"]
 
@@ -69,7 +73,8 @@ class Channels:
     ``mark`` is WireGuard's fwmark, put on every connection. ``proxy`` is an HTTP proxy URL for all
     of them; without it the environment's (HTTPS_PROXY and friends) is used. ``tls`` replaces the
     system's certificate authorities. ``turn`` serves the targets on TURN servers; it is stopped
-    by its owner.
+    by its owner. ``refuses`` says to which addresses nobody may make us connect, however a peer's URL
+    or a redirection names them.
     """
 
     def __init__(
@@ -88,6 +93,9 @@ class Channels:
         self._mark = mark
         self._proxy = proxy
         self._tls = tls
+        # Through a proxy, all connections lead to the proxy, and what is behind it is its business.
+        self._is_proxied = proxy is not None or bool(getproxies())
+        self.refuses: Callable[[IPAddress], bool] | None = None
         self._settings: _Settings | None = None
         self._channels: dict[int, _WebSocketChannel] = {}
         self._is_stopping = False
@@ -167,6 +175,9 @@ class Channels:
 
     def _make_socket(self, address: Any) -> socket.socket:
         family, kind, protocol = address[:3]
+        if self.refuses is not None and not self._is_proxied:
+            if self.refuses(ip_address(address[4][0].partition("%")[0])):
+                raise OSError("an address that nobody may make us connect to")
         made = socket.socket(family, kind, protocol)
         if self._mark:
             made.setsockopt(socket.SOL_SOCKET, SO_MARK, self._mark)

@@ -12,7 +12,9 @@ __all__ = ["remove_marked"]
 
 
 def remove_marked(alias_prefix: str = "", interface: str | None = None) -> tuple[str, ...]:
-    """Remove the links with our mark and the processes and sockets behind them; return their names.
+    """Remove the links with our mark and the processes and sockets behind them; say what it was.
+
+    The names of the links come first; then, in words, the tables and how many routes and rules.
 
     ``alias_prefix`` narrows it to links whose alias starts so (one node among several on a host).
     ``interface`` narrows it to the link of that name. Addresses and routes go with their link; the
@@ -26,13 +28,11 @@ def remove_marked(alias_prefix: str = "", interface: str | None = None) -> tuple
         backend: Backend = KernelBackend() if link.kind == "wireguard" else UserspaceBackend()
         backend.delete(link.name)
         removed.append(link.name)
-    for name in removed:
-        _remove_rules(name)
-    if not alias_prefix:
-        _remove_rules(interface)
-    return tuple(removed)
-
-
-def _remove_rules(interface: str | None) -> None:
-    delete_own_tables(interface)
-    remove_limits(interface)
+    tables: list[str] = []
+    rules = 0
+    for name in [*removed, *([] if alias_prefix else [interface])]:
+        tables += delete_own_tables(name)
+        rules += remove_limits(name)
+    words = [f"table inet {table}" for table in tables]
+    words += [f"{rules} routing rules and routes"] if rules else []
+    return (*removed, *words)

@@ -5,8 +5,9 @@ in 127.78/16 on one socket of ours, shared by all sleeping peers. WireGuard's fi
 handshake initiation, says that somebody wants to talk to the peer: it rings.
 
 WireGuard repeats an initiation only after 5 s, whatever its endpoint becomes meanwhile. So the last
-one of each peer is kept, and ``take_initiation`` gives it back once there is a path: sent there from
-WireGuard's port (the tap does that), the handshake completes at once.
+one of each peer is kept, and ``take`` gives it back once there is a path: sent there from WireGuard's
+port (the tap does that), the handshake completes at once. A peer that has not slept for long still
+has a session, and the first packets for it are sealed already: some of those are kept as well.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -36,6 +37,11 @@ INITIATION: Final = b"\1\0\0\0"
 INITIATION_BYTES: Final = 148
 # Spec (section 6.1): REKEY_TIMEOUT. After it WireGuard sends a new one, and the kept one is void.
 REKEY_TIMEOUT: Final = 5.0
+# Spec (section 5.4.6): type 4, and the size of an empty packet, a keepalive, which nobody waits for.
+DATA: Final = b"\4\0\0\0"
+KEEPALIVE_BYTES: Final = 32
+# Ours: sealed packets kept for a peer.
+MAX_KEPT: Final = 32
 # Ours: one ring in this time; below REKEY_TIMEOUT, so that every repetition rings.
 RING_SECONDS: Final = 4.0
 RECEIVE_BUFFER: Final = 256 * 1024
@@ -50,13 +56,14 @@ class _Sleeper:
     rang_at: float | None = None
     initiation: bytes = b""
     initiated_at: float = 0.0
+    kept: deque[tuple[float, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_KEPT))
 
 
 class Doorbell:
     """One socket for all sleeping peers; ``on_ring(peer)`` is called when WireGuard wants one.
 
-    ``counters``: "rings", "initiations", "swallowed" (other packets to a sleeping peer),
-    "stranger" and "nobody" (dropped: not from WireGuard's port, to an address of no peer).
+    ``counters``: "rings", "initiations", "kept" (sealed packets), "swallowed" (others), "stranger"
+    and "nobody" (dropped: not from WireGuard's port, to an address of no peer).
     """
 
     def __init__(self, wireguard_port: int, on_ring: Callable[[str], None]) -> None:
@@ -68,6 +75,16 @@ class Doorbell:
         self._addresses: dict[str, int] = {}
         self._next = FIRST
         self.counters: Counter[str] = Counter()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can ring."""
+        return self._socket is not None
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The peers that have an endpoint here."""
+        return tuple(self._addresses)
 
     def open(self) -> None:
         """Bind on the running loop; SystemRefused if the system does not let us."""
@@ -113,13 +130,21 @@ class Doorbell:
             self._sleepers[address] = _Sleeper(peer)
         return Endpoint(IPv4Address(address), self._socket.getsockname()[1])
 
-    def take_initiation(self, peer: str) -> bytes | None:
-        """Return the handshake initiation that WireGuard sent last, once, while it is good."""
+    def take(self, peer: str) -> list[bytes]:
+        """Return what is to be sent to the peer's real endpoint, once, as far as it is still good.
+
+        That is the handshake initiation that WireGuard sent last, and packets of a session of before.
+        """
         sleeper = self._sleepers.get(self._addresses.get(peer, 0))
-        if sleeper is None or self._loop is None or not sleeper.initiation:
-            return None
-        kept, sleeper.initiation = sleeper.initiation, b""
-        return kept if self._loop.time() - sleeper.initiated_at < REKEY_TIMEOUT else None
+        if sleeper is None or self._loop is None:
+            return []
+        good_since = self._loop.time() - REKEY_TIMEOUT
+        packets = [data for at, data in sleeper.kept if at > good_since]
+        if sleeper.initiation and sleeper.initiated_at > good_since:
+            packets.insert(0, sleeper.initiation)
+        sleeper.initiation = b""
+        sleeper.kept.clear()
+        return packets
 
     def forget(self, peer: str) -> None:
         """``peer`` is awake or gone: its endpoint is nobody's any more."""
@@ -155,8 +180,12 @@ class Doorbell:
         if len(data) == INITIATION_BYTES and data.startswith(INITIATION):
             sleeper.initiation, sleeper.initiated_at = data, now
             self.counters["initiations"] += 1
+        elif len(data) > KEEPALIVE_BYTES and data.startswith(DATA):
+            sleeper.kept.append((now, data))
+            self.counters["kept"] += 1
         else:
             self.counters["swallowed"] += 1
+            return
         if sleeper.rang_at is None or now - sleeper.rang_at >= RING_SECONDS:
             sleeper.rang_at = now
             self.counters["rings"] += 1

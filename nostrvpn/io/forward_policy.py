@@ -12,13 +12,18 @@ from typing import Any
 
 from nostrvpn.io.nftables import OWN_TABLES, TIMEOUT_S
 
-__all__ = ["forward_obstacle"]
+__all__ = ["forward_obstacles"]
 
 
-def forward_obstacle(family: int) -> str | None:
-    """Return what drops forwarded packets of IPv``family`` by default, in words; None for nothing."""
-    families = ("inet", "ip" if family == 4 else "ip6")
+def forward_obstacles() -> dict[int, str]:
+    """Return what drops forwarded packets by default, in words, for each IP version that it drops."""
     listed = [item for item in _ruleset() if "metainfo" not in item]
+    found = {version: _obstacle(version, listed) for version in (4, 6)}
+    return {version: words for version, words in found.items() if words is not None}
+
+
+def _obstacle(version: int, listed: list[dict[str, Any]]) -> str | None:
+    families = ("inet", "ip" if version == 4 else "ip6")
     for item in listed:
         chain = item.get("chain")
         if chain is None or chain.get("hook") != "forward" or chain["family"] not in families:
@@ -45,13 +50,14 @@ def _ends_in_drop(chain: dict[str, Any], listed: list[dict[str, Any]]) -> bool:
 def _ruleset() -> list[dict[str, Any]]:
     try:
         done = subprocess.run(
-            ["nft", "-j", "list", "ruleset"],
+            # Terse: without the elements of sets, of which ours and others' may have thousands.
+            ["nft", "-j", "-t", "list", "ruleset"],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
-        found: list[dict[str, Any]] = json.loads(done.stdout)["nftables"]
-    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError):
+        found = [item for item in json.loads(done.stdout)["nftables"] if "metainfo" not in item]
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError, RecursionError):
         return []
     return found

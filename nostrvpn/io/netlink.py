@@ -213,10 +213,13 @@ def observe_host(interface: str) -> HostState | None:
         )
 
 
-def remove_limits(interface: str | None = None) -> None:
-    """Remove what fragments WireGuard's packets, for one interface or for all there ever were."""
+def remove_limits(interface: str | None = None) -> int:
+    """Remove what fragments WireGuard's packets, for one interface or for all there ever were.
+
+    Return how many routes and rules that was.
+    """
     with _rtnetlink("removing our routing rules") as route:
-        remove_all_outer_limits(route, interface)
+        return remove_all_outer_limits(route, interface)
 
 
 def apply_host(ops: Iterable[HostOp]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "apply_firewall",
     "apply_ruleset",
     "delete_table",
+    "list_objects",
     "list_table",
     "own_tables",
 ]
@@ -40,8 +41,16 @@ def list_table(name: str) -> list[dict[str, Any]] | None:
     """Return the objects of table ``inet name`` as nft's JSON schema has them; None if it is absent."""
     if name not in own_tables():
         return None
-    listed = json.loads(_run("-j", "list", "table", "inet", name))
-    return [item for item in listed["nftables"] if "metainfo" not in item]
+    return list_objects("table", f"inet {name}")
+
+
+def list_objects(*what: str) -> list[dict[str, Any]]:
+    """Return what ``nft list WHAT`` shows, in nft's JSON schema; SystemRefused if it is absent."""
+    text = _run("-j", "list", *(word for words in what for word in words.split()))
+    try:
+        return [item for item in json.loads(text)["nftables"] if "metainfo" not in item]
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise SystemRefused("nft lists its tables in no form that we know") from exc
 
 
 def own_tables() -> tuple[str, ...]:
@@ -72,7 +81,8 @@ def apply_firewall(firewall: Firewall, interface: str) -> bool:
     name = table_name(interface)
     if firewall.is_empty:
         exists = name in own_tables()
-        delete_table(name)
+        if exists:
+            delete_table(name)
         return exists
     if _found_marks(name) == rule_marks(firewall, interface):
         return False
@@ -81,8 +91,18 @@ def apply_firewall(firewall: Firewall, interface: str) -> bool:
 
 
 def _found_marks(name: str) -> tuple[str, ...]:
-    listed = list_table(name) or []
-    return tuple(item["rule"].get("comment", "") for item in listed if "rule" in item)
+    """Return the comments of the table's rules; read over netlink, as it is done again and again."""
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.nftables.main import NFTables
+
+    try:
+        with NFTables(nfgen_family=_INET) as nftables:
+            rules = [
+                rule for rule in nftables.get_rules() if rule.get_attr("NFTA_RULE_TABLE") == name
+            ]
+    except (NetlinkError, OSError):
+        return ()
+    return tuple(rule.get_attr("NFTA_RULE_USERDATA") or "" for rule in rules)
 
 
 def _run(*arguments: str, text: str | None = None) -> str:
@@ -99,6 +119,9 @@ def _run(*arguments: str, text: str | None = None) -> str:
         raise SystemRefused(_NO_NFT, "install the package nftables") from exc
     except subprocess.TimeoutExpired as exc:
         raise SystemRefused("nft did not finish in time") from exc
+    except (OSError, ValueError) as exc:
+        # No process or descriptor left; or words in no encoding.
+        raise SystemRefused(f"nft could not be run: {exc}") from exc
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no reason given"]
         raise SystemRefused(f"nft refused: {words[0]}")

@@ -106,17 +106,24 @@ def remove_outer_limit(route: IPRoute, interface: str, ip: IPAddress) -> None:
         _delete_rules(route, table, _family(ip))
 
 
-def remove_all_outer_limits(route: IPRoute, interface: str | None = None) -> None:
-    """Remove the limits of one interface, or of every one there ever was in this namespace."""
+def remove_all_outer_limits(route: IPRoute, interface: str | None = None) -> int:
+    """Remove the limits of one interface, or of every one there ever was in this namespace.
+
+    Return how many routes and rules they were.
+    """
+    removed = 0
     if interface is not None:
         tables = {_table(interface)}
     else:
         tables = {table for rule in _rules(route, None) if (table := _table_of(rule)) is not None}
     for table in tables:
+        routes = _routes(route, table)
+        removed += len(routes) + len(_rules(route, table))
         for family in _FAMILIES:
             _delete_rules(route, table, family)
-        for message in _routes(route, table):
+        for message in routes:
             _delete_route(route, message, table)
+    return removed
 
 
 def _table(interface: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nostrvpn.host.firewall import table_name
 from nostrvpn.io.nftables import delete_table, own_tables
-from nostrvpn.io.relay_table import relay_table_name, remove_relay_table
 
 __all__ = ["delete_own_tables"]
 
@@ -14,9 +13,14 @@ def delete_own_tables(interface: str | None = None) -> tuple[str, ...]:
 
     A relay's table also remembers the routing settings of the host, which are put back.
     """
+    found = own_tables()
+    if not found:
+        return ()
+    from nostrvpn.io.relay_table import relay_table_name, remove_relay_table
+
     relay_suffix = relay_table_name("").removeprefix(table_name(""))
     wanted = None if interface is None else (table_name(interface), relay_table_name(interface))
-    names = tuple(name for name in own_tables() if wanted is None or name in wanted)
+    names = tuple(name for name in found if wanted is None or name in wanted)
     for name in names:
         if name.endswith(relay_suffix):
             remove_relay_table(name)

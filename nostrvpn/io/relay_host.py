@@ -1,7 +1,8 @@
 """A relay at work: the machine, the lent ports, the kernel's table.
 
 Carries the machine's effects out. Each pair is forwarded in user space at once; a worker thread then
-tells the kernel, which sees packets first and so takes over. If it will not, nothing changes.
+tells the kernel, which sees packets first and so takes over. If it will not, nothing changes. What
+comes while the worker is busy is told all at once, so that many pairs cost as much as one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from threading import Lock
 from typing import Protocol, TypeVar
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
-from nostrvpn.io.forward_policy import forward_obstacle
+from nostrvpn.io.forward_policy import forward_obstacles
 from nostrvpn.io.relay_ports import ChannelSender, RelayPorts
 from nostrvpn.io.relay_table import RelayTable, is_for_kernel
 from nostrvpn.machine import Moment, Tick
@@ -42,6 +43,7 @@ from nostrvpn.relaying.settings import RelaySettings
 __all__ = ["COUNTERS_EVERY_S", "RelayChannels", "RelayHost"]
 
 T = TypeVar("T")
+TableChange = OpenPort | ClosePort | Forward | Unforward
 
 # Fine enough to stop a month's last bytes and an idle port in time, and 10 ms of nft each.
 COUNTERS_EVERY_S = 15.0
@@ -60,7 +62,7 @@ class RelayHost:
 
     ``send_control(data, destination)`` sends from WireGuard's port. ``counters``: "nft_refused",
     "forward_dropped" (pairs left to user space for another firewall's sake) and "kernel" (those that
-    the kernel took). ``refusal`` says why the kernel did not take the last one, None if it did.
+    the kernel took).
     """
 
     def __init__(
@@ -80,11 +82,16 @@ class RelayHost:
         self._mbit_per_s = settings.mbit_per_s
         self.ports = RelayPorts(mark, settings.mbit_per_s, self._at_port, channels)
         self._table: RelayTable | None = None
+        self._untold: list[TableChange] = []
+        self._untold_lock = Lock()
         self._worker = ThreadPoolExecutor(1, "relay table")
         self._kernel_carried: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._reader: asyncio.Task[None] | None = None
-        self.refusal: str | None = None
+        # What the worker knows: the pairs to forward, and what another firewall would drop.
+        self._joined: dict[int, Forward] = {}
+        self._obstacles: dict[int, str] = {}
+        self._refused: str | None = None
         self.counters: Counter[str] = Counter()
 
     async def start(self, interface: str, uplinks: tuple[str, ...] | None) -> None:
@@ -94,9 +101,15 @@ class RelayHost:
             try:
                 await self._in_worker(lambda: table.create(uplinks))
                 self._table = table
+                await self._in_worker(self._look_around)
             except SystemRefused as exc:
-                self.refusal = str(exc)
+                self._refused = str(exc)
         self._reader = asyncio.get_running_loop().create_task(self._read_regularly())
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the kernel does not forward, so that user space must; None if it does."""
+        return self._refused or next(iter(self._obstacles.values()), None)
 
     async def stop(self) -> None:
         """Give all ports back, remove the table, and put the host's routing back."""
@@ -131,6 +144,11 @@ class RelayHost:
                 self.counters["nft_refused"] += 1
         self.step(CountersRead(Counter(self._kernel_carried) + self.ports.carried))
 
+    async def look_around(self) -> None:
+        """See what other firewalls drop now, and let the kernel forward or not; done regularly too."""
+        if self._table is not None:
+            await self._in_worker(self._look_around)
+
     async def read_drops(self) -> Counter[str]:
         """Return how many datagrams were dropped, by reason, in the kernel and here."""
         drops = Counter(self.ports.drops)
@@ -145,6 +163,7 @@ class RelayHost:
     async def _read_regularly(self) -> None:
         while True:
             await asyncio.sleep(COUNTERS_EVERY_S)
+            await self.look_around()
             await self.read_counters()
 
     def _at_port(
@@ -158,12 +177,12 @@ class RelayHost:
                 case OpenPort(port):
                     opened = self.ports.open(port)
                     if opened:
-                        self._tell_kernel(partial(RelayTable.open, port=port))
+                        self._tell_kernel(effect)
                     self.step(PortOpened(port) if opened else PortRefused(port))
                 case ClosePort(port):
                     self.ports.close(port)
                     self._kernel_carried.pop(port, None)
-                    self._tell_kernel(partial(RelayTable.close, port=port))
+                    self._tell_kernel(effect)
                 case SendFrom(port, data, destination, local_ip):
                     self.ports.send(port, data, destination, local_ip)
                 case SendControl(data, Channel(number)):
@@ -173,44 +192,78 @@ class RelayHost:
                 case CloseChannel(number):
                     self._channels.close_channel(number)
                 case Forward():
-                    self._forward(effect)
+                    self.ports.forward(effect.port, effect.a, effect.b)
+                    self._tell_kernel(effect)
                 case Unforward(port):
                     self.ports.unforward(port)
-                    self._tell_kernel(partial(RelayTable.unforward, port=port))
+                    self._tell_kernel(effect)
         self._set_timer()
 
-    def _forward(self, forward: Forward) -> None:
-        port, a, b = forward.port, forward.a, forward.b
-        self.ports.forward(port, a, b)
-        if is_for_kernel(a, b):
-            self._tell_kernel(lambda table: self._forward_in_kernel(table, forward))
-        else:
-            self._tell_kernel(lambda table: table.bridge(port, (a, b)))
-
-    def _forward_in_kernel(self, table: RelayTable, forward: Forward) -> None:
-        source = forward.a.source
-        assert isinstance(source, Endpoint)
-        obstacle = forward_obstacle(source.ip.version)
-        if obstacle is not None:
-            self.counters["forward_dropped"] += 1
-            self.refusal = obstacle
-            table.bridge(forward.port, (forward.a, forward.b))
+    def _tell_kernel(self, change: TableChange) -> None:
+        if self._table is None:
             return
-        table.forward(forward.port, forward.a, forward.b)
-        self.counters["kernel"] += 1
-        self.refusal = None
+        with self._untold_lock:
+            self._untold.append(change)
+            is_first = len(self._untold) == 1
+        if is_first:
+            self._worker.submit(self._tell_all, self._table)
 
-    def _tell_kernel(self, change: Callable[[RelayTable], None]) -> None:
+    def _tell_all(self, table: RelayTable) -> None:
+        """Give the kernel what has gathered; in the worker."""
+        with self._untold_lock:
+            changes, self._untold = self._untold, []
+        if any(isinstance(change, Forward) for change in changes):
+            self._look_around()
+        table.look_again()
+        for change in changes:
+            self._note(change, table)
+        self._apply(table)
+
+    def _look_around(self) -> None:
+        """Find out what other firewalls drop; if that is news, each pair gets its other way."""
+        before, self._obstacles = self._obstacles, forward_obstacles()
         table = self._table
-        if table is not None:
-            self._worker.submit(self._try, change, table)
+        if before != self._obstacles and table is not None and self._joined:
+            for forward in tuple(self._joined.values()):
+                self._note(forward, table)
+            self._apply(table)
 
-    def _try(self, change: Callable[[RelayTable], None], table: RelayTable) -> None:
+    def _note(self, change: TableChange, table: RelayTable) -> None:
+        match change:
+            case OpenPort(port):
+                table.open(port)
+            case ClosePort(port):
+                self._joined.pop(port, None)
+                table.close(port)
+            case Unforward(port):
+                self._joined.pop(port, None)
+                table.unforward(port)
+            case Forward(port, a, b):
+                self._joined[port] = change
+                if self._is_for_kernel(change, table):
+                    table.forward(port, a, b)
+                    self.counters["kernel"] += 1
+                else:
+                    table.bridge(port, (a, b))
+
+    def _is_for_kernel(self, forward: Forward, table: RelayTable) -> bool:
+        a, b = forward.a, forward.b
+        if not is_for_kernel(a, b) or a.local_ip is None:
+            return False
+        if a.local_ip.version in self._obstacles:
+            self.counters["forward_dropped"] += 1
+            return False
         try:
-            change(table)
-        except (SystemRefused, KeyError) as exc:  # KeyError: its port was refused before
-            self.counters["nft_refused"] += 1
-            self.refusal = str(exc)
+            table.route_at((a, b))
+        except SystemRefused as exc:
+            self._refused = str(exc)
+            return False
+        return True
+
+    def _apply(self, table: RelayTable) -> None:
+        refused = table.apply()
+        self.counters["nft_refused"] += len(refused)
+        self._refused = next(iter(refused.values()), None)
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

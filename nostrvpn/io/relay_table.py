@@ -4,22 +4,27 @@ Stateless: a packet from a bound address to a lent port gets the other end's add
 lent port as its source port before routing, and our own address as its source after it. (Our own
 address earlier would be a martian source.) Nothing of it is known to conntrack: there are no entries
 that outlive a binding, a flood makes none, and what comes from anybody else still reaches our socket.
-The table is one transaction a change, so an address is replaced without a moment in between.
+
+The rules are the same for any number of pairs, which are elements of sets and maps: a change costs as
+much with one pair as with a thousand. Within prerouting the packet's mark says which direction of
+which pair it is: setting one port would spoil a key for the other. Any number of changes is one
+transaction, so an address is replaced without a moment in between.
 
 Dropped and counted: what is neither WireGuard's nor STUN, fragments (with a path that needs them the
 tunnel's packets are too large; so nothing above the link's MTU passes), more than a pair's share, and
-more requests from strangers than anybody looks at. A named counter per direction counts IP bytes.
+more requests from strangers than anybody looks at. A counter per direction counts IP bytes.
 
 Blocking; acts in the calling thread's network namespace; one thread at a time.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 
-from nostrvpn.endpoint import Endpoint
-from nostrvpn.io.nftables import apply_ruleset, delete_table, list_table
+from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.errors import SystemRefused
+from nostrvpn.io.nftables import apply_ruleset, delete_table, list_objects, list_table
 from nostrvpn.io.relay_routing import (
     RoutingBefore,
     interface_with,
@@ -43,8 +48,15 @@ table inet {name} {{
   set routed4 {{ type ifname; {routed4} }}
   set routed6 {{ type ifname; {routed6} }}
   set advertised {{ type ifname; {advertised} }}
-  map pairs4 {{ type ipv4_addr . inet_service . inet_service : verdict; }}
-  map pairs6 {{ type ipv6_addr . inet_service . inet_service : verdict; }}
+  set counted {{ type mark; counter; }}
+  set rates {{ type mark; limit rate over {kbytes} kbytes/second burst {burst} kbytes; }}
+  set bridged4 {{ type ipv4_addr . inet_service . inet_service; }}
+  set bridged6 {{ type ipv6_addr . inet_service . inet_service; }}
+  map pairs4 {{ type ipv4_addr . inet_service . inet_service : mark; }}
+  map pairs6 {{ type ipv6_addr . inet_service . inet_service : mark; }}
+  map targets4 {{ type mark : ipv4_addr; }}
+  map targets6 {{ type mark : ipv6_addr; }}
+  map target_ports {{ type mark : inet_service; }}
   set flows4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
   set flows6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
   map sources4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : ipv4_addr; }}
@@ -73,13 +85,26 @@ table inet {name} {{
     counter name unshaped drop
   }}
   chain shaped {{
-    ip saddr . udp sport . udp dport vmap @pairs4
-    ip6 saddr . udp sport . udp dport vmap @pairs6
+    meta mark set ip saddr . udp sport . udp dport map @pairs4 goto paired
+    meta mark set ip6 saddr . udp sport . udp dport map @pairs6 goto paired
+    ip saddr . udp sport . udp dport @bridged4 goto bridged
+    ip6 saddr . udp sport . udp dport @bridged6 goto bridged
     limit rate over {strangers}/second burst 500 packets counter name flooded drop
     notrack
   }}
+  chain paired {{
+    # None at all (RFC 768): the kernel would "update" it, so our socket forwards it.
+    udp checksum 0 goto bridged
+    meta mark @rates counter name over_rate drop
+    ip daddr set meta mark map @targets4 goto readdressed
+    ip6 daddr set meta mark map @targets6 goto readdressed
+  }}
+  chain readdressed {{
+    meta mark @counted udp sport set udp dport
+    udp dport set meta mark map @target_ports meta mark set 0 notrack accept
+  }}
   chain bridged {{
-    notrack accept
+    meta mark set 0 notrack accept
   }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
@@ -114,15 +139,25 @@ def is_for_kernel(a: End, b: End) -> bool:
     )
 
 
+Element = tuple[str, str, str]
+"""The set or map, the key, and the rest that an element of a map has."""
+
+
 class RelayTable:
-    """The table of ``interface``'s relay. A pair may carry ``mbit_per_s`` in each direction."""
+    """The table of ``interface``'s relay. A pair may carry ``mbit_per_s`` in each direction.
+
+    Changes are only noted, and made by ``apply``.
+    """
 
     def __init__(self, interface: str, mbit_per_s: int) -> None:
         self._name = relay_table_name(interface)
         self._table = f"inet {self._name}"
         self._kbytes = max(1, mbit_per_s * 1000 // 8)
-        # What is in the maps for each port: removing an element needs its key.
-        self._elements: dict[int, list[str]] = {}
+        self._wanted: dict[int, frozenset[Element]] = {}
+        self._there: dict[int, frozenset[Element]] = {}
+        # Closed since the last apply: if they are opened again, their counters begin anew.
+        self._closed: set[int] = set()
+        self._routed: set[IPAddress | None] = set()
 
     def create(self, uplinks: tuple[str, ...]) -> None:
         """Make the table anew, empty, and let packets pass between ``uplinks``.
@@ -131,98 +166,113 @@ class RelayTable:
         does not pass between those interfaces. SystemRefused if there is no nftables.
         """
         turn_on_routing(uplinks, _remembered(self._name), self._make)
-        self._elements.clear()
+        self._wanted.clear()
+        self._there.clear()
 
     def remove(self) -> None:
         """Remove the table, present or not, and put the host's routing back as it was."""
         remove_relay_table(self._name)
-        self._elements.clear()
+        self._wanted.clear()
+        self._there.clear()
 
     def open(self, port: int) -> None:
-        """Begin to look at what comes to ``port``."""
-        lines = [f"add counter {self._table} p{port}{side}" for side in "ab"]
-        lines += [f"add chain {self._table} p{port}{side}" for side in "ab"]
-        self._apply([*lines, f"add element {self._table} ports {{ {port} }}"])
-        self._elements[port] = []
+        """Look at what comes to ``port``, and forward nothing of it."""
+        ours = [("ports", str(port), "")]
+        for mark in _marks(port):
+            ours += [("counted", mark, ""), ("rates", mark, "")]
+        self._wanted[port] = frozenset(ours)
 
     def close(self, port: int) -> None:
         """Undo ``open``; a port that is not open is fine."""
-        if port not in self._elements:
-            return
-        lines = [*self._removal(port), f"delete element {self._table} ports {{ {port} }}"]
-        for side in "ab":
-            lines += [
-                f"flush chain {self._table} p{port}{side}",
-                f"delete chain {self._table} p{port}{side}",
-            ]
-            lines.append(f"delete counter {self._table} p{port}{side}")
-        self._apply(lines)
-        del self._elements[port]
+        self._wanted.pop(port, None)
+        self._closed.add(port)
 
     def forward(self, port: int, a: End, b: End) -> None:
         """Forward between two ends that ``is_for_kernel`` approves, instead of any others."""
-        for end in (a, b):
-            self._route_where(end)
-        elements: list[str] = []
-        lines = self._removal(port)
-        for side, (near, far) in (("a", (a, b)), ("b", (b, a))):
-            source, target, own = near.source, far.source, far.local_ip
+        self.unforward(port)
+        elements: list[Element] = []
+        for mark, (near, far) in zip(_marks(port), ((a, b), (b, a)), strict=True):
+            source, target = near.source, far.source
             assert isinstance(source, Endpoint)
             assert isinstance(target, Endpoint)
-            v, ip = ("4", "ip") if source.ip.version == 4 else ("6", "ip6")
-            chain = f"p{port}{side}"
-            lines += [
-                f"flush chain {self._table} {chain}",
-                # None at all (RFC 768): the kernel would "update" it, so our socket forwards it.
-                f"add rule {self._table} {chain} udp checksum 0 goto bridged",
-                f"add rule {self._table} {chain} limit rate over {self._kbytes} kbytes/second "
-                f"burst {BURST_KBYTES} kbytes counter name over_rate drop",
-                f"add rule {self._table} {chain} counter name {chain} notrack {ip} daddr set "
-                f"{target.ip} udp sport set {port} udp dport set {target.port} accept",
-            ]
+            v = source.ip.version
             flow = f"{source.ip} . {port} . {target.ip} . {target.port}"
             elements += [
-                f"pairs{v} {{ {source.ip} . {source.port} . {port} : goto {chain} }}",
-                f"flows{v} {{ {flow} }}",
-                f"sources{v} {{ {flow} : {own} }}",
+                (f"pairs{v}", f"{source.ip} . {source.port} . {port}", f" : {mark}"),
+                (f"targets{v}", mark, f" : {target.ip}"),
+                ("target_ports", mark, f" : {target.port}"),
+                (f"flows{v}", flow, ""),
+                (f"sources{v}", flow, f" : {far.local_ip}"),
             ]
-        self._replace(port, lines, elements)
+        self._add(port, elements)
 
     def bridge(self, port: int, ends: tuple[End, End]) -> None:
         """Let all through from these ends to our socket, which forwards between them."""
-        elements = []
-        for end in ends:
-            if not isinstance(end.source, Channel):
-                ip, source_port = end.source.ip, end.source.port
-                key = f"{ip} . {source_port} . {port} : goto bridged"
-                elements.append(f"pairs{ip.version} {{ {key} }}")
-        self._replace(port, self._removal(port), elements)
+        self.unforward(port)
+        sources = [end.source for end in ends if not isinstance(end.source, Channel)]
+        keys = [(one.ip.version, f"{one.ip} . {one.port} . {port}") for one in sources]
+        self._add(port, [(f"bridged{version}", key, "") for version, key in keys])
 
     def unforward(self, port: int) -> None:
         """Forward nothing at ``port``; what comes there reaches our socket."""
-        if port in self._elements:
-            self._replace(port, self._removal(port), [])
+        if port in self._wanted:
+            self.open(port)
+
+    def apply(self) -> dict[int, str]:
+        """Make all that was noted so, as one transaction.
+
+        Where that is refused, each port by itself; return those refused again, with the reason: they
+        stay as they were.
+        """
+        changed = {
+            port
+            for port in self._wanted.keys() | self._there.keys()
+            if self._wanted.get(port) != self._there.get(port) or port in self._closed
+        }
+        self._closed &= changed
+        refused: dict[int, str] = {}
+        try:
+            self._apply_ports(changed)
+        except SystemRefused:
+            for port in changed:
+                try:
+                    self._apply_ports({port})
+                except SystemRefused as exc:
+                    refused[port] = str(exc)
+                    if port in self._there:
+                        self._wanted[port] = self._there[port]
+                    else:
+                        self._wanted.pop(port, None)
+        return refused
 
     def read_counters(self) -> dict[int, int]:
         """Return the IP bytes forwarded at each open port since it was opened."""
-        counted = self._counters("bytes")
-        return {port: counted[f"p{port}a"] + counted[f"p{port}b"] for port in self._elements}
+        carried = dict.fromkeys(self._there, 0)
+        for item in list_objects("set", self._table, "counted"):
+            for element in item.get("set", {}).get("elem", ()):
+                port = int(element["elem"]["val"]) >> 1
+                if port in carried:
+                    carried[port] += element["elem"]["counter"]["bytes"]
+        return carried
 
     def read_drops(self) -> Mapping[str, int]:
         """Return how many packets were dropped, by reason."""
-        counted = self._counters("packets")
+        listed = (item.get("counter") for item in list_objects("counters", "table", self._table))
+        counted = Counter({item["name"]: item["packets"] for item in listed if item})
         return {name: counted[name] for name in DROPS}
 
-    def _counters(self, unit: str) -> Counter[str]:
-        listed = (item.get("counter") for item in list_table(self._name) or ())
-        return Counter({item["name"]: item[unit] for item in listed if item})
+    def route_at(self, ends: Iterable[End]) -> None:
+        """Let packets pass at the interfaces of ``ends``, which may be younger than the table."""
+        for ip in {end.local_ip for end in ends} - self._routed:
+            assert ip is not None
+            name = interface_with(ip)
+            if name is not None and not is_routing(name, ip.version):
+                turn_on_routing((name,), _remembered(self._name), self._remember)
+            self._routed.add(ip)
 
-    def _route_where(self, end: End) -> None:
-        """Let packets pass at the interface of ``end``, which may be younger than the table."""
-        assert end.local_ip is not None
-        name = interface_with(end.local_ip)
-        if name is not None and not is_routing(name, end.local_ip.version):
-            turn_on_routing((name,), _remembered(self._name), self._remember)
+    def look_again(self) -> None:
+        """Forget at which interfaces packets pass already: somebody may have changed that."""
+        self._routed.clear()
 
     def _remember(self, before: RoutingBefore) -> None:
         for name in ("routed4", "routed6", "advertised"):
@@ -231,12 +281,34 @@ class RelayTable:
             if found:
                 self._apply([f"add element {self._table} {name} {{ {quoted} }}"])
 
-    def _replace(self, port: int, lines: list[str], elements: list[str]) -> None:
-        self._apply([*lines, *(f"add element {self._table} {element}" for element in elements)])
-        self._elements[port] = elements
+    def _add(self, port: int, elements: list[Element]) -> None:
+        if port in self._wanted:
+            self._wanted[port] |= frozenset(elements)
 
-    def _removal(self, port: int) -> list[str]:
-        return [f"delete element {self._table} {item}" for item in self._elements[port]]
+    def _apply_ports(self, ports: Collection[int]) -> None:
+        nothing: frozenset[Element] = frozenset()
+        gone: dict[str, list[str]] = defaultdict(list)
+        new: dict[str, list[str]] = defaultdict(list)
+        for port in ports:
+            there, wanted = self._there.get(port, nothing), self._wanted.get(port, nothing)
+            kept = nothing if port in self._closed else there & wanted
+            for name, key, _ in there - kept:
+                gone[name].append(key)
+            for name, key, rest in wanted - kept:
+                new[name].append(key + rest)
+        self._apply(self._commands("delete", gone) + self._commands("add", new))
+        for port in ports:
+            self._closed.discard(port)
+            if port in self._wanted:
+                self._there[port] = self._wanted[port]
+            else:
+                self._there.pop(port, None)
+
+    def _commands(self, verb: str, elements: Mapping[str, list[str]]) -> list[str]:
+        return [
+            f"{verb} element {self._table} {name} {{ {', '.join(sorted(items))} }}"
+            for name, items in elements.items()
+        ]
 
     def _apply(self, lines: list[str]) -> None:
         if lines:
@@ -246,6 +318,8 @@ class RelayTable:
         text = _TABLE.format(
             name=self._name,
             strangers=STRANGERS_PER_SECOND,
+            kbytes=self._kbytes,
+            burst=BURST_KBYTES,
             routed4=_names(before.routed4),
             routed6=_names(before.routed6),
             advertised=_names(before.advertised),
@@ -258,6 +332,11 @@ def remove_relay_table(name: str) -> None:
     before = _remembered(name)
     delete_table(name)
     restore_routing(before)
+
+
+def _marks(port: int) -> tuple[str, str]:
+    """Return the marks of a pair's two directions."""
+    return str(port << 1), str(port << 1 | 1)
 
 
 def _names(names: frozenset[str]) -> str:

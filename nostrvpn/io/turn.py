@@ -19,10 +19,10 @@ from ipaddress import ip_address
 from typing import Final
 
 from nostrvpn.endpoint import Endpoint
-from nostrvpn.errors import SystemRefused
+from nostrvpn.errors import PeerMisbehaved, SystemRefused
 from nostrvpn.io.shims import MAX_FRAME, Shim
 from nostrvpn.io.turn_wire import TurnFailed, TurnServer, TurnWire, connect_turn
-from nostrvpn.stun.binding import looks_like_stun
+from nostrvpn.stun.binding import looks_like_stun, parse_stun
 
 __all__ = ["TurnCalls", "TurnServers"]
 
@@ -43,14 +43,15 @@ RELEASE_SECONDS: Final = 1.0
 class TurnCalls:
     """Whom to tell. ``lost`` also says why an allocation could not be had; it is tried again.
 
-    ``allocated(server, relayed endpoint)``, ``lost(server, reason)``; ``heard(server, remote)``: a
-    check came from ``remote``, which has no channel (it is delivered once there is one);
+    ``allocated(server, relayed endpoint)``, ``lost(server, reason)``; ``heard(server, remote,
+    ufrag)``: a check for ``ufrag`` came from ``remote``, which has no channel (it is delivered once
+    there is one);
     ``opened(number, endpoint)``, ``closed(number, reason)`` of a channel.
     """
 
     allocated: Callable[[str, Endpoint], None]
     lost: Callable[[str, str], None]
-    heard: Callable[[str, Endpoint], None]
+    heard: Callable[[str, Endpoint, str], None]
     opened: Callable[[int, Endpoint], None]
     closed: Callable[[int, str], None]
 
@@ -260,7 +261,10 @@ class _Allocation:
         if len(self._heard) > MAX_HEARD:
             self._heard.popitem(last=False)
         if is_due:
-            self._owner.calls.heard(self._name, remote)
+            ufrag = ""
+            with contextlib.suppress(PeerMisbehaved):
+                ufrag = parse_stun(check).username.partition(":")[0]
+            self._owner.calls.heard(self._name, remote, ufrag)
 
     async def _carry(self, number: int, channel: _TurnChannel) -> None:
         wire, counters = self._wire, self._owner.counters

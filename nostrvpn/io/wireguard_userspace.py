@@ -191,6 +191,9 @@ class UserspaceBackend:
         )
 
     def _wait_ready(self, interface: str, process: subprocess.Popen[bytes]) -> bool:
+        # Wanted next in any case, and slow to import: while the process starts it costs no time.
+        import pyroute2  # noqa: F401
+
         path = _socket_path(interface)
 
         def is_settled() -> bool:

@@ -20,12 +20,16 @@ Where to look::
     core.py         the routed core and its conditions (Internet)
     nat.py          NAT kinds as nftables rulesets
     delay.py        the TUN router process behind delay, hops and loss
+    signals.py      a lab that is interrupted undoes itself first
     namespaces.py   one network namespace: run, popen, enter, ip, nft, sysctl
     links.py        veth pairs
     processes.py    a supervised child process with a log; patience.py: bounded waits
-    stun.py         STUN server process; relay.py: relay process, with a recorder in front
+    stun.py         STUN server process; relay.py: Nostr relay process, with a recorder in front
+    turn.py         a real TURN server (coturn); gateway.py: port mapping by a real miniupnpd
     capture.py      tcpdump on a link; transfer.py: a checked TCP transfer between namespaces
     node.py         the real daemon as a subprocess, and its command line
+    gathering.py    many nodes become one mesh
+    matrix.py       every kind of network against every other: which path is found
     leftovers.py    sweep what dead labs left, and prove that this one left nothing
     scenarios.py    what ``nostrvpn lab run|shell|demo`` offer; meeting.py: two nodes meet
     demo.py         the demo; shell.py: an interactive shell inside a scenario

@@ -1,30 +1,47 @@
 """Every kind of network against every other: which path two nodes find, expected and found.
 
-One mesh with two nodes in each kind of place, and one member with public addresses that relays
-for the others, also by WebSocket. Every pair ping each other, and each status tells the path.
+A mesh has nodes in some of the places, and one member with public addresses that relays for the
+others, also by WebSocket. Each pair's two statuses tell the path, and an echo has to cross it. All
+places at once would be a storm of 21 daemons on one machine, so ``measure_matrix`` takes them in
+groups of at most nine.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
+from nostrvpn.errors import NostrvpnError
 from nostrvpn.lab.core import Internet
 from nostrvpn.lab.gathering import gather
 from nostrvpn.lab.nat import NatKind
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.topology import Host, Lab, Server
 
-__all__ = ["PLACES", "MatrixLab", "Meeting", "Place", "expected_path", "measure", "render_page"]
+__all__ = [
+    "PLACES",
+    "RELAY",
+    "MatrixLab",
+    "Meeting",
+    "Place",
+    "expected_path",
+    "groups",
+    "measure",
+    "measure_matrix",
+    "render_page",
+]
 
 INTERNET = Internet(delay=0.01)
 WEBSOCKET_PORT = 443
 SETTLE_S = 60.0
 """How long the pairs get: the slowest is the search for a port of a symmetric NAT."""
 POLL_S = 1.0
+BLOCK = 4
+ECHOES = 3
+"""How many echoes may be lost before a path counts as silent: a change of path may cost one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,10 @@ PLACES: tuple[Place, ...] = (
 )
 
 
+RELAY = Place("relay", "the member that relays, with public addresses", _BOTH, strict=False)
+"""The one node of this place is in every mesh; the others are pairs with each other and with it."""
+
+
 def expected_path(one: Place, other: Place) -> str:
     """Return the path that two nodes in these places must find: ``direct`` or ``relayed``.
 
@@ -84,12 +105,13 @@ def expected_path(one: Place, other: Place) -> str:
 
 
 class MatrixLab(Lab):
-    """All places at once; ``at`` gives a place's two nodes, ``relay`` is the member that relays."""
+    """Some places; ``at`` gives a place's nodes, two if ``twice``; ``relay`` relays for them."""
 
-    def __init__(self, places: tuple[Place, ...] = PLACES) -> None:
+    def __init__(self, places: tuple[Place, ...] = PLACES, *, twice: bool = True) -> None:
         super().__init__(INTERNET)
         self._places = places
-        self.at: dict[str, tuple[LabNode, LabNode]] = {}
+        self._twice = twice
+        self.at: dict[str, tuple[LabNode, ...]] = {}
 
     server: Server
     relay: LabNode
@@ -105,8 +127,17 @@ class MatrixLab(Lab):
             vps, self.server, relay={"offer": "members", "pairs": 500, "websocket": websocket}
         )
         for number, place in enumerate(self._places):
-            one, other = self._hosts(place, f"p{number}")
-            self.at[place.name] = (self.node(one, self.server), self.node(other, self.server))
+            hosts = self._hosts(place, f"p{number}")[: 1 + self._twice]
+            self.at[place.name] = tuple(self.node(host, self.server) for host in hosts)
+        self.at[RELAY.name] = (self.relay,)
+
+    def pairs(self) -> dict[tuple[str, str], tuple[LabNode, LabNode]]:
+        """Return the two nodes of each pair of places that this lab has."""
+        found = {(a, b): (self.at[a][0], self.at[b][0]) for a, b in combinations(self.at, 2)}
+        for name, nodes in self.at.items():
+            if len(nodes) == 2:
+                found[name, name] = (nodes[0], nodes[1])
+        return found
 
     def _hosts(self, place: Place, name: str) -> tuple[Host, Host]:
         one, other = f"{name}a", f"{name}b"
@@ -164,29 +195,72 @@ class Meeting:
         }
 
 
+def groups(places: tuple[Place, ...] = PLACES) -> list[tuple[tuple[Place, ...], bool]]:
+    """Return small meshes that hold every pair of ``places``: places, and whether each twice.
+
+    Four places twice hold their own pairs and those with themselves; then each two of such blocks
+    together, once each, hold the pairs between them. With the relay that is nine nodes at most.
+    """
+    blocks = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+    alone = [(block, True) for block in blocks]
+    return alone + [(one + other, False) for one, other in combinations(blocks, 2)]
+
+
+def measure_matrix(
+    places: tuple[Place, ...] = PLACES, tell: Callable[[str], None] = lambda _text: None
+) -> dict[str, list[dict[str, object]]]:
+    """Return ``{"pairs": [{a, b, expected, path, connected_in_ms}, …]}``, the relay's included."""
+    found: dict[tuple[str, str], Meeting] = {}
+    for members, twice in groups(places):
+        tell(", ".join(place.name for place in members))
+        try:
+            meetings = _measure_group(members, twice, tell)
+        except NostrvpnError as exc:
+            # A daemon that starts too late on a busy machine must not cost minutes of work.
+            tell(f"once more: {exc}")
+            meetings = _measure_group(members, twice, tell)
+        for meeting in meetings:
+            found.setdefault((meeting.a, meeting.b), meeting)
+    return {"pairs": [meeting.to_json() for meeting in found.values()]}
+
+
+def _measure_group(
+    members: tuple[Place, ...], twice: bool, tell: Callable[[str], None]
+) -> list[Meeting]:
+    with MatrixLab(members, twice=twice) as lab:
+        return measure(lab, tell)
+
+
 def measure(lab: MatrixLab, tell: Callable[[str], None] = lambda _text: None) -> list[Meeting]:
     """Let all nodes meet and return every pair; a pair that found nothing has path ``none``."""
-    nodes = [node for pair in lab.at.values() for node in pair]
-    gather(lab.relay, nodes)
-    tell(f"{len(nodes) + 1} members")
-    pairs = {
-        (one.name, other.name): (lab.at[one.name][0], lab.at[other.name][one is other])
-        for one, other in combinations_with_replacement(PLACES, 2)
-        if one.name in lab.at and other.name in lab.at
-    }
-    by_name = {place.name: place for place in PLACES}
+    guests = [node for name, nodes in lab.at.items() if name != RELAY.name for node in nodes]
+    gather(lab.relay, guests)
+    by_name = {place.name: place for place in (*PLACES, RELAY)}
     deadline = time.monotonic() + SETTLE_S
     while True:
-        seen = {node.name: _peers(node) for node in nodes}
+        seen = {node.npub: _peers(node) for node in (*guests, lab.relay)}
         found = [
-            _meeting(by_name[a], by_name[b], seen[one.name][other.npub], seen[other.name][one.npub])
-            for (a, b), (one, other) in pairs.items()
+            _meeting(by_name[a], by_name[b], seen[one.npub][other.npub], seen[other.npub][one.npub])
+            for (a, b), (one, other) in lab.pairs().items()
         ]
         missing = [meeting for meeting in found if not meeting.as_expected]
         tell(f"{len(found) - len(missing)} of {len(found)} pairs as expected")
         if not missing or time.monotonic() > deadline:
-            return found
+            return [_proven(meeting, *lab.pairs()[meeting.a, meeting.b]) for meeting in found]
         time.sleep(POLL_S)
+
+
+def _proven(meeting: Meeting, one: LabNode, other: LabNode) -> Meeting:
+    """Return the meeting, with path ``silent`` if no echo crosses what both call a path."""
+    if meeting.path == "none":
+        return meeting
+    for _ in range(ECHOES):
+        try:
+            one.query("ping", other.npub, "--count=1", "--timeout=2")
+        except NostrvpnError:
+            continue
+        return meeting
+    return replace(meeting, path="silent")
 
 
 def _peers(node: LabNode) -> dict[str, dict[str, Any]]:
@@ -199,36 +273,30 @@ def _meeting(a: Place, b: Place, one: dict[str, Any], other: dict[str, Any]) -> 
     return Meeting(a.name, b.name, expected_path(a, b), path, max(times, default=None))
 
 
-def render_page(found: list[Meeting]) -> str:
-    """Return the page ``docs/matrix.md``: the places, and a table of what each pair found."""
-    names = [place.name for place in PLACES]
-    paths = {(meeting.a, meeting.b): meeting for meeting in found}
+def render_page(pairs: list[dict[str, object]]) -> str:
+    """Return the page ``docs/matrix.md`` from the rows of ``measure_matrix``."""
+    names = [place.name for place in (*PLACES, RELAY)]
+    cells = {(row["a"], row["b"]): _cell(row) for row in pairs}
     lines = [
         "# Which path two nodes find",
         "",
-        "Generated by `make matrix` from the lab: one mesh with two nodes in every kind of place, and",
-        "one member with public addresses that relays for the others. What was expected and not found",
-        "would be in bold.",
+        "Generated by `make matrix` from the lab: real daemons in small meshes, each with one member",
+        "that has public addresses and relays for the others, also by WebSocket. An echo crossed each",
+        "path. What was expected and not found is in bold.",
         "",
         "| place | what it is |",
         "|---|---|",
-        *(f"| {place.name} | {place.summary} |" for place in PLACES),
+        *(f"| {place.name} | {place.summary} |" for place in (*PLACES, RELAY)),
         "",
         "| | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
     for a in names:
-        cells = []
-        for b in names:
-            meeting = paths.get((a, b)) or paths.get((b, a))
-            cells.append(_cell(meeting))
-        lines.append(f"| {a} | " + " | ".join(cells) + " |")
+        row = [cells.get((a, b)) or cells.get((b, a)) or "" for b in names]
+        lines.append(f"| {a} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(meeting: Meeting | None) -> str:
-    if meeting is None:
-        return "not measured"
-    if meeting.as_expected:
-        return meeting.path
-    return f"**{meeting.path}**, expected {meeting.expected}"
+def _cell(row: dict[str, object]) -> str:
+    path, expected = str(row["path"]), str(row["expected"])
+    return path if path in expected.split(" or ") else f"**{path}**, expected {expected}"

@@ -18,16 +18,14 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from types import TracebackType
+from typing import ClassVar, Self
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import UserError
@@ -39,6 +37,7 @@ from nostrvpn.lab.namespaces import Echo, Namespace
 from nostrvpn.lab.nat import NatKind, render_ruleset
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.processes import Process, python_module
+from nostrvpn.lab.signals import ignore_signals, signals_raise
 
 __all__ = ["Host", "Lab", "Router", "Server"]
 
@@ -140,6 +139,9 @@ class Lab:
     ``verbose`` echoes every command to standard error (as does ``NOSTRVPN_LAB_VERBOSE=1``).
     """
 
+    living: ClassVar[list[Lab]] = []
+    """The labs of this process that are open now: whose logs a failure is in."""
+
     node_type: type[LabNode] = LabNode
     """What ``node`` makes; a test that drives its nodes in another way overrides it."""
 
@@ -158,7 +160,7 @@ class Lab:
             raise UserError("the lab needs root", "Run it with sudo: it makes network namespaces.")
         sweep()
         self._before = HostSnapshot.take()
-        self.stack.enter_context(_signals_raise())
+        self.stack.enter_context(signals_raise())
         try:
             self.directory = Path(tempfile.mkdtemp(prefix=self.identity))
             self.stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
@@ -168,6 +170,7 @@ class Lab:
         except BaseException:
             self.close()
             raise
+        Lab.living.append(self)
         return self
 
     def __exit__(
@@ -177,13 +180,24 @@ class Lab:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            for node in self.nodes:
-                sys.stderr.write(node.report() + "\n")
+            sys.stderr.write(self.report())
         self.close()
+
+    def report(self) -> str:
+        """Keep the logs, as files that outlive the lab; return their directory and last lines."""
+        kept = Path(tempfile.gettempdir(), "nostrvpn-lab-logs", self.directory.name)
+        for log in self.directory.rglob("*.log"):
+            copy = kept / log.relative_to(self.directory)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                shutil.copyfile(log, copy)
+        return "\n".join([f"logs kept in {kept}", *(node.report() for node in self.nodes), ""])
 
     def close(self) -> None:
         """Undo everything, in reverse order; no signal but SIGKILL interrupts it."""
-        _ignore_signals()
+        ignore_signals()
+        if self in Lab.living:
+            Lab.living.remove(self)
         if keep := os.environ.get("NOSTRVPN_LAB_LOGS"):
             # Whatever cannot be copied, such as a socket, must not keep the lab from ending.
             with contextlib.suppress(OSError):
@@ -357,34 +371,3 @@ class Lab:
 
 def _echo_to_stderr(line: str) -> None:
     sys.stderr.write(f"[+] {line}\n")
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
-
-def _ignore_signals() -> None:
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does; put the caller's handlers back at the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
-        number: signal.getsignal(number) for number in _SIGNALS
-    }
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -11,8 +11,9 @@ returns effects. Open ``events.py`` first (what goes in and out), then ``node.py
 - ``post``      sending and receiving through relays, under which mailboxes
 - ``moves``     when to act on a change of network
 - ``path_effects``  what the path engine asks for, carried out
-- ``relaying``  relays among the members: what is offered, by us and to us
+- ``relaying``  relays among the members: what is offered, by us and to us; ``volunteers``: strangers'
 - ``tunnel``    what WireGuard is told of each peer, and when
+- ``waking``    which peers a node connects to without being asked
 - ``stun_lookup``  when to look STUN servers' names up
 - ``peers``     what is known of each peer, and its tunnel's progress
 - ``services``  what the services beside the node say of themselves

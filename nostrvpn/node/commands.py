@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import NostrvpnError, UserError
 from nostrvpn.identity.keys import npub, parse_npub
 from nostrvpn.identity.reference import find_peer
@@ -188,10 +188,11 @@ def _export(node: Node, moment: Moment) -> dict[str, object]:
         {
             "public_key": peer.public_key,
             "allowed_ips": sorted(str(prefix) for prefix in peer.allowed_ips),
-            "endpoint": str(peer.endpoint or observed.get(peer.public_key) or "") or None,
+            "endpoint": _outside(peer.endpoint) or _outside(observed[peer.public_key]),
             "persistent_keepalive": node.settings.tunnel.keepalive,
         }
-        for peer in (replace(item) for item in desired.device.peers)
+        for peer in desired.device.peers
+        if peer.public_key in observed
     ]
     return {
         "private_key": base64.b64encode(desired.device.private_key.raw).decode(),
@@ -201,3 +202,8 @@ def _export(node: Node, moment: Moment) -> dict[str, object]:
         "addresses": sorted(str(address) for address in desired.host.addresses),
         "peers": peers,
     }
+
+
+def _outside(endpoint: Endpoint | None) -> str | None:
+    """Return an endpoint as text; None for what has a meaning on this host only."""
+    return None if endpoint is None or endpoint.ip.is_loopback else str(endpoint)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
-from nostrvpn.endpoint import IPAddress
+from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.host.firewall import Firewall, Guard, Pin
 from nostrvpn.host.state import (
     FWMARK,
@@ -46,11 +48,15 @@ class TunnelSettings:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The state the reconciler brings the kernel to."""
+    """The state the reconciler brings the kernel to.
+
+    ``awake``: the endpoints in it that are a peer's own, by the peer's (Nostr) public key.
+    """
 
     device: Device
     host: HostState
     firewall: Firewall = field(default_factory=Firewall)
+    awake: Mapping[str, Endpoint] = field(default_factory=dict)
 
 
 def overlapping_route(
@@ -82,6 +88,7 @@ def desired_state(
     addresses: list[IPInterface] = []
     routes: list[IPNetwork] = []
     tunnel_peers: list[TunnelPeer] = []
+    awake: dict[str, Endpoint | None] = {}
     members: list[Peer] = []
     if roster is not None and me in roster.members:
         members = [peer for peer in peers if peer.public_key in roster.members]
@@ -94,8 +101,9 @@ def desired_state(
         tunnel_peers = [
             _tunnel_peer(peer, roster, settings.keepalive, now)
             for peer in members
-            if peer.wireguard_key is not None and (complete or _is_due(peer, me))
+            if (complete and peer.wireguard_key is not None) or _is_due(peer, me)
         ]
+        awake = {peer.public_key: _endpoint(peer, now) for peer in members}
     device = Device(settings.private_key, settings.listen_port, FWMARK, tuple(tunnel_peers))
     limits = _peer_limits(members, roster, settings.mtu, ipv4=ipv4)
     mtu = max([settings.mtu, *(limit.mtu for limit in limits)])
@@ -112,7 +120,8 @@ def desired_state(
         frozenset(limits),
         _outer_limits(members),
     )
-    return Desired(device, host, _firewall(members, settings.listen_port))
+    firewall = _firewall(members, settings.listen_port)
+    return Desired(device, host, firewall, {k: e for k, e in awake.items() if e is not None})
 
 
 def _firewall(peers: Iterable[Peer], listen_port: int) -> Firewall:
@@ -156,16 +165,22 @@ def _peer_limits(
 def _outer_limits(peers: Iterable[Peer]) -> frozenset[OuterLimit]:
     """Return what must leave in fragments: paths too small for the least IPv6 packet."""
     limits: dict[IPAddress, int] = {}
+    # Where one peer's packets pass whole, another one behind the same address (of a relay, of a NAT)
+    # may not have them cut: relays drop fragments.
+    wide: set[IPAddress] = set()
     for peer in peers:
         inner = _inner(peer)
-        if inner is None or inner >= IPV6_MIN_MTU or peer.mtu is None or peer.endpoint is None:
+        if inner is None or peer.mtu is None or peer.endpoint is None:
             continue
         ip = peer.endpoint.ip
+        if inner >= IPV6_MIN_MTU:
+            wide.add(ip)
+            continue
         # Known of a path of the other family, if it is less than any of this one can be.
         mtu = max(peer.mtu, IPV6_MIN_MTU if ip.version == 6 else MIN_MTU)
         if not ip.is_loopback:
             limits[ip] = min(mtu, limits.get(ip, mtu))
-    return frozenset(OuterLimit(ip, mtu) for ip, mtu in limits.items())
+    return frozenset(OuterLimit(ip, mtu) for ip, mtu in limits.items() if ip not in wide)
 
 
 def _is_due(peer: Peer, me: str) -> bool:
@@ -173,24 +188,44 @@ def _is_due(peer: Peer, me: str) -> bool:
 
     A packet for a peer without endpoint makes userspace WireGuard count a handshake as sent and wait
     5 s for its answer. So a peer is told to WireGuard with its endpoint, or when the other side is the
-    one to start the handshake, which then brings the endpoint.
+    one to start the handshake, which then brings the endpoint. A sleeping one's is the doorbell.
     """
+    if peer.wireguard_key is None:
+        return peer.doorbell is not None
+    if peer.doorbell is not None:
+        return True
     if peer.endpoint is not None or peer.handshake_wall is not None:
         return True
     return peer.heard is not None and not peer.starts_handshake(me)
 
 
 def _tunnel_peer(peer: Peer, roster: Roster, keepalive: int, now: float) -> TunnelPeer:
-    assert peer.wireguard_key is not None
     address = roster.address(peer.public_key)
-    held = peer.held_until is not None and now < peer.held_until
-    endpoint = None if held else peer.endpoint
+    endpoint, generation = _endpoint(peer, now), peer.endpoint_generation
+    if endpoint is None:
+        keepalive, generation = 0, 0 if peer.doorbell is None else -1 - generation
     return TunnelPeer(
-        peer.wireguard_key,
+        peer.wireguard_key or _nobodys_key(peer.public_key),
         frozenset({ip_network(f"{address.ipv6}/128"), ip_network(f"{address.ipv4}/32")}),
         # Keepalive begins with the endpoint: WireGuard then starts the handshake at once.
-        keepalive if endpoint is not None else 0,
-        endpoint,
-        0 if endpoint is None else peer.endpoint_generation,
+        keepalive,
+        endpoint or peer.doorbell,
+        generation,
         None,
+        # What the peer sends late must not lead our packets past the doorbell.
+        peer.endpoint is None and peer.doorbell is not None,
     )
+
+
+def _endpoint(peer: Peer, now: float) -> Endpoint | None:
+    """Return the peer's own endpoint, if WireGuard is to know it."""
+    held = peer.held_until is not None and now < peer.held_until
+    return None if held else peer.endpoint
+
+
+def _nobodys_key(public_key: str) -> str:
+    """Return what stands for the WireGuard key of a sleeping peer that has not told it yet.
+
+    A packet for the peer rings all the same. Nobody has the private key, so nothing ever gets through.
+    """
+    return b64encode(sha256(f"nostrvpn: asleep: {public_key}".encode()).digest()).decode()

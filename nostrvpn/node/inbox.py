@@ -97,7 +97,13 @@ def _hear(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: Mom
     if peer.relay_offer != before[2]:
         effects += node.offers_changed(moment)
     if before != (peer.wireguard_key, peer.relays, peer.relay_offer):
-        effects += [Persist("peer", sender, peer.to_json()), Reconcile()]
+        effects.append(Reconcile())
+        # Offers come with whatever addresses the relay has now: the next start can do with an old one.
+        if before[:2] != (peer.wireguard_key, peer.relays) or _is_past(
+            peer.stored_at, RELAYS_EVERY_S, moment
+        ):
+            peer.stored_at = moment.now
+            effects.append(Persist("peer", sender, peer.to_json()))
     active = {relay.url for relay in node.post.pool.snapshot()}
     if peer.relays and not active.intersection(peer.relays):
         effects += node.post.use_relays(peer.relays[:1], moment)

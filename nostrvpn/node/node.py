@@ -59,6 +59,7 @@ from nostrvpn.node.relaying import MeshRelays, RelayRole
 from nostrvpn.node.stun_lookup import StunLookup
 from nostrvpn.node.tunnel import Tunnel
 from nostrvpn.node.volunteers import Volunteers, put_up_offer, read_notices
+from nostrvpn.node.waking import starts_asleep
 from nostrvpn.paths.agent import Paths
 from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.description import parse_cached_session
@@ -262,7 +263,7 @@ class Node:
             case HostChanged():
                 return self._host_changed(event, moment)
             case Resumed():
-                return self._moved(self.moves.again(moment.now), moment)
+                return self._moved(self.moves.again(moment.now), moment, slept=True)
             case StunResolved():
                 self.stun_lookup.resolved(event, moment)
                 return self.step_paths(StunServers(event.endpoints), moment)
@@ -298,7 +299,9 @@ class Node:
         self.relays.local = event.addresses
         return [*self._moved(self.moves.take(event, moment.now), moment), Reconcile()]
 
-    def _moved(self, move: Move | None, moment: Moment) -> list[NodeEffect]:
+    def _moved(
+        self, move: Move | None, moment: Moment, *, slept: bool = False
+    ) -> list[NodeEffect]:
         if move is None:
             return []
         port = self.settings.tunnel.listen_port
@@ -306,7 +309,7 @@ class Node:
         if move.is_first or move.is_cut:
             return effects
         # In the order of what takes longest: STUN's answer, then a relay that carries the news.
-        effects += self.step_paths(NetworkChanged(), moment)
+        effects += self.step_paths(NetworkChanged(slept), moment)
         effects += self.post.relay_event(RetryNow(), moment)
         effects += self.tunnel.renew(moment)
         self.membership.hurry(moment)
@@ -375,7 +378,8 @@ class Node:
                 session = parse_cached_session(cached, self.path_settings)
             except PeerMisbehaved as exc:
                 self.dropped[exc.code] += 1
-        return self.step_paths(AddPeer(peer, self.me < peer, session), moment)
+        asleep = starts_asleep(self, peer, moment)
+        return self.step_paths(AddPeer(peer, self.me < peer, session, asleep), moment)
 
     # -- paths ------------------------------------------------------------------------------
 

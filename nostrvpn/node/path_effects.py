@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from nostrvpn.machine import Moment
 from nostrvpn.node.events import Log, NodeEffect, Persist, Poke, Reconcile
+from nostrvpn.node.waking import wake_relays
 from nostrvpn.paths.description import cached_session_to_json
 from nostrvpn.paths.events import (
     CloseChannel,
@@ -87,12 +88,14 @@ def _remember(node: Node, effect: Remember) -> list[NodeEffect]:
 
 
 def _link_changed(node: Node, effect: LinkChanged, moment: Moment) -> list[NodeEffect]:
-    if effect.snapshot.path != "none":
+    if effect.snapshot.crossed:
         node.tunnel.proven(effect.peer)
     state = f"{effect.snapshot.state}, path {effect.snapshot.path}"
     effects: list[NodeEffect] = [
         Log("info", f"peer {node.peer_name(effect.peer)}: {state}"),
     ]
+    if effect.snapshot.state == "failed":
+        effects += wake_relays(node, moment)
     if effect.snapshot.state == "degraded":
         # What took the path (a router that forgot its mappings) may have taken our relays too.
         effects += node.post.relay_event(RetryNow(), moment)

@@ -29,6 +29,8 @@ class Peer:
     sequence number of the newest message in which the peer spoke of itself. ``guard`` is (old, new)
     while late packets of the old path may come, ``pin`` (local port, remote) where the peer is not
     reached from WireGuard's port, ``mtu`` the largest outer IP packet known to reach it, in bytes.
+    ``doorbell`` is where WireGuard's packets for it go while it sleeps; ``used_day`` is the last day
+    (Unix time, UTC) on which it had a path that did not sleep.
     """
 
     public_key: str
@@ -38,9 +40,12 @@ class Peer:
     relay_offer: RelayOffer | None = None
     heard_seq: int = 0
     relays_at: float | None = None  # when it named other relays last (Moment.now)
+    stored_at: float | None = None  # when what it said was persisted last
     roster_at: float | None = None  # when it was sent a part of the roster last
     endpoint: Endpoint | None = None
     endpoint_generation: int = 0
+    doorbell: Endpoint | None = None
+    used_day: int = 0
     guard: tuple[Endpoint, Endpoint] | None = None
     pin: tuple[int, Endpoint] | None = None
     mtu: int | None = None
@@ -74,6 +79,7 @@ class Peer:
             "relays": list(self.relays),
             "relay": None if self.relay_offer is None else offer_to_json(self.relay_offer),
             "seq": self.heard_seq,
+            "used": self.used_day,
         }
 
     @classmethod
@@ -81,9 +87,9 @@ class Peer:
         """Rebuild a peer from :meth:`to_json`; PeerMisbehaved if the record is damaged."""
         if not isinstance(stored, dict):
             raise PeerMisbehaved("bad_record", "a damaged peer record")
-        key, seq = stored.get("wg"), stored.get("seq", 0)
+        key, seq, used = stored.get("wg"), stored.get("seq", 0), stored.get("used", 0)
         offer = stored.get("relay")
-        if type(seq) is not int:
+        if type(seq) is not int or type(used) is not int:
             raise PeerMisbehaved("bad_record", "a damaged peer record")
         return cls(
             public_key,
@@ -92,6 +98,7 @@ class Peer:
             parse_relay_list(stored.get("relays", [])),
             None if offer is None else parse_offer(offer, public_key, PathSettings()),
             heard_seq=seq,
+            used_day=used,
         )
 
 

@@ -65,6 +65,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "this node cannot relay for others: {reason}",
         "see relay: in the configuration, or go on without: `nostrvpn up --relay-for none`",
     ),
+    "relay_slow": (
+        "info",
+        "the kernel does not forward for members that relay through this node: {reason}",
+        "nothing to do: the daemon forwards itself, at the cost of some processor time",
+    ),
     "turn_failed": (
         "warning",
         "the TURN server {server} does not serve this node: {reason}",

@@ -220,6 +220,8 @@ def _service_problems(node: Node) -> list[Problem]:
     told, found = services(node), []
     if told.relay_error:
         found.append(problem("relay_refused", reason=told.relay_error))
+    if told.relay_snapshot is not None and told.relay_snapshot.get("slow"):
+        found.append(problem("relay_slow", reason=str(told.relay_snapshot["slow"])))
     if told.firewall_error:
         found.append(problem("guard_missing", reason=told.firewall_error))
     for server, reason in told.failed_turn.items():

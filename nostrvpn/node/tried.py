@@ -30,7 +30,8 @@ _OUTCOMES = {"bound": "works", "silent": "silent", "refused": "refused"}
 def relay_outcome(relay: RelayResult) -> str:
     """Return what became of a relay: ``works``, ``full``, ``refused``, ``silent`` or ``waiting``."""
     outcome = _OUTCOMES.get(relay.state, "waiting")
-    return "full" if outcome == "refused" and "is full" in relay.reason else outcome
+    is_full = relay.reason.endswith(("is full", "used up"))
+    return "full" if outcome == "refused" and is_full else outcome
 
 
 def tried_document(s: Situation) -> list[dict[str, object]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import Moment, earliest
-from nostrvpn.node.events import NodeEffect, ObserveTunnel, Poke, Reconcile
+from nostrvpn.node.events import NodeEffect, ObserveTunnel, Persist, Poke, Reconcile
 from nostrvpn.node.peers import Peer
 from nostrvpn.paths.events import TunnelObserved, UseEndpoint
 from nostrvpn.wireguard.device import ObservedDevice
@@ -21,6 +22,7 @@ __all__ = ["Tunnel"]
 HOLD_S = 1.5
 # WireGuard rejects a session after this time (REJECT_AFTER_TIME).
 SESSION_S = 180.0
+DAY_S = 86_400
 # How far two readings of one clock may seem to run backwards.
 CLOCK_NOISE_S = 1.0
 # While a handshake is awaited its arrival is the news, so the counters are read often, then less;
@@ -65,6 +67,8 @@ class Tunnel:
         self._observe_at: float | None = None
         self._progress: dict[str, _Progress] = {}
         self.device: ObservedDevice | None = None
+        self.doorbell: Callable[[str], Endpoint] | None = None
+        """Gives a sleeping peer (public key) the endpoint at which WireGuard rings for it."""
 
     @property
     def deadline(self) -> float | None:
@@ -79,6 +83,8 @@ class Tunnel:
         if peer is None:
             return []
         peer.endpoint = effect.endpoint
+        if effect.endpoint is None and self.doorbell is not None:
+            peer.doorbell = self.doorbell(peer.public_key)
         # Not the engine's number: it does not count our own renewals.
         peer.endpoint_generation += 1
         age = self._age(peer, moment)
@@ -87,6 +93,8 @@ class Tunnel:
             peer.held_until = moment.now + HOLD_S
         else:
             peer.held_until = None
+            if effect.endpoint is not None:
+                peer.doorbell = None
         self._watch(peer, moment)
         return [Reconcile()]
 
@@ -115,7 +123,7 @@ class Tunnel:
         effects: list[NodeEffect] = []
         for peer in self._peers.values():
             if peer.held_until is not None and moment.now >= peer.held_until:
-                peer.held_until = None
+                peer.held_until = peer.doorbell = None
                 effects.append(Reconcile())
             if peer.held_until is None and peer.poke_at is not None and moment.now >= peer.poke_at:
                 peer.poke_at = self._next_poke(peer, moment)
@@ -142,11 +150,13 @@ class Tunnel:
                 continue
             arrived = tunnel.last_handshake_wall != peer.handshake_wall
             peer.handshake_wall = tunnel.last_handshake_wall
-            peer.wireguard_endpoint = tunnel.endpoint
+            rung = tunnel.endpoint is not None and tunnel.endpoint == peer.doorbell
+            peer.wireguard_endpoint = None if rung else tunnel.endpoint
             peer.rx_bytes, peer.tx_bytes = tunnel.rx_bytes, tunnel.tx_bytes
             if arrived and tunnel.last_handshake_wall and peer.held_until is not None:
-                peer.held_until = None
+                peer.held_until = peer.doorbell = None
                 effects.append(Reconcile())
+            effects += _note_use(peer, tunnel.last_handshake_wall, moment)
             progress = self._of(peer)
             if progress.has_moved and progress.rx_before is None:
                 progress.rx_before = tunnel.rx_bytes
@@ -200,6 +210,9 @@ class Tunnel:
         return self._progress.setdefault(peer.public_key, _Progress())
 
     def _schedule(self, moment: Moment) -> None:
+        if not any(peer.endpoint for peer in self._peers.values()):
+            self._observe_at = None  # all sleep: whoever wants one of them rings
+            return
         due = moment.now + QUIET_S
         for peer in self._peers.values():
             if peer.watch_since is None:
@@ -212,3 +225,12 @@ class Tunnel:
             interval = next((step for until, step in _WATCH if waited < until), QUIET_S)
             due = min(due, moment.now + interval)
         self._observe_at = due
+
+
+def _note_use(peer: Peer, handshake_wall: float | None, moment: Moment) -> list[NodeEffect]:
+    """Once a day, keep in mind that the peer is in use: it has a path, and nobody let it sleep."""
+    today = int(moment.wall // DAY_S)
+    if peer.endpoint is None or handshake_wall is None or peer.used_day == today:
+        return []
+    peer.used_day = today
+    return [Persist("peer", peer.public_key, peer.to_json())]

@@ -38,6 +38,7 @@ def why_document(s: Situation) -> dict[str, object]:
         "tried": tried_document(s),
         "blocks": [{"code": rule.code, "text": rule.text.format_map(words)} for rule in blocks],
         "helps": [{"code": code, "text": text} for code, text in helps.items()],
+        "search": s.link.search if s.link is not None and s.path != "direct" else "",
         "next_try_in_s": s.link.next_try_in_s if s.link is not None else None,
     }
 

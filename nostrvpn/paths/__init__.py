@@ -10,9 +10,11 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``events``       the closed unions of events and effects
 - ``link``         one peer, as events see it: descriptions, checks, moves, time
 - ``link_path``    its parts, its state, and the path it uses: chosen, lost, replaced
+- ``link_sleep``   a path that nobody uses is let go, until somebody wants it
 - ``states``       the states of a link, as data
 - ``rounds``       when a direct path is looked for again, and how both begin at once over a relay
 - ``checks``       the check list: pairs, tries, pacing, transactions (RFC 8445 section 6.1)
+- ``open_checks``  checks as messages, and which of them await answers
 - ``pair``         one endpoint of the peer and how its checks go
 - ``announcer``    our session towards one peer: what to describe, and when to say it again
 - ``remote``       the peer's side of it, and the memory against replays
@@ -22,6 +24,7 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``detours``      what a link has beside direct paths, and which of it takes over
 - ``standby``      relayed pairs that are kept warm beside the selected one
 - ``relays``       the relays of one link: allocating, tickets, binding, WebSockets
+- ``relay_demand`` how many relays a link is to have, and when they are asked
 - ``relay_end``    our end of one pair on one relay
 - ``relay_requests``  what was asked of a relay, and whether an answer is one
 - ``relay_offers`` what nodes tell each other about relays, as JSON
@@ -29,6 +32,7 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``turn_routes``  the peer's addresses as seen from our TURN servers
 - ``proof``        did WireGuard's own packets cross, and is the tunnel in use
 - ``reflexive``    STUN servers: our address from outside, and the NAT's kind of mapping
+- ``hard_nat/``    the search for a path through NATs with unpredictable ports
 - ``candidates``   addresses to offer and to try, and those nobody may make us probe
 - ``description``  what peers tell each other, as JSON
 - ``budgets``      answers per source, probes per target

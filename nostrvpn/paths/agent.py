@@ -13,6 +13,7 @@ from typing import assert_never
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, Tick, earliest
+from nostrvpn.paths.agenda import Agenda
 from nostrvpn.paths.budgets import ANSWERS_PER_SECOND, PROBES_PER_MINUTE, Budget
 from nostrvpn.paths.candidates import CandidateKind, LocalAddress, Surroundings, survey
 from nostrvpn.paths.events import (
@@ -20,6 +21,7 @@ from nostrvpn.paths.events import (
     ChannelAnswered,
     ChannelClosed,
     ChannelOpened,
+    CloseChannel,
     DatagramReceived,
     Describe,
     LinkChanged,
@@ -44,7 +46,7 @@ from nostrvpn.paths.events import (
     Wake,
 )
 from nostrvpn.paths.link import Link
-from nostrvpn.paths.reflexive import ReflexiveProbe
+from nostrvpn.paths.reflexive import REFRESH, ReflexiveProbe
 from nostrvpn.paths.relay_book import RelayBook
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot, NatReport
@@ -100,13 +102,18 @@ class Paths:
         self._probes = Budget(PROBES_PER_MINUTE / 60, PROBES_PER_MINUTE)
         self._book = RelayBook(self._probes)
         self._mapped: tuple[Endpoint, ...] = ()
+        self._surveyed: tuple[object, ...] = ()
+        self._agenda = Agenda()
         self.counters: Counter[str] = Counter()
 
     @property
     def deadline(self) -> float | None:
         """When a Tick is due next, in Moment.now's time."""
-        links = [link.deadline for link in self._links.values()]
-        return earliest(self._probe.deadline, *links)
+        links, refresh = self._agenda.deadline, self._probe.refresh_at
+        if refresh is not None and (links is None or links > refresh + REFRESH):
+            # Nobody needs our address, or our NAT open, while all links sleep.
+            refresh = None
+        return earliest(self._probe.urgent, refresh, links)
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -147,23 +154,23 @@ class Paths:
                 return self._channel(event, moment)
             case TurnAllocated() | TurnLost() | TurnHeard():
                 return self._turn(event, moment)
-            case NetworkChanged():
-                return self._network_changed(moment)
+            case NetworkChanged(slept):
+                return self._network_changed(moment, slept=slept)
             case Tick():
                 return self._tick(moment)
             case _:
                 assert_never(event)
 
     def _tell(
-        self,
-        peer: str,
-        event: RemoteDescription | TunnelObserved | Restart | Wake,
-        moment: Moment,
+        self, peer: str, event: RemoteDescription | TunnelObserved | Restart | Wake, moment: Moment
     ) -> list[PathEffect]:
         """Give an event to the link it is about."""
         link = self._links.get(peer)
         if link is None:
             return self._drop("unknown_peer") if isinstance(event, RemoteDescription) else []
+        wanted = not isinstance(event, TunnelObserved)
+        asked: list[PathEffect] = [*self._probe.freshen(moment)] if wanted else []
+        asked += self._survey(moment) if asked else []
         match event:
             case RemoteDescription(_, description):
                 try:
@@ -176,7 +183,7 @@ class Paths:
                 effects = link.restart(moment)
             case Wake():
                 effects = link.wake(moment)
-        return self._after(link, effects, moment)
+        return asked + self._after(link, effects, moment)
 
     def _channel(
         self, event: ChannelOpened | ChannelAnswered | ChannelClosed, moment: Moment
@@ -196,6 +203,8 @@ class Paths:
                         done = detours.relays.channel_answered(channel, data, moment.now)
                     except PeerMisbehaved as exc:
                         self._drop(exc.code)
+                        # Open, it would carry for who has not shown that he is the relay.
+                        done = [CloseChannel(channel)]
                 case ChannelClosed(channel, reason):
                     detours.channel_closed(channel, reason, moment.now)
             effects += self._after(link, done, moment)
@@ -204,16 +213,14 @@ class Paths:
     def _turn(
         self, event: TurnAllocated | TurnLost | TurnHeard, moment: Moment
     ) -> list[PathEffect]:
-        effects: list[PathEffect] = []
         match event:
             case TurnAllocated(server, relayed):
                 self._book.turn[server] = relayed
             case TurnLost(server, _):
                 self._book.turn.pop(server, None)
-            case TurnHeard(server, remote):
-                for link in list(self._links.values()):
-                    effects += link.detours.turn.heard(server, remote)
-                return effects
+            case TurnHeard(server, remote, ufrag):
+                link = self._by_ufrag.get(ufrag)
+                return [] if link is None else link.detours.turn.heard(server, remote)
         return self._survey(moment) + self._settle_all(moment)
 
     def _settle_all(self, moment: Moment) -> list[PathEffect]:
@@ -230,11 +237,13 @@ class Paths:
             return self._drop("too_many_peers")
         link = Link(event, self._settings, self._probes, self._book, moment)
         self._links[event.peer] = link
-        return self._after(link, link.start(self._surroundings, moment), moment)
+        started = link.start(self._surroundings, moment, asleep=event.asleep)
+        return self._after(link, started, moment)
 
     def _remove(self, peer: str) -> list[PathEffect]:
         link = self._links.pop(peer, None)
         self._shown.pop(peer, None)
+        self._agenda.forget(peer)
         for ufrag in self._ufrags.pop(peer, ()):
             self._by_ufrag.pop(ufrag, None)
         return [] if link is None else link.close()
@@ -242,32 +251,44 @@ class Paths:
     def _move(
         self, addresses: tuple[LocalAddress, ...], port: int, moment: Moment
     ) -> list[PathEffect]:
-        before = self._surroundings
+        before = survey(self._addresses, self._port, {}, self._settings, reflexive_pending=False)
         self._addresses, self._port = addresses, port
         now = survey(addresses, port, {}, self._settings, reflexive_pending=False)
         if before.versions == now.versions and before.prefixes == now.prefixes:
             # Known addresses: nothing to ask the STUN servers.
             return self._survey(moment)
-        sent = self._ask_servers(now.versions, moment)
+        # Behind another router, what was seen of us behind the last one leads nowhere.
+        sent = self._ask_servers(now.versions, moment, forget=before.hosts != now.hosts)
         return sent + self._survey(moment)
 
-    def _ask_servers(self, versions: frozenset[int], moment: Moment) -> list[PathEffect]:
+    def _ask_servers(
+        self, versions: frozenset[int], moment: Moment, *, forget: bool = False
+    ) -> list[PathEffect]:
         """Everything known of the way out may be wrong now: ask the STUN servers again."""
+        if not forget and self._probe.just_began(versions, moment.now):
+            return []  # addresses and routes change together: once is enough
         self._book.network_changed()
-        sent = self._probe.start(versions, moment)
+        sent = self._probe.start(versions, moment, forget=forget)
         if sent:
             self._book.asked(moment.now)
         return [*sent]
 
-    def _network_changed(self, moment: Moment) -> list[PathEffect]:
+    def _network_changed(self, moment: Moment, *, slept: bool) -> list[PathEffect]:
         effects = self._ask_servers(self._surroundings.versions, moment)
         for link in list(self._links.values()):
-            effects += self._after(link, link.network_changed(moment), moment)
+            done = link.network_changed(moment, slept=slept)
+            effects += self._after(link, done, moment)
         return effects + self._survey(moment)
 
     def _survey(self, moment: Moment) -> list[PathEffect]:
         """Work out our candidates again, and tell the links if they differ."""
-        self._book.describe_nat(self._probe.report().mapping)
+        self._book.describe_nat(self._probe.mapping)
+        self._book.stun_servers = self._probe.mapping_servers
+        endpoints = (self._mapped, self._probe.endpoints, tuple(self._book.turn.values()))
+        known = (self._addresses, self._port, self._probe.pending, *endpoints)
+        if known == self._surveyed:
+            return []
+        self._surveyed = known
         surroundings = survey(
             self._addresses,
             self._port,
@@ -291,6 +312,8 @@ class Paths:
         try:
             message = parse_stun(event.data)
             if message.kind is StunKind.REQUEST:
+                if self._probe.saw_request(message.transaction):
+                    return []
                 return self._request(message, event, moment)
             if message.kind is StunKind.INDICATION:
                 return self._drop("indication")
@@ -298,15 +321,18 @@ class Paths:
                 self._probe.answered(message, event.source, moment)
                 self._book.udp_passes = True
                 return self._survey(moment)
-            for link in self._links.values():
-                if link.checks.knows(message.transaction):
-                    done = link.answered(message, event.source, moment)
-                elif link.detours.relays.knows(message.transaction):
-                    done = link.relay_answered(message, event.source, moment)
-                else:
-                    continue
-                return self._after(link, done, moment)
-            return self._drop("unknown_transaction")
+            link = self._links.get(self._agenda.asked_by(message.transaction) or "")
+            if link is None:
+                return self._drop("unknown_transaction")
+            if link.hard.knows(message.transaction):
+                done = link.search_answered(message, event.source, moment)
+            elif link.checks.knows(message.transaction):
+                done = link.answered(message, event.source, moment)
+            elif link.detours.relays.knows(message.transaction):
+                done = link.relay_answered(message, event.source, moment)
+            else:
+                return self._drop("unknown_transaction")
+            return self._after(link, done, moment)
         except PeerMisbehaved as exc:
             return self._drop(exc.code)
 
@@ -327,7 +353,12 @@ class Paths:
             return self._drop("forged_check")
         if not self._answers.spend(event.source, moment.now):
             return self._drop("rate_limited")
-        done = link.asked(message, event.source, event.destination_ip, moment)
+        contacted, address_known = link.checks.has_contacted(event.source)
+        arrived_at = (event.destination_ip, event.destination_port)
+        done = link.asked(message, event.source, arrived_at, moment)
+        unasked = not contacted and event.source not in link.detours.routes
+        if unasked and event.destination_port is None:
+            self._probe.saw_unsolicited(event.source, address_known=address_known)
         return self._after(link, done, moment)
 
     def _tick(self, moment: Moment) -> list[PathEffect]:
@@ -336,14 +367,16 @@ class Paths:
             sent, _ = self._probe.tick(moment)
             effects += sent
             effects += self._survey(moment)
-        for link in list(self._links.values()):
-            if link.deadline is not None and link.deadline <= moment.now:
-                effects += self._after(link, link.tick(moment), moment)
+        for peer in self._agenda.due(moment.now):
+            link = self._links[peer]
+            effects += self._after(link, link.tick(moment), moment)
         return effects
 
     def _after(self, link: Link, effects: list[PathEffect], moment: Moment) -> list[PathEffect]:
         """Add what follows from a link's change: what to persist, and what to show."""
         effects = effects + link.settle(moment)
+        if link.doubtful and not self._book.maps_by_destination:
+            effects = [*effects, *self._probe.doubt(moment)]
         ufrags, known = link.announcer.ufrags, self._ufrags.get(link.peer, ())
         if ufrags != known:
             for ufrag in known:
@@ -353,10 +386,11 @@ class Paths:
         memory = link.memory()
         if memory is not None:
             effects = [*effects, memory]
-        shown = (link.state, link.path, link.endpoint)
+        shown = (link.state, link.path, link.endpoint, link.crossed)
         if self._shown.get(link.peer) != shown:
             self._shown[link.peer] = shown
             effects = [*effects, LinkChanged(link.peer, link.snapshot())]
+        self._agenda.note(link.peer, link.deadline, effects)
         return effects
 
     def _drop(self, code: str) -> list[PathEffect]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from nostrvpn.machine import Moment
 from nostrvpn.paths.candidates import Candidate
 from nostrvpn.paths.description import CachedSession, Description, NatInfo
+from nostrvpn.paths.hard_nat.plan import SearchPlan
 from nostrvpn.paths.relay_offers import RelayTicket
 
 __all__ = ["Announcer"]
@@ -114,13 +115,14 @@ class Announcer:
         moment: Moment,
         relays: tuple[RelayTicket, ...] = (),
         nat: NatInfo | None = None,
+        search: SearchPlan | None = None,
     ) -> Description:
         """Return the description to send now, one generation on if anything changed."""
         session, ufrag, password = self._sessions[-1]
         last = self._sent
         generation = 1 if last is None or last.session != session else last.generation
         description = Description(
-            session, generation, answers, ufrag, password, candidates, relays, nat
+            session, generation, answers, ufrag, password, candidates, relays, nat, search
         )
         if last is not None and last.session == session and last != description:
             description = replace(description, generation=generation + 1)

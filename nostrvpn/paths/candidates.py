@@ -20,6 +20,7 @@ __all__ = [
     "candidate_priority",
     "is_private",
     "needs_opener",
+    "places",
     "refusal",
     "survey",
 ]
@@ -118,6 +119,17 @@ def is_private(ip: IPAddress) -> bool:
 def needs_opener(endpoint: Endpoint) -> bool:
     """Say whether NATs may lie on the way: public IPv4. IPv6 meets stateful firewalls only."""
     return endpoint.ip.version == 4 and not is_private(endpoint.ip)
+
+
+def places(candidates: Iterable[Candidate], hard: bool) -> frozenset[object]:
+    """Return what must differ for candidates to be news.
+
+    A ``hard`` NAT shows another port to STUN servers at each look, and the peer none of them.
+    """
+    return frozenset(
+        candidate.endpoint.ip if hard and candidate.kind is CandidateKind.REFLEXIVE else candidate
+        for candidate in candidates
+    )
 
 
 def refusal(endpoint: Endpoint, settings: PathSettings) -> str | None:

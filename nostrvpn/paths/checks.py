@@ -13,9 +13,7 @@ Three kinds of sends, all of them genuine checks:
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
@@ -30,13 +28,14 @@ from nostrvpn.paths.candidates import (
     needs_opener,
 )
 from nostrvpn.paths.events import SendDatagram
+from nostrvpn.paths.open_checks import Credentials, OpenChecks, Sent
 from nostrvpn.paths.pair import Pair, PairState
-from nostrvpn.paths.path_mtu import Probe, pad_check
+from nostrvpn.paths.path_mtu import Probe
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import PairResult
-from nostrvpn.stun.binding import TRANSACTION, Check, StunMessage, render_check
+from nostrvpn.stun.binding import StunMessage
 
-__all__ = ["CheckList", "Credentials", "Sent"]
+__all__ = ["CheckList"]
 
 # Gaps after each try: seven tries in 3.5 s (NetBird and pion: 7 tries), dense at first, because the
 # two sides' mappings open within the first hundred milliseconds.
@@ -57,27 +56,9 @@ MAX_PAIRS = 32
 MAX_ROUTES = 16
 # A relayed path is chosen by its carrier before its round trip: nothing is lost or held up in UDP.
 CARRIER_RANK = {"udp": 8, "turn": 3, "websocket": 1}
-# Checks whose answers are awaited: 32 pairs with ten sends each, and heartbeats.
-MAX_TRANSACTIONS = 384
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What our checks carry."""
-
-    username: str
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A check whose answer is awaited."""
-
-    endpoint: Endpoint
-    at: float
-    password: str = field(repr=False)
-    use_candidate: bool
-    round: int | None
+# Behind a hard NAT with a port that its router opened for us: how long the peer's check, which comes
+# to that port, is waited for.
+MAPPED_HOLD = 0.5
 
 
 class CheckList:
@@ -86,17 +67,20 @@ class CheckList:
     def __init__(
         self, *, controlling: bool, tie_breaker: int, settings: PathSettings, probes: Budget
     ) -> None:
-        self._controlling = controlling
-        self._tie_breaker = tie_breaker
+        self.tie_breaker = tie_breaker
+        self._open = OpenChecks(controlling=controlling, tie_breaker=tie_breaker)
         self._settings = settings
         self._probes = probes
         self._credentials: Credentials | None = None
         self._surroundings = Surroundings()
-        self._sent: OrderedDict[bytes, Sent] = OrderedDict()
         self._burst = 0
         self._slot = 0.0
         self.pairs: dict[Endpoint, Pair] = {}
         self.ends_at: float | None = None
+        self.let_come = False
+        """Nothing may go to NATed pairs before the peer's own check: it would spoil a port of ours
+        that our hard NAT's router opened, as the NAT gives what we send another port, and then has
+        two flows between the same ends."""
 
     @property
     def deadline(self) -> float | None:
@@ -112,7 +96,7 @@ class CheckList:
 
     def knows(self, transaction: bytes) -> bool:
         """Say whether a check with this transaction id is open."""
-        return transaction in self._sent
+        return transaction in self._open
 
     def results(self) -> tuple[PairResult, ...]:
         """Return every pair's result, best pair first, for ``why``."""
@@ -151,6 +135,18 @@ class CheckList:
             elif self._has_room():
                 self.pairs[endpoint] = Pair(endpoint, candidate.kind, self._rank(candidate))
 
+    def withdraw(
+        self, was: Iterable[Candidate], now_named: Iterable[Candidate], now: float
+    ) -> None:
+        """Note which endpoints the peer named before, or their addresses, and does not any more."""
+        before, after = {c.endpoint for c in was}, {c.endpoint for c in now_named}
+        ips = {endpoint.ip for endpoint in before} - {endpoint.ip for endpoint in after}
+        for endpoint, pair in self.pairs.items():
+            if endpoint in after:
+                pair.withdrawn_at = None
+            elif endpoint in before or (endpoint.ip in ips and not pair.is_relayed):
+                pair.withdrawn_at = now
+
     def set_routes(self, carriers: Mapping[Endpoint, str], now: float) -> None:
         """Take the endpoints that lead through relays: check the new ones, forget the old ones."""
         for endpoint in [e for e, pair in self.pairs.items() if pair.own_route]:
@@ -187,12 +183,17 @@ class CheckList:
             if pair.state is not PairState.WAITING or pair.tries or pair.due is not None:
                 continue
             pair.due = now
-            if hold and _meets_nat(pair):
-                pair.state, pair.due = PairState.HELD, now + hold
+            # What a router opened is open: there nobody's NAT is to be surprised.
+            wait = hold if pair.kind is not CandidateKind.MAPPED else 0.0
+            wait = max(wait, MAPPED_HOLD) if self.let_come else wait
+            if wait and _meets_nat(pair):
+                pair.state, pair.due = PairState.HELD, now + wait
         self.ends_at = now + hold + ROUND
 
     def open_nats(self, now: float, *, times: int = OPENERS) -> None:
         """Schedule openers towards everything that a NAT of ours lies before."""
+        if self.let_come:
+            return
         for pair in self.pairs.values():
             if _meets_nat(pair) and not pair.works:
                 pair.openers_left, pair.opener_at = times, now
@@ -283,26 +284,21 @@ class CheckList:
         if not proven and not self._probes.spend(pair.endpoint.ip, moment.now):
             pair.reason = "too many probes to this address"
             return []
-        check = Check(
-            transaction=moment.entropy.take(TRANSACTION) if probe is None else probe.transaction,
-            username=self._credentials.username,
-            password=self._credentials.password,
-            priority=candidate_priority(CandidateKind.PEER_REFLEXIVE, pair.endpoint.ip.version),
-            controlling=self._controlling,
-            tie_breaker=self._tie_breaker,
-            use_candidate=use_candidate and self._controlling,
-            round=calls,
+        data = self._open.render(
+            pair.endpoint,
+            self._credentials,
+            moment,
+            use_candidate=use_candidate,
+            calls=calls,
+            probe=probe,
         )
-        self._sent[check.transaction] = Sent(
-            pair.endpoint, moment.now, check.password, check.use_candidate, calls
-        )
-        if len(self._sent) > MAX_TRANSACTIONS:
-            self._sent.popitem(last=False)
-        data = render_check(check)
-        if probe is not None:
-            wide = pair.endpoint.ip.version == 6
-            data = pad_check(data, probe.size, check.password, ipv6=wide)
+        pair.contacted = True
         return [SendDatagram(data, pair.endpoint, ttl, dont_fragment=probe is not None)]
+
+    def has_contacted(self, endpoint: Endpoint) -> tuple[bool, bool]:
+        """Say whether anything was sent to the endpoint, and whether to its address at all."""
+        contacted = {known for known, pair in self.pairs.items() if pair.contacted}
+        return endpoint in contacted, any(known.ip == endpoint.ip for known in contacted)
 
     def match(self, message: StunMessage, source: Endpoint, now: float) -> tuple[Pair, Sent]:
         """Take an authentic answer: return its pair, now succeeded, and the check it answers.
@@ -310,15 +306,13 @@ class CheckList:
         PeerMisbehaved for answers that are forged, from elsewhere (RFC 8445 section 7.2.5.2.1), or
         errors.
         """
-        sent = self._sent[message.transaction]
-        if not message.is_authentic(sent.password):
-            raise PeerMisbehaved("forged_answer", "an answer that is not the peer's")
+        sent = self._open.authenticate(message)
         pair = self.pairs.get(sent.endpoint)
         if source != sent.endpoint:
             if pair is not None and not pair.works:
                 pair.reason = f"answered from another address, {source}"
             raise PeerMisbehaved("wrong_source", "an answer from another address")
-        del self._sent[message.transaction]
+        self._open.close(message.transaction)
         if pair is None:
             raise PeerMisbehaved("late_answer", "an answer for a pair that is gone")
         if message.error_code is not None:

@@ -5,12 +5,13 @@
     {"session": "<16 hex>", "generation": 1, "answers": null | "<16 hex>",
      "ufrag": "…", "password": "…",
      "candidates": [{"kind": "host", "endpoint": "192.0.2.1:51820", "priority": 2130706431}],
-     "relays": [ticket, …], "nat": {"mapping": "independent", "udp": true}}
+     "relays": [ticket, …], "nat": {"mapping": "independent", "udp": true}, "search": plan}
 
 A session is one set of credentials (RFC 8445 section 5.3); a restart makes a new one. ``generation``
 counts the descriptions of a session: the highest wins. ``answers`` names the peer's session that the
-sender knew: null is an offer and asks for an answer. ``relays`` and ``nat`` may be missing: a node
-that knows no relays says nothing of them.
+sender knew: null is an offer and asks for an answer. ``relays``, ``nat`` and ``search`` may be
+missing: a node that knows no relays says nothing of them. ``search`` is the plan of a search for a
+path through hard NATs (``hard_nat/plan.py``).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from dataclasses import dataclass, field
 from nostrvpn.endpoint import Endpoint, parse_endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.paths.candidates import MAX_CANDIDATES, Candidate, CandidateKind, refusal
+from nostrvpn.paths.hard_nat.plan import PlanKind, SearchPlan, parse_plan, plan_to_json
 from nostrvpn.paths.relay_offers import MAX_TICKETS, RelayTicket, parse_ticket, ticket_to_json
 from nostrvpn.paths.settings import PathSettings
+from nostrvpn.paths.snapshot import Mapping
 
 __all__ = [
     "CachedSession",
@@ -47,9 +50,9 @@ _MAX_MAPPING_TEXT = 32
 
 @dataclass(frozen=True, slots=True)
 class NatInfo:
-    """What a node knows of its own NAT: the kind of mapping (see Mapping), and whether UDP passes."""
+    """What a node knows of its own NAT: the kind of mapping, and whether UDP passes."""
 
-    mapping: str
+    mapping: Mapping
     udp: bool
 
 
@@ -68,6 +71,7 @@ class Description:
     candidates: tuple[Candidate, ...]
     relays: tuple[RelayTicket, ...] = ()
     nat: NatInfo | None = None
+    search: SearchPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class CachedSession:
 
 def description_to_json(description: Description) -> dict[str, object]:
     """Return a JSON-able form; it holds the session's password and the tickets' keys."""
-    nat = description.nat
+    nat, search = description.nat, description.search
     return {
         "session": description.session,
         "generation": description.generation,
@@ -97,8 +101,8 @@ def description_to_json(description: Description) -> dict[str, object]:
             for candidate in description.candidates
         ],
         "relays": [ticket_to_json(ticket) for ticket in description.relays],
-        "nat": None if nat is None else {"mapping": nat.mapping, "udp": nat.udp},
-    }
+        "nat": None if nat is None else {"mapping": nat.mapping.value, "udp": nat.udp},
+    } | ({} if search is None else {"search": plan_to_json(search)})
 
 
 def parse_description(obj: object, settings: PathSettings | None = None) -> Description:
@@ -119,6 +123,7 @@ def parse_description(obj: object, settings: PathSettings | None = None) -> Desc
         candidates=tuple(candidate for candidate in parsed if candidate is not None),
         relays=_tickets(fields.get("relays"), settings),
         nat=_nat(fields.get("nat")),
+        search=_search(fields.get("search")),
     )
 
 
@@ -172,7 +177,17 @@ def _nat(value: object) -> NatInfo | None:
     mapping, udp = fields.get("mapping"), fields.get("udp")
     if not isinstance(mapping, str) or len(mapping) > _MAX_MAPPING_TEXT or type(udp) is not bool:
         raise PeerMisbehaved("bad_description", "a mistyped field")
-    return NatInfo(mapping, udp)
+    known = mapping in {kind.value for kind in Mapping}
+    return NatInfo(Mapping(mapping) if known else Mapping.UNKNOWN, udp)
+
+
+def _search(value: object) -> SearchPlan | None:
+    """Parse a plan; None for a kind that a later version knows."""
+    if value is None:
+        return None
+    kind = _mapping(value).get("kind")
+    known = {kind.value for kind in PlanKind}
+    return parse_plan(value) if not isinstance(kind, str) or kind in known else None
 
 
 def _endpoint(value: object, settings: PathSettings) -> Endpoint:

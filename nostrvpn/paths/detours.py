@@ -44,7 +44,7 @@ class Detours:
     ) -> list[PathEffect]:
         """Do what is due at relays and TURN servers."""
         effects = self.relays.tick(versions, moment)
-        return effects + self.turn.update(candidates, wanted=self.relays.wanted)
+        return effects + self.turn.update(candidates, wanted=self.relays.demand.wanted)
 
     def route(self, pair: Pair) -> Route | None:
         """Return how a pair is not direct, or None."""
@@ -63,7 +63,7 @@ class Detours:
         selected = selection.pair
         waiting = [pair for pair in checks.working() if pair.is_relayed and pair is not selected]
         waiting.sort(key=lambda pair: (-pair.rank[2], pair.smooth or 0.0, str(pair.endpoint)))
-        needed = selected is not None and self.relays.wanted
+        needed = selected is not None and self.relays.demand.wanted
         self.standby.keep(waiting[:1] if needed else [], now)
 
     def check_standby(self, checks: CheckList, moment: Moment) -> list[PathEffect]:

@@ -52,11 +52,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class AddPeer:
-    """Find and keep a path to ``peer`` (public key, hex); one side of each pair is controlling."""
+    """Find and keep a path to ``peer`` (public key, hex); one side of each pair is controlling.
+
+    ``asleep``: only once somebody wants one.
+    """
 
     peer: str
     controlling: bool
     cached: CachedSession | None = None
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,9 @@ class TunnelObserved:
 
 @dataclass(frozen=True, slots=True)
 class NetworkChanged:
-    """Routes or links changed, or the host woke up: what was known may be wrong."""
+    """Routes or links changed, or the host ``slept``: what was known may be wrong."""
+
+    slept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +186,13 @@ class TurnHeard:
     """Something came to our address at ``server`` from ``remote``, for which there is no channel.
 
     The server lets in whoever shares the IP address of a peer we sent to, and a NAT may have given
-    the peer another port towards the server than the one it described.
+    the peer another port towards the server than the one it described. ``ufrag`` is ours, by what
+    it said: several peers may have one IP address, that of the server or of a carrier's NAT.
     """
 
     server: str
     remote: Endpoint
+    ufrag: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,16 @@ from __future__ import annotations
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment
-from nostrvpn.paths.candidates import PathKind, Surroundings, refusal
+from nostrvpn.paths.candidates import PathKind, Surroundings, places, refusal
 from nostrvpn.paths.description import Description
 from nostrvpn.paths.events import (
     Describe,
     PathEffect,
     SendDatagram,
     TunnelObserved,
+    Unpin,
 )
-from nostrvpn.paths.link_path import LinkPath
+from nostrvpn.paths.link_sleep import LinkSleep
 from nostrvpn.paths.patience import ANSWER_GAP, HOLD_UNANSWERED, ROUND_GAP
 from nostrvpn.paths.remote import News
 from nostrvpn.paths.states import LIVE, LinkState
@@ -27,22 +28,13 @@ from nostrvpn.stun.binding import StunMessage, render_response
 __all__ = ["Link"]
 
 
-class Link(LinkPath):
+class Link(LinkSleep):
     """The machine of one peer. Every method takes a moment and returns effects."""
-
-    def start(self, surroundings: Surroundings, moment: Moment) -> list[PathEffect]:
-        """Begin with the peer: offer, and check a cached path at once."""
-        self._surroundings = surroundings
-        return self._begin(moment)
 
     def restart(self, moment: Moment) -> list[PathEffect]:
         """Start over with a new session; a live path stays in use meanwhile."""
         self.rounds.reset()
         return self._begin(moment, renew=True)
-
-    def wake(self, moment: Moment) -> list[PathEffect]:
-        """There is traffic for a peer whose link sleeps."""
-        return self._begin(moment, renew=True) if self.state is LinkState.ASLEEP else []
 
     def _begin(self, moment: Moment, *, renew: bool = False) -> list[PathEffect]:
         self.rounds.retry_at = None
@@ -55,6 +47,8 @@ class Link(LinkPath):
             self._offering_anew = True
             self._record.begin(moment.now)
             self.detours.relays.revive(moment.now)
+        if self._cached is not None and self._cached.endpoint is not None:
+            self.detours.relays.demand.be_patient(moment.now)
         effects = self._ask_relays(moment)
         remote = self._remote.description
         if remote is not None:
@@ -85,8 +79,8 @@ class Link(LinkPath):
             effects += self.checks.tick(moment)
         known = None if remote is None or self._offering_anew else remote.session
         tickets, nat = self.detours.relays.tickets, self._book.nat
-        candidates = self._surroundings.candidates
-        description = self.announcer.describe(candidates, known, moment, tickets, nat)
+        candidates, plan = self._surroundings.candidates, self.hard.plan
+        description = self.announcer.describe(candidates, known, moment, tickets, nat, plan)
         self._record.stage("described", moment.now)
         effects.append(Describe(self.peer, description))
         if remote is None:
@@ -103,14 +97,17 @@ class Link(LinkPath):
         answered = self.announcer.acknowledge(description.answers)
         self._offering_anew = False
         self.rounds.retry_at = None
-        if known is None or description.candidates != known.candidates:
+        hard = description.nat is not None and description.nat.mapping.is_dependent
+        if known is None or places(description.candidates, hard) != places(known.candidates, hard):
             # Only other addresses are news: offers alone would keep two nodes trying for ever.
             self.rounds.reset()
         self._record.stage("remote_described", now)
+        self.checks.withdraw(() if known is None else known.candidates, description.candidates, now)
         self._authorize(description)
         self.detours.relays.take_tickets(description.relays, now)
         hold = 0.0 if answered else self._settings.hold
-        if news is not News.UPDATE or not was_answered or self.state is LinkState.FAILED:
+        over = self.state in (LinkState.FAILED, LinkState.ASLEEP)
+        if news is not News.UPDATE or not was_answered or over:
             self._search(now, hold=hold)
         else:
             self.checks.resume(now, hold=hold)
@@ -122,12 +119,29 @@ class Link(LinkPath):
         if self.state not in (*LIVE, LinkState.DEGRADED):
             effects += self._enter(LinkState.CHECKING, "described by the peer")
         # A session that replaces another one asks for an answer, whatever it says it knows.
-        return effects + self._react(moment, must_answer=not answered or news is News.SESSION)
+        effects += self._react(moment, must_answer=not answered or news is News.SESSION)
+        return effects + self._take_plan(description, moment)
+
+    def _take_plan(self, description: Description, moment: Moment) -> list[PathEffect]:
+        """Take our part in the search for a path through hard NATs."""
+        task = self._search_task()
+        direct = self.state in LIVE and self._selection.kind is PathKind.DIRECT
+        if task is None or direct:
+            return []
+        if description.search is None:
+            # The search may have waited for what the peer now says of its NAT.
+            return self._search_ports(moment) if self.rounds.failures else []
+        try:
+            effects = self.hard.told(description.search, task, moment)
+        except PeerMisbehaved as exc:
+            self._record.counters[exc.code] += 1
+            return []
+        return self._hard_done(effects, moment)
 
     def _react(self, moment: Moment, *, must_answer: bool) -> list[PathEffect]:
         """Open our NATs, then answer (or let the answer wait for STUN), then check."""
         if self.state in LIVE:
-            self._selection.probe(moment.now)
+            self._selection.probe(moment.now, quick=self._selection.withdrawn)
         if must_answer and self._gathering:
             self._gather_until = moment.now + self._settings.gather_wait
             self.checks.open_nats(moment.now)
@@ -153,20 +167,25 @@ class Link(LinkPath):
         self,
         message: StunMessage,
         source: Endpoint,
-        destination_ip: IPAddress | None,
+        arrived_at: tuple[IPAddress | None, int | None],
         moment: Moment,
     ) -> list[PathEffect]:
         """Answer the peer's authentic check, and check back (RFC 8445 section 7.3).
 
-        PeerMisbehaved if it is a replay from elsewhere, or claims our own role.
+        ``arrived_at``: our address and port; port None is WireGuard's. PeerMisbehaved if it is a
+        replay from elsewhere, claims our own role, or came to a port that is not listened on any more.
         """
-        now = moment.now
+        now, (ip, port) = moment.now, arrived_at
+        if port is not None and not self.hard.listens(port):
+            raise PeerMisbehaved("stale_port", "a check at a port of a search that is over")
         self._remote.admit(message, source, controlling=self.controlling)
         password = self.announcer.password(message.username.partition(":")[0])
         if password is None:
             raise PeerMisbehaved("unknown_session", "a check of a session that is gone")
         response = render_response(message.transaction, source, password)
-        effects: list[PathEffect] = [SendDatagram(response, source, None, destination_ip)]
+        effects: list[PathEffect] = [SendDatagram(response, source, None, ip, source_port=port)]
+        if port is not None:
+            return effects + self._hard_done(self.hard.asked(source, port, moment), moment)
         self._record.stage("first_inbound", now)
         self._selection.heard(source, now)
         self.detours.standby.heard(source, now)
@@ -178,6 +197,7 @@ class Link(LinkPath):
             return effects
         if self.state is LinkState.ASLEEP:
             return effects
+        effects += self._hard_done(self.hard.asked(source, None, moment), moment)
         pair = self.checks.trigger(source, now)
         if pair is None:
             self._record.counters["no_room_for_pair"] += 1
@@ -203,6 +223,8 @@ class Link(LinkPath):
         self._record.stage("first_answer", moment.now)
         self.detours.standby.answered(pair.endpoint, moment.now)
         self._mtu.answered(message.transaction, moment.now)
+        if self.state is LinkState.ASLEEP:
+            return []
         if pair.own_route:
             self.detours.relays.proved(pair.endpoint, moment.now - sent.at, moment.now)
         if sent.use_candidate and pair is self._selection.pair:
@@ -214,6 +236,12 @@ class Link(LinkPath):
             self.checks.open_nats(moment.now, times=1)
             effects += self._tick_checks(moment)
         return effects + self._consider(pair, moment) + self._tick_selection(moment)
+
+    def search_answered(
+        self, message: StunMessage, source: Endpoint, moment: Moment
+    ) -> list[PathEffect]:
+        """A packet of the search through hard NATs was answered. PeerMisbehaved as ``answered``."""
+        return self._hard_done(self.hard.answered(message, source, moment), moment)
 
     def relay_answered(
         self, message: StunMessage, source: Endpoint, moment: Moment
@@ -228,7 +256,8 @@ class Link(LinkPath):
 
     def observed(self, event: TunnelObserved, moment: Moment) -> list[PathEffect]:
         """Take WireGuard's counters: they alone make a path "direct" or "relayed"."""
-        effects: list[PathEffect] = [*self._selection.observe(event, moment.now)]
+        effects = self._follow(event.endpoint, moment)
+        effects += self._selection.observe(event, moment.now)
         if self.state is LinkState.ASLEEP and self._selection.active:
             return effects + self.wake(moment)
         if self.state is LinkState.VALIDATED and self._selection.proven:
@@ -236,7 +265,22 @@ class Link(LinkPath):
             effects += self._enter(LinkState.CONNECTED, "data flowed")
         elif self.state is LinkState.CONNECTED and not self._selection.proven:
             effects += self._enter(LinkState.VALIDATED, "data stopped")
-        return effects
+        # Only now: between two readings of the counters nobody knows whether it is in use.
+        return effects + self._fall_asleep(moment)
+
+    def _follow(self, endpoint: Endpoint | None, moment: Moment) -> list[PathEffect]:
+        """WireGuard may have roamed to where the peer is now: check that, before it is brought back."""
+        if endpoint is None or endpoint == self.endpoint or self.state not in LIVE:
+            return []
+        if refusal(endpoint, self._settings) is not None:
+            return []
+        if not self._selection.roamed(self.checks.pairs.get(endpoint), moment.now):
+            return []
+        self._selection.follow(endpoint, moment.now)
+        pair = self.checks.trigger(endpoint, moment.now)
+        if pair is not None and pair.works:
+            return self._consider(pair, moment)
+        return self._tick_checks(moment)
 
     def surroundings_changed(self, new: Surroundings, moment: Moment) -> list[PathEffect]:
         """Our own addresses changed, or the first STUN answer came (or will not come)."""
@@ -244,7 +288,10 @@ class Link(LinkPath):
         if self.state is LinkState.IDLE:
             return self._begin(moment) if new.candidates else []
         effects: list[PathEffect] = []
-        if old.candidates != new.candidates and self.state is not LinkState.ASLEEP:
+        hard = self._book.maps_by_destination
+        known = places(old.candidates, hard) == places(new.candidates, hard)
+        resting = self.state is LinkState.ASLEEP or (known and self.state is LinkState.FAILED)
+        if old.candidates != new.candidates and not resting:
             effects += self._candidates_changed(moment, moved=old.hosts != new.hosts)
         return effects + self.tick(moment)
 
@@ -266,15 +313,22 @@ class Link(LinkPath):
             return self._enter(LinkState.IDLE, "no addresses")
         elif self.state is LinkState.FAILED:
             return self.network_changed(moment)
-        if self.announcer.latest is not None:
+        if self.announcer.latest is None:
+            return []
+        if moved and self._surroundings.reflexive_pending:
+            # Half of the news would cost a message, and the peer nothing but tries.
+            self._gather_until = moment.now + self._settings.gather_wait
+        elif self._gather_until is None:
             self.announcer.hurry(moment.now)
         return []
 
-    def network_changed(self, moment: Moment) -> list[PathEffect]:
+    def network_changed(self, moment: Moment, *, slept: bool = False) -> list[PathEffect]:
         """Routes changed: doubt the path in use, and hurry where there is none."""
         self.rounds.reset()
         if self.state in LIVE:
-            self._selection.probe(moment.now)
+            self._selection.probe(moment.now, quick=slept)
+            if slept:
+                self.detours.standby.probe(moment.now)
             if self._selection.kind is PathKind.RELAYED and not self._searching:
                 self.rounds.hurry(moment.now, self._record.began_at)
         elif self.state is LinkState.FAILED:
@@ -287,6 +341,8 @@ class Link(LinkPath):
         """Do what is due."""
         now = moment.now
         effects = self._selection.lift_guard(now)
+        if self.state not in LIVE:
+            effects += self._fall_asleep(moment)
         if self.rounds.due(now):
             if self.state in LIVE:
                 self.rounds.call(moment)
@@ -296,6 +352,7 @@ class Link(LinkPath):
         if self.announcer.deadline is not None and self.announcer.deadline <= now:
             effects += self._repeat(moment)
         effects += self.detours.check_standby(self.checks, moment)
+        effects += self._hard_done(self.hard.tick(moment), moment)
         return effects + self._tick_checks(moment) + self._tick_selection(moment)
 
     def _repeat(self, moment: Moment) -> list[PathEffect]:
@@ -311,7 +368,7 @@ class Link(LinkPath):
     def settle(self, moment: Moment) -> list[PathEffect]:
         """Draw the consequences of whatever happened; to be called after each event."""
         self._now = moment.now
-        effects = self._fall_asleep(moment) + self._ask_relays(moment)
+        effects = self._ask_relays(moment)
         waited = self._gather_until is not None and self._gather_until <= moment.now
         if waited or (self._gather_until is not None and not self._gathering):
             effects += self._describe(moment)
@@ -324,10 +381,12 @@ class Link(LinkPath):
         if relayed and not self._searching and self.rounds.deadline is None:
             self.rounds.failed(moment.now)
         said = self.announcer.latest is not None and self._gather_until is None
-        if said and self.detours.relays.wanted and self._has_news:
+        if said and self.detours.relays.demand.wanted and self._has_news:
             self.announcer.hurry(moment.now)
-        return effects + self._probe_mtu(moment) + self._tick_checks(moment)
+        return effects + self._probe_mtu(moment) + self._tick_checks(moment) + self._unpin()
 
     def close(self) -> list[PathEffect]:
         """The peer was removed: undo what outlives this object."""
-        return self._selection.close() + self.detours.close()
+        self.hard.stop()
+        unpinned: list[PathEffect] = [] if self._pin is None else [Unpin(self.peer)]
+        return self._selection.close() + self.detours.close() + unpinned

@@ -8,19 +8,31 @@ from __future__ import annotations
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import Moment, earliest
 from nostrvpn.paths.announcer import Announcer
-from nostrvpn.paths.budgets import Budget
-from nostrvpn.paths.candidates import CandidateKind, PathKind, Surroundings
-from nostrvpn.paths.checks import CheckList, Credentials
+from nostrvpn.paths.budgets import Budget, LinkProbes
+from nostrvpn.paths.candidates import (
+    CandidateKind,
+    PathKind,
+    Surroundings,
+    needs_opener,
+    places,
+)
+from nostrvpn.paths.checks import CheckList
 from nostrvpn.paths.description import Description, NatInfo
 from nostrvpn.paths.detours import Detours
 from nostrvpn.paths.events import (
     AddPeer,
     PathEffect,
     PathMtu,
+    Pin,
     Remember,
+    SendDatagram,
     Trace,
+    Unpin,
 )
-from nostrvpn.paths.pair import Pair
+from nostrvpn.paths.hard_nat.link_search import LinkSearch
+from nostrvpn.paths.hard_nat.task import SearchTask
+from nostrvpn.paths.open_checks import Credentials
+from nostrvpn.paths.pair import Pair, PairState
 from nostrvpn.paths.path_mtu import MtuProber
 from nostrvpn.paths.record import Record
 from nostrvpn.paths.relay_book import RelayBook
@@ -28,7 +40,7 @@ from nostrvpn.paths.remote import RemoteSide
 from nostrvpn.paths.rounds import Rounds
 from nostrvpn.paths.selection import Due, Selection
 from nostrvpn.paths.settings import PathSettings
-from nostrvpn.paths.snapshot import LinkSnapshot
+from nostrvpn.paths.snapshot import LinkSnapshot, Mapping
 from nostrvpn.paths.states import LIVE, TRANSITIONS, LinkState
 
 __all__ = ["LinkPath"]
@@ -58,11 +70,13 @@ class LinkPath:
             controlling=added.controlling,
             tie_breaker=int.from_bytes(moment.entropy.take(8), "big"),
             settings=settings,
-            probes=probes,
+            probes=LinkProbes(probes),
         )
         self._selection = Selection(added.peer, controlling=added.controlling)
         self.detours = Detours(added.peer, book, controlling=added.controlling)
         self.rounds = Rounds(controlling=added.controlling)
+        self.hard = LinkSearch(added.peer, book.searches)
+        self._pin: Pin | None = None
         self._mtu = MtuProber()
         self._told_mtu: int | None = None
         self._book = book
@@ -82,6 +96,16 @@ class LinkPath:
         return self._selection.endpoint
 
     @property
+    def doubtful(self) -> bool:
+        """Whether a direct path in use left a check unanswered."""
+        return self._selection.doubtful and self._selection.kind is PathKind.DIRECT
+
+    @property
+    def crossed(self) -> bool:
+        """Whether WireGuard's packets came in over the endpoint in use."""
+        return self.state is LinkState.CONNECTED and self._selection.crossed
+
+    @property
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
         return earliest(
@@ -91,6 +115,7 @@ class LinkPath:
             self.detours.deadline,
             self.rounds.deadline,
             self._mtu.deadline,
+            self.hard.deadline,
             self._gather_until,
         )
 
@@ -119,7 +144,10 @@ class LinkPath:
             relays=self.detours.relays.results(),
             direct_rounds=rounds.failures,
             next_try_in_s=due,
-            peer_nat=None if self.peer_nat is None else self.peer_nat.mapping,
+            peer_nat=None if self.peer_nat is None else self.peer_nat.mapping.value,
+            peer_udp=None if self.peer_nat is None else self.peer_nat.udp,
+            search=self.hard.shown,
+            crossed=self.crossed,
             mtu=self._mtu.mtu,
             asleep=self.state is LinkState.ASLEEP,
         )
@@ -137,6 +165,10 @@ class LinkPath:
         """Offer ourselves and check what is known, with a new session if ``renew``."""
         raise NotImplementedError
 
+    def _describe(self, moment: Moment) -> list[PathEffect]:
+        """Send our description."""
+        raise NotImplementedError
+
     @property
     def _gathering(self) -> bool:
         """Whether a description would soon hold more: answers of STUN servers or relays."""
@@ -148,12 +180,21 @@ class LinkPath:
         latest = self.announcer.latest
         if latest is None:
             return True
-        said, now = set(latest.candidates), set(self._surroundings.candidates)
-        changed = said ^ now
-        if self.state in LIVE and self._book.maps_by_destination:
-            # Such a NAT shows another port at each look, and the peer none of them.
-            changed = {item for item in changed if item.kind is not CandidateKind.REFLEXIVE}
-        return bool(changed) or bool(set(self.detours.relays.tickets) - set(latest.relays))
+        hard = self._book.maps_by_destination
+        said, now = places(latest.candidates, hard), places(self._surroundings.candidates, hard)
+        changed = said != now
+        if self._nat_is_news(latest.nat):
+            return True
+        return changed or bool(set(self.detours.relays.tickets) - set(latest.relays))
+
+    def _nat_is_news(self, said: NatInfo | None) -> bool:
+        """Whether the peer has to know more of our NAT, to take its part in a search."""
+        now = self._book.nat
+        if now is None or not self.rounds.failures or not self._settings.hard_nat_search:
+            return False
+        told = Mapping.UNKNOWN if said is None else said.mapping
+        vague = told in (Mapping.UNKNOWN, Mapping.DEPENDENT)
+        return now.mapping is not told and (vague or now.mapping is Mapping.INDEPENDENT)
 
     def _search(self, now: float, *, hold: float) -> None:
         """Begin a round of checks."""
@@ -170,9 +211,61 @@ class LinkPath:
         if self.state in (LinkState.CHECKING, LinkState.DEGRADED):
             self.rounds.failed(moment.now)
             effects += self._enter(LinkState.FAILED, "no path answered")
+            effects += self._search_ports(moment)
         elif searched and self.state in LIVE and self._selection.kind is PathKind.RELAYED:
             self.rounds.failed(moment.now)
+            effects += self._search_ports(moment)
         return effects
+
+    def _search_task(self) -> SearchTask | None:
+        """Return what a search through hard NATs starts from; None: the time is not ripe for one."""
+        remote, nat, servers = self._remote.description, self._book.nat, self._book.stun_servers
+        if remote is None or remote.nat is None or nat is None or not servers:
+            return None
+        known = Mapping.UNKNOWN not in (nat.mapping, remote.nat.mapping) or self.rounds.failures > 1
+        kinds = (CandidateKind.REFLEXIVE, CandidateKind.HOST)
+        public = [c for c in remote.candidates if c.kind in kinds and needs_opener(c.endpoint)]
+        if not public or not known or not self._settings.hard_nat_search:
+            return None
+        return SearchTask(
+            controlling=self.controlling,
+            own=nat.mapping,
+            peer=remote.nat.mapping,
+            target=max(public, key=lambda c: c.kind is CandidateKind.REFLEXIVE).endpoint,
+            servers=servers,
+            credentials=Credentials(f"{remote.ufrag}:{self.announcer.ufrag}", remote.password),
+            tie_breaker=self.checks.tie_breaker,
+            attempt=self.hard.attempts,
+            opener_ttl=self._settings.opener_ttl,
+        )
+
+    def _search_ports(self, moment: Moment) -> list[PathEffect]:
+        """Ordinary checks found no direct path: search for one through hard NATs."""
+        task = self._search_task()
+        return [] if task is None else self._hard_done(self.hard.begin(task, moment), moment)
+
+    def _hard_done(self, effects: list[SendDatagram | Pin], moment: Moment) -> list[PathEffect]:
+        """Tell the peer what the search did, and check what it found, over the port it found."""
+        done: list[PathEffect] = [*effects]
+        for effect in effects:
+            if isinstance(effect, Pin):
+                self._pin = effect
+        if self.hard.take_news():
+            done += self._describe(moment)
+        found = self.hard.take_found()
+        if found is not None and self.checks.trigger(found, moment.now) is not None:
+            done += self._tick_checks(moment)
+        return done
+
+    def _unpin(self) -> list[PathEffect]:
+        """Give WireGuard its own port back once the path that needs another one is gone."""
+        if self._pin is None or self.hard.running:
+            return []
+        pair = self.checks.pairs.get(self._pin.remote)
+        if pair is not None and pair.state is not PairState.FAILED:
+            return []
+        self._pin = None
+        return [Unpin(self.peer)]
 
     def _tick_selection(self, moment: Moment) -> list[PathEffect]:
         pair = self._selection.pair
@@ -208,6 +301,8 @@ class LinkPath:
         self._record.stage("validated", moment.now)
         if not pair.is_relayed:
             self.rounds.succeeded()
+            if self.hard.seeking:
+                self.hard.stop()
         self.checks.settle(pair)
         wait = self.checks.better_may_come(pair)
         if pair.endpoint.ip.is_loopback:
@@ -225,6 +320,8 @@ class LinkPath:
         if pair is None:
             self._mtu.stop()
         self._mtu.set_active(self._selection.active, moment.now)
+        if self._selection.swallows(moment.now):
+            self._mtu.suspect(moment.now)
         effects: list[PathEffect] = []
         probe = self._mtu.due(moment)
         if probe is not None and pair is not None:
@@ -240,8 +337,8 @@ class LinkPath:
         relays = self.detours.relays
         direct = live and self._selection.kind is PathKind.DIRECT
         asleep = self.state is LinkState.ASLEEP or not self._surroundings.candidates
-        relays.want(now, wanted=not asleep and (self._selection.active or not direct))
-        relays.fill(moment, live=live)
+        relays.demand.want(now, wanted=not asleep and (self._selection.active or not direct))
+        relays.fill(moment, live=live, direct=direct)
         remote = self._remote.description
         candidates = () if remote is None else remote.candidates
         effects = self.detours.update(candidates, self._surroundings.versions, moment)
@@ -256,22 +353,13 @@ class LinkPath:
             return []
         return [*self.checks.send(pair, moment, use_candidate=self.controlling, calls=number)]
 
-    def _fall_asleep(self, moment: Moment) -> list[PathEffect]:
-        """Let go of a path that nobody used for long."""
-        after = self._settings.sleep_after
-        if after is None or self.state not in LIVE:
-            return []
-        if self._selection.unused_for(moment.now) < after:
-            return []
-        self.announcer.rest()
-        self.rounds.succeeded()
-        effects = self._enter(LinkState.ASLEEP, "nobody used it")
-        return effects + self._selection.release(moment.now)
-
     def _authorize(self, remote: Description) -> None:
         """Give the check list what the peer's side and ours are now."""
         username = f"{remote.ufrag}:{self.announcer.ufrag}"
         self.checks.authorize(Credentials(username, remote.password))
+        ours = self._surroundings.candidates
+        lent = any(candidate.kind is CandidateKind.MAPPED for candidate in ours)
+        self.checks.let_come = lent and self._book.maps_by_destination
         self.checks.set_remote(remote.candidates, self._surroundings)
 
     def _enter(self, state: LinkState, event: str) -> list[PathEffect]:

@@ -29,7 +29,8 @@ class PairState(Enum):
 class Pair:
     """One endpoint of the peer and how its checks go. ``rank``: higher is better.
 
-    ``own_route``: the endpoint is a relay's or a channel's that we made usable ourselves, so nobody
+    ``withdrawn_at``: since when the peer does not name it any more; an answer later than that says that
+    it still is the peer's. ``own_route``: the endpoint is a relay's or a channel's that we made usable ourselves, so nobody
     else chose it as a target.
     """
 
@@ -49,6 +50,8 @@ class Pair:
     succeeded_at: float | None = None
     heard_at: float | None = None
     nominated: bool = False
+    contacted: bool = False
+    withdrawn_at: float | None = None
     reason: str = ""
 
     @property
@@ -60,6 +63,11 @@ class Pair:
     def works(self) -> bool:
         """Whether its last check was answered."""
         return self.state is PairState.SUCCEEDED
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the peer named it once, does not any more, and has not answered there since."""
+        return self.withdrawn_at is not None
 
     @property
     def alive_at(self) -> float:
@@ -76,6 +84,8 @@ class Pair:
         self.state, self.reason, self.due, self.triggered = PairState.SUCCEEDED, "", None, False
         self.openers_left = 0
         self.rtt, self.succeeded_at = rtt, now
+        if self.withdrawn_at is not None and now - rtt >= self.withdrawn_at:
+            self.withdrawn_at = None
         self.smooth = rtt if self.smooth is None else self.smooth + SMOOTHING * (rtt - self.smooth)
 
     def fail(self, reason: str) -> None:

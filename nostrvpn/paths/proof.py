@@ -13,8 +13,16 @@ OVERFLOW = 512
 # WireGuard rejects a session after 180 s (REJECT_AFTER_TIME); with a live peer and anything to
 # send it has renewed it by then.
 SESSION_LIFE = 200.0
+# After so long without a reading the traffic in between says nothing about the present.
+BLIND = 60.0
 # Two keepalives and some: silence of the other side for less proves nothing.
 SILENCE = 60.0
+
+
+# WireGuard answers data with data, or with a keepalive after 10 s (its KEEPALIVE_TIMEOUT); a hole that
+# swallows large packets takes more than this before that.
+SWALLOWED = 4096
+MUTE = 15.0
 
 
 class TunnelProof:
@@ -46,9 +54,18 @@ class TunnelProof:
         """The endpoint was set: wait for what comes in over the new one."""
         self.crossed, self._chosen_at = False, now
 
+    def rest(self) -> None:
+        """The tunnel goes to sleep: what it carried so far is no use any more."""
+        self._used_at = None
+        self._level = 0.0
+
     def is_active(self, now: float) -> bool:
         """Say whether the tunnel carried more than keepalives within the last 45 s."""
         return self._used_at is not None and now - self._used_at < IDLE_AFTER
+
+    def swallows(self, now: float) -> bool:
+        """Say whether WireGuard sends more than a little and nothing comes back, not even keepalives."""
+        return self._tx_since_rx > SWALLOWED and now - self._rx_moved_at > MUTE
 
     def unused_for(self, now: float) -> float:
         """Return for how long it carried no more than keepalives, since its last path was chosen."""
@@ -61,7 +78,8 @@ class TunnelProof:
         else:
             moved_rx, moved_tx = rx - self._rx, tx - self._tx
         self._level = max(0.0, self._level - LEAK * max(0.0, now - self._seen_at))
-        self._level += moved_rx + moved_tx
+        if self._used_at is not None or now - self._seen_at <= BLIND:
+            self._level += moved_rx + moved_tx
         if self._level > OVERFLOW:
             self._used_at = now
             self._level = OVERFLOW

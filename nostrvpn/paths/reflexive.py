@@ -14,7 +14,7 @@ from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, earliest
 from nostrvpn.paths.candidates import is_private, refusal
 from nostrvpn.paths.events import SendDatagram
-from nostrvpn.paths.hard_nat_ports import MIN_SAMPLES, steps_of
+from nostrvpn.paths.hard_nat.ports import MIN_SAMPLES, steps_of
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import Mapping, NatReport, ServerReport
 from nostrvpn.stun.binding import TRANSACTION, StunKind, StunMessage, render_query
@@ -39,6 +39,10 @@ FORGOTTEN = 310.0
 HAIRPIN_AFTER = 1.0
 HAIRPIN_TRIES = 2
 HAIRPIN_GAP = 0.5
+# Changes of one move come within this time.
+JUST_BEGAN = 0.3
+# Links that lose an answer may make us ask so often.
+DOUBT_GAP = 2.0
 
 
 def next_on_grid(now: float, interval: float) -> float:
@@ -81,13 +85,15 @@ class ReflexiveProbe:
         self._waiting: set[int] = set()
         self._searching: set[int] = set()
         self._versions: frozenset[int] = frozenset()
-        self._refresh_at: float | None = None
+        self.refresh_at: float | None = None
+        """When our address is to be asked again, if anybody needs it."""
         self._classify_at = 0.0
         self._asked = 0
         self._answers: dict[int, bool] = {}
         self._hairpin = _Hairpin()
         self._filtering = "unknown"
         self._verdict: Mapping | None = None
+        self._began_at = self._doubted_at = float("-inf")
         self._keep(servers)
 
     @property
@@ -103,8 +109,27 @@ class ReflexiveProbe:
     @property
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
+        return earliest(self.refresh_at, self.urgent)
+
+    @property
+    def urgent(self) -> float | None:
+        """When what cannot be put off is due: an answer is awaited."""
         retries = [server.retry_at for server in self._servers.values()]
-        return earliest(self._refresh_at, self._hairpin.due, *retries)
+        return earliest(self._hairpin.due, *retries)
+
+    @property
+    def mapping(self) -> Mapping:
+        """How our NAT maps, as far as it is known."""
+        return self._mapping()
+
+    @property
+    def mapping_servers(self) -> tuple[Endpoint, ...]:
+        """The IPv4 servers that answered."""
+        return tuple(
+            server.endpoint
+            for server in self._servers.values()
+            if server.mapped is not None and server.endpoint.ip.version == 4
+        )
 
     def report(self) -> NatReport:
         """Return what is known of our NAT."""
@@ -157,9 +182,20 @@ class ReflexiveProbe:
         self._keep(servers)
         return self.start(self._versions, moment)
 
-    def start(self, versions: frozenset[int], moment: Moment) -> list[SendDatagram]:
-        """Ask afresh, in the families this host has; addresses known so far stay meanwhile."""
-        self._versions = versions
+    def just_began(self, versions: frozenset[int], now: float) -> bool:
+        """Say whether the servers are being asked afresh, in these families, since a moment."""
+        return versions == self._versions and now - self._began_at < JUST_BEGAN
+
+    def start(
+        self, versions: frozenset[int], moment: Moment, *, forget: bool = False
+    ) -> list[SendDatagram]:
+        """Ask afresh, in the families this host has.
+
+        Addresses known so far stay meanwhile, unless we ``forget`` them.
+        """
+        self._versions, self._began_at = versions, moment.now
+        if forget:
+            self._current.clear()
         self._sent.clear()
         self._waiting.clear()
         self._searching.clear()
@@ -175,7 +211,7 @@ class ReflexiveProbe:
             if asked:
                 self._waiting.add(version)
             effects += [self._query(server, moment, tries=0) for server in asked[:PARALLEL]]
-        self._refresh_at = next_on_grid(moment.now, REFRESH) if effects else None
+        self.refresh_at = next_on_grid(moment.now, REFRESH) if effects else None
         return effects
 
     def answered(self, message: StunMessage, source: Endpoint, moment: Moment) -> bool:
@@ -194,6 +230,11 @@ class ReflexiveProbe:
         ):
             server.dead = True
             raise PeerMisbehaved("useless_stun_answer", f"the STUN server {source} gave no address")
+        if server.mapped not in (None, mapped) and self._mapping() is Mapping.INDEPENDENT:
+            # The NAT has begun anew: what others saw before is no sign that each sees another port.
+            for other in self._servers.values():
+                other.mapped = None
+            self._classify_at = moment.now
         server.dead, server.mapped, server.rtt = False, mapped, moment.now - sent_at
         version = source.ip.version
         self._answers[version] = True
@@ -228,12 +269,25 @@ class ReflexiveProbe:
                 changed |= gave_up
                 effects += more
         effects += self._test_hairpin(moment)
-        if self._refresh_at is not None and self._refresh_at <= now:
+        if self.refresh_at is not None and self.refresh_at <= now:
             if now >= self._classify_at:
                 return effects + self.start(self._versions, moment), changed
-            self._refresh_at = next_on_grid(now, REFRESH)
+            self.refresh_at = next_on_grid(now, REFRESH)
             effects += self._refresh(moment)
         return effects, changed
+
+    def doubt(self, moment: Moment) -> list[SendDatagram]:
+        """A path was interrupted: see whether our NAT has given us another port, but rarely."""
+        if moment.now - self._doubted_at < DOUBT_GAP or not self._current:
+            return []
+        self._doubted_at = moment.now
+        return self._refresh(moment)
+
+    def freshen(self, moment: Moment) -> list[SendDatagram]:
+        """Somebody needs our address: ask again if refreshes were left out meanwhile."""
+        if self.refresh_at is None or self.refresh_at > moment.now:
+            return []
+        return self.start(self._versions, moment)
 
     def _refresh(self, moment: Moment) -> list[SendDatagram]:
         """Ask one server a family, which also keeps the NAT's mapping open."""

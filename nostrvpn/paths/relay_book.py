@@ -5,6 +5,7 @@ from __future__ import annotations
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.paths.budgets import Budget
 from nostrvpn.paths.description import NatInfo
+from nostrvpn.paths.hard_nat.roles import SearchBudget
 from nostrvpn.paths.relay_offers import RelayOffer
 from nostrvpn.paths.snapshot import Mapping
 
@@ -29,6 +30,9 @@ class RelayBook:
         self._channels = 0
         self.nat: NatInfo | None = None
         """What we tell peers of our NAT, if we know anything."""
+        self.stun_servers: tuple[Endpoint, ...] = ()
+        """The IPv4 servers that answered."""
+        self.searches = SearchBudget()
         self.turn: dict[str, Endpoint] = {}
         self.udp_passes = False
         """Whether anything came back by UDP from beyond since the network changed."""
@@ -41,7 +45,8 @@ class RelayBook:
 
     def use_offers(self, offers: tuple[RelayOffer, ...]) -> bool:
         """Replace the offers; return whether they changed."""
-        new = {offer.relay: offer for offer in offers[:MAX_OFFERS]}
+        # A lent port has the address of the offer: without one there is nothing to use.
+        new = {offer.relay: offer for offer in offers[:MAX_OFFERS] if offer.endpoints}
         changed = new != self._offers
         self._offers = new
         return changed
@@ -53,10 +58,11 @@ class RelayBook:
                 return offer.relay
         return None
 
-    def ranked(self, without: set[str]) -> list[RelayOffer]:
-        """Return the usable relays but ``without`` some, the nearest first, unknown ones last."""
+    def ranked(self, without: set[str], *, first: str = "") -> list[RelayOffer]:
+        """Return the relays but ``without`` some: ``first``, then the nearest, unknown ones last."""
         usable = [offer for offer in self._offers.values() if offer.relay not in without]
-        return sorted(usable, key=lambda offer: self._rtt.get(offer.relay, float("inf")))
+        far = float("inf")
+        return sorted(usable, key=lambda o: (o.relay != first, self._rtt.get(o.relay, far)))
 
     def heard(self, relay: str, source: Endpoint, rtt: float) -> None:
         """A relay answered authentically, by UDP."""
@@ -81,16 +87,23 @@ class RelayBook:
         self.udp_passes, self._asked_at = False, None
         self.nat = None
 
-    def describe_nat(self, mapping: str) -> None:
+    def describe_nat(self, mapping: Mapping) -> None:
         """Note how our NAT maps; it is not forgotten while the servers are asked again."""
-        if mapping == Mapping.UNKNOWN.value and self.nat is not None:
+        if mapping is Mapping.UNKNOWN and self.nat is not None:
             mapping = self.nat.mapping
         self.nat = NatInfo(mapping, self.udp_passes)
 
     @property
     def maps_by_destination(self) -> bool:
         """Whether what a STUN server sees says little about what a peer will see."""
-        return self.nat is not None and self.nat.mapping == Mapping.DEPENDENT.value
+        return self.nat is not None and self.nat.mapping.is_dependent
+
+    @property
+    def silent_at(self) -> float | None:
+        """When UDP will seem to be blocked if nothing answers; None: something did, or nobody asked."""
+        if self.udp_passes or self._asked_at is None:
+            return None
+        return self._asked_at + SILENCE
 
     def udp_seems_blocked(self, now: float) -> bool:
         """Say whether nobody answers by UDP: neither STUN servers nor relays."""

@@ -137,7 +137,6 @@ class RelayEnd:
             self.bound_at = None
         self.endpoints = endpoints
         self.lifetime = float(lifetime or self.lifetime)
-        self.failures = 0
         self.begin(End.BINDING, now)
         return changed
 

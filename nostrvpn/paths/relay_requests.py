@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.paths.relay_end import End, RelayEnd
-from nostrvpn.stun.binding import StunMessage, StunMethod
+from nostrvpn.stun.binding import StunKind, StunMessage, StunMethod
 from nostrvpn.stun.relaying import (
     ERROR_CAPACITY,
     ERROR_MISMATCH,
@@ -44,7 +44,8 @@ class RelayRequest:
         allocating = self.state is End.ALLOCATING
         method = StunMethod.ALLOCATE if allocating else StunMethod.BINDING
         key = end.user.key if allocating and end.user is not None else end.key
-        keyless = message.error_code in (ERROR_UNAUTHORIZED, ERROR_MISMATCH) and not message.nonce
+        refused = message.kind is StunKind.ERROR and not message.nonce
+        keyless = refused and message.error_code in (ERROR_UNAUTHORIZED, ERROR_MISMATCH)
         if message.method is not method or not (keyless or message.is_authentic(key)):
             raise PeerMisbehaved("forged_answer", "an answer that is not the relay's")
 

@@ -21,6 +21,7 @@ from nostrvpn.paths.events import (
     WebSocketTarget,
 )
 from nostrvpn.paths.relay_book import RelayBook
+from nostrvpn.paths.relay_demand import RELAYS, RelayDemand
 from nostrvpn.paths.relay_end import MAX_TRIES, End, RelayEnd, end_from_offer, end_from_ticket
 from nostrvpn.paths.relay_offers import MAX_TICKETS, RelayTicket
 from nostrvpn.paths.relay_requests import RelayRequest, refusal_text
@@ -29,16 +30,15 @@ from nostrvpn.stun.binding import StunKind, StunMessage, parse_stun
 
 __all__ = ["LinkRelays", "Route"]
 
-# Relays wanted for one link.
-RELAYS = 2
 # Requests whose answers are awaited: eight ends with five tries of two kinds.
 MAX_TRANSACTIONS = 96
-# While a path is live, the controlled side leaves it to the other to allocate, for this long.
-YIELD = 10.0
 # WebSockets opened for one link: its peer names their URLs, so more would make us a tool of its. Two
 # relays need one each to allocate and one to bind, and once again.
 OPENINGS = 8
 OPENINGS_PER_MINUTE = 2
+# Requests of one link: its peer's tickets say where to. Four ends with five tries each, some times.
+REQUESTS = 120
+REQUESTS_PER_SECOND = 2
 # A WebSocket, its TLS and its upgrade take some round trips.
 CHANNEL_PATIENCE = 10.0
 
@@ -62,18 +62,15 @@ class LinkRelays:
         self._sent: OrderedDict[bytes, RelayRequest] = OrderedDict()
         self._channels: dict[int, RelayRequest] = {}
         self._openings = Budget(OPENINGS_PER_MINUTE / 60, OPENINGS)
-        self._wanted_since: float | None = None
+        self._requests = Budget(REQUESTS_PER_SECOND, REQUESTS)
+        self.demand = RelayDemand(controlling=controlling)
 
     @property
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
-        wanted = self._wanted_since is not None
-        return earliest(*(end.due for end in self._ends if wanted or not end.is_down))
-
-    @property
-    def wanted(self) -> bool:
-        """Whether this link needs relays now."""
-        return self._wanted_since is not None
+        wanted = self.demand.wanted
+        due = [end.due for end in self._ends if wanted or not end.is_down]
+        return earliest(self.demand.deadline, *due)
 
     @property
     def tickets(self) -> tuple[RelayTicket, ...]:
@@ -116,24 +113,20 @@ class LinkRelays:
         """Say whether a request with this transaction id is open."""
         return transaction in self._sent
 
-    def want(self, now: float, *, wanted: bool) -> None:
-        """Say whether this link needs relays now: no direct path, or one in use."""
-        if not wanted:
-            self._wanted_since = None
-        elif self._wanted_since is None:
-            self._wanted_since = now
-
-    def fill(self, moment: Moment, *, live: bool) -> None:
-        """Ask for ports until two relays are in sight."""
-        if self._wanted_since is None:
-            return
-        if live and not self._controlling and moment.now - self._wanted_since < YIELD:
-            return
-        missing = RELAYS - len({end.relay for end in self._ends if not end.is_down})
+    def fill(self, moment: Moment, *, live: bool, direct: bool) -> None:
+        """Ask for ports until enough relays are in sight."""
+        now = moment.now
+        count = self.demand.count(now, live=live, direct=direct)
+        missing = count - len({end.relay for end in self._ends if not end.is_down})
         if missing <= 0:
             return
-        asked = {end.relay for end in self._ends} | {self._peer}
-        for offer in self._book.ranked(asked)[:missing]:
+        asked = {end.relay for end in self._ends}
+        if not self._book.udp_seems_blocked(now):
+            # The peer is the relay. Where it can be reached by UDP, it is reached directly.
+            asked.add(self._peer)
+            if self._book.silent_at is not None:
+                self.demand.wait_until(self._book.silent_at)
+        for offer in self._book.ranked(asked, first=self._peer)[:missing]:
             self._ends.append(end_from_offer(offer, moment))
 
     def take_tickets(self, tickets: tuple[RelayTicket, ...], now: float) -> None:
@@ -211,6 +204,9 @@ class LinkRelays:
         """Send what is due, give up what stayed silent."""
         now = moment.now
         effects: list[PathEffect] = []
+        if self.demand.take_release(now):
+            effects += [effect for channel in self.channels for effect in self._forget(channel)]
+            self._ends.clear()
         for end in list(self._ends):
             if end.due is None or end.due > now:
                 continue
@@ -301,7 +297,8 @@ class LinkRelays:
         if end.nonce is not None and end.bound_at in targets:
             target = end.bound_at  # the challenge was for this way
         end.sent(moment.now)
-        if not self._book.may_send(target, moment.now):
+        allowed = self._requests.spend(self._peer, moment.now)
+        if not allowed or not self._book.may_send(target, moment.now):
             end.reason = "too many probes to this address"
             return effects
         self._book.asked(moment.now)

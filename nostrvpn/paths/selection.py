@@ -57,6 +57,7 @@ class Selection:
         self._reasserts = 0
         self._asserted_at = 0.0
         self._moved_nearer_at = float("-inf")
+        self._roamed_to: Endpoint | None = None
         self.pair: Pair | None = None
         self.shown = PathKind.NONE
 
@@ -82,6 +83,10 @@ class Selection:
         """Whether the tunnel is in use."""
         return self._heartbeat.active
 
+    def swallows(self, now: float) -> bool:
+        """Say whether the path answers checks, and the tunnel over it seems to swallow packets."""
+        return self.pair is not None and not self.doubtful and self._proof.swallows(now)
+
     def unused_for(self, now: float) -> float:
         """Return for how long the tunnel carried nothing but keepalives, in seconds."""
         return self._proof.unused_for(now)
@@ -90,6 +95,16 @@ class Selection:
     def doubtful(self) -> bool:
         """Whether the selected pair left a check unanswered."""
         return self._heartbeat.doubtful
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the peer does not name the selected pair any more."""
+        return self.pair is not None and self.pair.withdrawn
+
+    @property
+    def crossed(self) -> bool:
+        """Whether WireGuard's packets came in since the endpoint was set."""
+        return self.pair is not None and self._proof.crossed
 
     @property
     def proven(self) -> bool:
@@ -107,6 +122,7 @@ class Selection:
         self._proof.watch(now)
         self._heartbeat.start(now, RELAYED if pair.is_relayed else DIRECT)
         self._reasserts = 0
+        self._roamed_to = None
         self._nominations = 0
         if self._controlling:
             self._nominate_at = now + (NOMINATION_GRACE if wait else 0.0)
@@ -115,6 +131,8 @@ class Selection:
     def release(self, now: float) -> list[PathEffect]:
         """Nobody uses the tunnel: WireGuard is to forget the endpoint."""
         self.drop()
+        self._proof.rest()
+        self._heartbeat.set_active(active=False, now=now)
         effects = self._guard.lift()
         self._had_data = False
         return [*effects, self._set_endpoint(None, now)]
@@ -137,8 +155,10 @@ class Selection:
         if self.pair is None:
             return True
         if pair is self.pair:
-            self._heartbeat.answered(now)
+            self._heartbeat.answered(now, pair.smooth)
             return False
+        if self._must_leave(pair):
+            return True
         if self._controlling and (pair.rank > self.pair.rank or self._is_nearer(pair, now)):
             return True
         recent = self.pair.succeeded_at is not None and now - self.pair.succeeded_at < RECENT
@@ -150,6 +170,16 @@ class Selection:
             # The peer may have moved there: see whether the old path still answers.
             self._heartbeat.probe(now)
         return False
+
+    def _must_leave(self, pair: Pair) -> bool:
+        """Say whether ``pair`` is where the peer is now, and the pair in use where it was."""
+        if self.pair is None or pair.withdrawn:
+            return False
+        if self._roamed_to == pair.endpoint:
+            return True
+        # A direct path that may still work is not left for a relay.
+        fair = not pair.is_relayed or self.pair.is_relayed or self._heartbeat.doubtful
+        return self.pair.withdrawn and fair
 
     def nominated(self) -> None:
         """A nominating check was answered."""
@@ -187,6 +217,7 @@ class Selection:
         if self._proof.crossed and not off:
             self.shown = self.kind
         if self.pair is None or not off:
+            self._roamed_to = None
             return []
         if self._reasserts >= MAX_REASSERTS or now - self._asserted_at < REASSERT_GAP:
             return []
@@ -194,6 +225,25 @@ class Selection:
             return []
         self._reasserts += 1
         return [self._set_endpoint(self.pair.endpoint, now)]
+
+    def roamed(self, to: Pair | None, now: float) -> bool:
+        """WireGuard's endpoint is not the chosen one: say whether ``to``, where it is, may be right.
+
+        It is not if late packets of a path that was left are to be expected, or of a worse one that
+        is not known to be younger.
+        """
+        if self.pair is None or self._guard.deadline is not None:
+            return False
+        if to is not None and (to.withdrawn or (to.is_relayed and not self.pair.is_relayed)):
+            return False
+        lost = self.pair.withdrawn or self._heartbeat.doubtful
+        younger = to is None or not to.works or to.alive_at > self.pair.alive_at
+        return lost or younger
+
+    def follow(self, endpoint: Endpoint, now: float) -> None:
+        """Take the path at ``endpoint`` once it answers; until then WireGuard's choice stands."""
+        if self._roamed_to != endpoint:
+            self._roamed_to, self._asserted_at = endpoint, now
 
     def _is_nearer(self, pair: Pair, now: float) -> bool:
         """Say whether another relay is worth the move."""

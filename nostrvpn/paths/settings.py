@@ -45,6 +45,8 @@ class PathSettings:
     """How long a description waits for the first answer of a STUN server and of relays."""
     sleep_after: float | None = None
     """Without traffic for this long a link goes to sleep; None: never."""
+    hard_nat_search: bool = True
+    """Search for a path through NATs that give another port to each destination."""
     allow_loopback: bool = False
     """Accept loopback candidates: only for tests on one host."""
     skip_interfaces: tuple[str, ...] = TUNNELS_AND_CONTAINERS

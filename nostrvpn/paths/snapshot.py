@@ -40,7 +40,10 @@ class LinkSnapshot:
     ``via``: who relays, a public key or "turn SERVER". ``carrier``: "udp", "websocket" or "turn".
     ``direct_rounds``: searches for a direct path in a row that found none; the next one is due in
     ``next_try_in_s``. ``peer_nat``: how the peer's NAT maps, in its own words (see Mapping).
-    ``mtu``: bytes of the largest outer IP packet known to pass.
+    ``mtu``: bytes of the largest outer IP packet known to pass. ``peer_udp``: whether anything answers
+    the peer by UDP, by its own word; None: it did not say. ``search``: what the search for a path
+    through hard NATs does, or why the last one found nothing, in words; empty: there was none.
+    ``crossed``: WireGuard's packets came in since the endpoint in use was set.
     """
 
     state: str
@@ -59,6 +62,9 @@ class LinkSnapshot:
     peer_nat: str | None = None
     mtu: int | None = None
     asleep: bool = False
+    peer_udp: bool | None = None
+    search: str = ""
+    crossed: bool = False
 
 
 class Mapping(Enum):

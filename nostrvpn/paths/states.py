@@ -33,17 +33,35 @@ class LinkState(Enum):
 TRANSITIONS: dict[LinkState, frozenset[LinkState]] = {
     # From IDLE at once: the answer to a check that left before the addresses went.
     LinkState.IDLE: frozenset(
-        {LinkState.GATHERING, LinkState.OFFERED, LinkState.CHECKING, LinkState.VALIDATED}
+        {
+            LinkState.GATHERING,
+            LinkState.OFFERED,
+            LinkState.CHECKING,
+            LinkState.VALIDATED,
+            LinkState.ASLEEP,
+        }
     ),
     LinkState.GATHERING: frozenset(
         {LinkState.IDLE, LinkState.OFFERED, LinkState.CHECKING, LinkState.VALIDATED}
     ),
-    LinkState.OFFERED: frozenset({LinkState.IDLE, LinkState.GATHERING, LinkState.CHECKING}),
+    LinkState.OFFERED: frozenset(
+        {LinkState.IDLE, LinkState.GATHERING, LinkState.CHECKING, LinkState.ASLEEP}
+    ),
     LinkState.CHECKING: frozenset({LinkState.IDLE, LinkState.VALIDATED, LinkState.FAILED}),
     LinkState.VALIDATED: frozenset({LinkState.CONNECTED, LinkState.DEGRADED, LinkState.ASLEEP}),
     LinkState.CONNECTED: frozenset({LinkState.VALIDATED, LinkState.DEGRADED, LinkState.ASLEEP}),
-    LinkState.ASLEEP: frozenset({LinkState.IDLE, LinkState.CHECKING, LinkState.VALIDATED}),
+    LinkState.ASLEEP: frozenset(
+        {
+            LinkState.IDLE,
+            LinkState.GATHERING,
+            LinkState.OFFERED,
+            LinkState.CHECKING,
+            LinkState.VALIDATED,
+        }
+    ),
     LinkState.DEGRADED: frozenset({LinkState.VALIDATED, LinkState.FAILED}),
-    LinkState.FAILED: frozenset({LinkState.IDLE, LinkState.CHECKING, LinkState.VALIDATED}),
+    LinkState.FAILED: frozenset(
+        {LinkState.IDLE, LinkState.CHECKING, LinkState.VALIDATED, LinkState.ASLEEP}
+    ),
 }
 LIVE = (LinkState.VALIDATED, LinkState.CONNECTED)

@@ -15,6 +15,9 @@ from nostrvpn.stun.relaying import Side
 
 __all__ = ["Pair", "Pairs", "origin_of"]
 
+# Ports that others had, tried for one request; when no descriptor is left, all are refused.
+MAX_REFUSALS = 8
+
 
 @dataclass(slots=True)
 class Pair:
@@ -36,6 +39,7 @@ class Pair:
     binds: dict[Side, int] = field(default_factory=lambda: dict.fromkeys(Side, 0))
     was_bound: bool = False
     carried: int = 0
+    refusals: int = 0
 
     def deadline(self, settings: RelaySettings) -> float:
         """Return when the port is taken back if nothing happens."""
@@ -101,7 +105,8 @@ class Pairs:
         """Give ``pair`` another port, as its own belongs to somebody else; False if there is none."""
         self.remove(pair)
         self._refused.add(pair.port)
-        port = self.free_port(entropy)
+        pair.refusals += 1
+        port = self.free_port(entropy) if pair.refusals < MAX_REFUSALS else None
         if port is None:
             return False
         pair.port = port

@@ -88,12 +88,14 @@ class RelayServer:
         self._channels: dict[int, IPAddress] = {}
         self._meter = Meter(settings.monthly_bytes, month, month_bytes)
         self._limits = Limits()
+        # No pair is due earlier: their deadlines only move away.
+        self._due: float | None = None
         self.counters: Counter[str] = Counter()
 
     @property
     def deadline(self) -> float | None:
-        """When the next port is to be taken back."""
-        return earliest(*(pair.deadline(self._settings) for pair in self._pairs))
+        """When to look for ports to take back; not later than the first is due."""
+        return self._due
 
     def offer_for(
         self, recipient: str, endpoints: tuple[Endpoint, ...], websocket: str | None = None
@@ -183,6 +185,7 @@ class RelayServer:
             pair = Pair(name, user, origin, port, moment.now, moment.now)
             pair.waiting = request
             self._pairs.add(pair)
+            self._due = earliest(self._due, pair.deadline(self._settings))
             self.counters["allocated"] += 1
             return [OpenPort(port)]
         if pair.waiting is not None:
@@ -331,12 +334,16 @@ class RelayServer:
         return []
 
     def _expire(self, moment: Moment) -> list[RelayEffect]:
+        if self._due is None or moment.now < self._due:
+            return []
         due = [pair for pair in self._pairs if pair.deadline(self._settings) <= moment.now]
-        return [
+        effects = [
             effect
             for pair in due
             for effect in self._end(pair, "expired" if pair.was_bound else "expired_unbound")
         ]
+        self._due = earliest(*(pair.deadline(self._settings) for pair in self._pairs))
+        return effects
 
     def _end(self, pair: Pair, reason: str) -> list[RelayEffect]:
         self.counters[reason] += 1

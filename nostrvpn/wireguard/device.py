@@ -89,8 +89,8 @@ class Peer:
 
     ``endpoint_generation`` counts the path engine's decisions: the endpoint is written when it
     differs from the generation written last, so what WireGuard learned by roaming in between is
-    left alone. An ``endpoint`` of None never clears one (WireGuard cannot): the learned one
-    stays.
+    left alone, but for an ``endpoint_held`` one, which is always put back. An ``endpoint`` of None
+    never clears one (WireGuard cannot): the learned one stays.
     """
 
     public_key: str
@@ -99,6 +99,7 @@ class Peer:
     endpoint: Endpoint | None = None
     endpoint_generation: int = 0
     preshared_key: SecretKey | None = None
+    endpoint_held: bool = False
 
     def __post_init__(self) -> None:
         if not any(key_bytes(self.public_key)):

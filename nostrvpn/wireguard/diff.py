@@ -163,6 +163,7 @@ def _diff_peer(
     elif peer.preshared_key is None and found.has_preshared_key:
         preshared = PresharedKey.CLEAR
     decided = new or applied.get(peer.public_key) != peer.endpoint_generation
+    decided = decided or (peer.endpoint_held and peer.endpoint != found.endpoint)
     keepalive = peer.persistent_keepalive
     additions = peer.allowed_ips - found.allowed_ips
     replace = bool(found.allowed_ips - peer.allowed_ips)

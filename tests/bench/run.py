@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import connect, idle, relay
+from tests.bench import connect, idle, matrix, relay, switch
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "connect": connect.measure_connect,
@@ -22,6 +22,8 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "idle": idle.measure_idle,
     "status": idle.measure_status,
     "relay": relay.measure_relay,
+    "switch": switch.measure_switch,
+    "matrix": matrix.measure_pairs,
 }
 TARGET = Path("build/bench")
 

@@ -325,6 +325,7 @@ async def test_a_proxy_is_used(wireguard: WireGuard) -> None:
     await server.wait_closed()
 
 
+@pytest.mark.kernel
 def test_wireguard_and_stun_where_udp_is_blocked(
     make_netns: Callable[[], Any], make_node: Callable[..., Any], interface: str
 ) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.host.firewall import Firewall, Guard, Pin, table_name
 from nostrvpn.host.state import FWMARK, HostState
+from nostrvpn.io import nftables
 from nostrvpn.io.cleanup import remove_marked
 from nostrvpn.io.nftables import apply_firewall, own_tables
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
@@ -45,6 +47,12 @@ DIRECT = {
 OVERLAY = {"a": "10.9.0.1", "b": "10.9.0.2"}
 OTHER = {"a": "b", "b": "a"}
 GUARDED = Firewall(guards=frozenset({Guard(RELAY, DIRECT["b"])}))
+# The same over IPv6.
+RELAY6 = Endpoint(IPv6Address("fd01::1"), 7000)
+DIRECT6 = {
+    "a": Endpoint(IPv6Address("fd01::2"), PORT),
+    "b": Endpoint(IPv6Address("fd02::2"), PORT),
+}
 RELAY_DELAY = 0.03
 APART = 0.04
 INTERVAL = 0.02
@@ -160,6 +168,79 @@ def test_a_guard_changes_or_drops_all_but_stun(
     assert netns.call(exchange) == [item for item in seen if item[1]]
 
 
+def test_many_guards_cost_one_process(netns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def counted(*arguments: str, **keywords: Any) -> str:
+        calls.append(arguments)
+        return original(*arguments, **keywords)
+
+    original = nftables._run
+    monkeypatch.setattr(nftables, "_run", counted)
+    ends = [Endpoint(IPv4Address(f"192.0.2.{n}"), 7000) for n in range(1, 51)]
+    guards = frozenset(Guard(old, GUARD.new) for old in ends)
+    for wanted in (guards, frozenset(list(guards)[:20])):
+        calls.clear()
+        assert netns.call(apply_firewall, Firewall(guards=wanted), "nv0")
+        assert len(calls) == 1
+        assert not netns.call(apply_firewall, Firewall(guards=wanted), "nv0")
+        assert len(calls) == 1
+
+
+def udp_segment(source: IPv4Address, target: IPv4Address, data: bytes, *, summed: bool) -> bytes:
+    """Return a datagram from port 7000 to 6000, with its checksum or with none (RFC 768)."""
+    segment = struct.pack("!HHHH", 7000, 6000, 8 + len(data), 0) + data
+    if not summed:
+        return segment
+    counted = source.packed + target.packed + struct.pack("!HH", 17, len(segment)) + segment
+    total = sum(struct.unpack(f"!{len(counted) // 2}H", counted))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return segment[:6] + struct.pack("!H", ~total & 0xFFFF) + segment[8:]
+
+
+def test_what_has_no_checksum_is_not_rewritten(make_netns: Callable[[], Any]) -> None:
+    """The kernel would mend a checksum of 0, and so spoil the packet; it is late, so it is dropped."""
+    far, near = make_netns(), make_netns()
+    far.ip("link", "add", "e", "type", "veth", "peer", "name", "e", "netns", near.name)
+    for host, number in ((far, 1), (near, 2)):
+        host.ip("addr", "add", f"10.7.0.{number}/24", "dev", "e")
+        host.ip("link", "set", "e", "up")
+    source, target = IPv4Address("10.7.0.1"), IPv4Address("10.7.0.2")
+    guard = Guard(Endpoint(source, 7000), Endpoint(IPv4Address("10.7.0.3"), 5000))
+    pin = Pin(6000, guard.old)
+    arriving = near.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    raw = far.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+
+    def arrived(firewall: Firewall) -> list[tuple[bytes, str, int]]:
+        near.call(apply_firewall, firewall, "nv0")
+        # Raw, in order: without a checksum, then with one, which shows that the first was dropped.
+        for number, summed in ((1, False), (2, True)):
+            data = DATA[:-1] + bytes([number])
+            raw.sendto(udp_segment(source, target, data, summed=summed), (str(target), 0))
+        got: list[tuple[bytes, str, int]] = []
+        while not got or got[-1][0][-1] != 2:
+            data, address = arriving.recvfrom(100)
+            got.append((data, *address))
+        return [(data[-1:], ip, at) for data, ip, at in got]
+
+    with arriving, raw:
+        arriving.settimeout(5)
+        arriving.bind((str(target), 6000))
+        assert [item[0] for item in arrived(Firewall())] == [b"\1", b"\2"]
+        guarded = arrived(Firewall(guards=frozenset({guard})))
+        assert guarded == [(b"\2", "10.7.0.3", 5000)]
+    listening = near.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    with listening, far.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, 17) as raw:
+        arriving = listening
+        arriving.settimeout(5)
+        arriving.bind((str(target), 6001))
+        assert [item[0] for item in arrived(Firewall(6001, pins=frozenset({pin})))] == [b"\2"]
+    errors = near.run("cat", "/proc/net/snmp").splitlines()
+    names, values = (line.split() for line in errors if line.startswith("Udp:"))
+    assert values[names.index("InCsumErrors")] == "0"
+
+
 @pytest.mark.parametrize("clamped", [True, False])
 def test_forwarded_tcp_learns_the_tunnels_mtu(make_netns: Callable[[], Any], clamped: bool) -> None:
     """A router whose way out is narrower than both ends think; the far end is told by the SYN."""
@@ -232,20 +313,21 @@ class Side:
 
 
 @contextmanager
-def relay(netns: Any) -> Iterator[None]:
+def relay(netns: Any, at: Endpoint, direct: dict[str, Endpoint]) -> Iterator[None]:
     """Forward between the two sides from one port, each packet ``RELAY_DELAY`` later."""
     stopped = threading.Event()
 
     def serve() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind((str(RELAY.ip), RELAY.port))
+        family = socket.AF_INET if at.ip.version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((str(at.ip), at.port))
             sock.settimeout(0.005)
             held: list[tuple[float, bytes, tuple[str, int]]] = []
-            ends = {str(end.ip): DIRECT[OTHER[name]] for name, end in DIRECT.items()}
+            ends = {str(end.ip): direct[OTHER[name]] for name, end in direct.items()}
             while not stopped.is_set():
                 try:
-                    data, (source, _) = sock.recvfrom(2048)
-                    to = ends[source]
+                    data, source = sock.recvfrom(2048)
+                    to = ends[source[0]]
                     held.append((time.monotonic() + RELAY_DELAY, data, (str(to.ip), to.port)))
                 except TimeoutError:
                     pass
@@ -329,16 +411,19 @@ def sides(make_netns: Callable[[], Any]) -> Iterator[dict[str, Side]]:
         host.ip("link", "add", "e", "type", "veth", "peer", "name", label, "netns", r.name)
         host.ip("addr", "add", f"10.{number}.0.2/24", "dev", "e")
         r.ip("addr", "add", f"10.{number}.0.1/24", "dev", label)
+        host.ip("addr", "add", f"fd0{number}::2/64", "dev", "e", "nodad")
+        r.ip("addr", "add", f"fd0{number}::1/64", "dev", label, "nodad")
         host.ip("link", "set", "e", "up")
         r.ip("link", "set", label, "up")
         host.ip("route", "add", "default", "via", f"10.{number}.0.1")
-    r.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        host.ip("route", "add", "default", "via", f"fd0{number}::1")
+    r.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
     keys = {name: SecretKey(os.urandom(32)) for name in DIRECT}
     made = {
         name: Side(netns, name, f"nv{os.getpid()}{name}", keys)
         for name, netns in (("a", a), ("b", b))
     }
-    with relay(r), ExitStack() as stack:
+    with relay(r, RELAY, DIRECT), relay(r, RELAY6, DIRECT6), ExitStack() as stack:
         for side in made.values():
             stack.callback(side.netns.call, UserspaceBackend().delete, side.interface)
             side.set(RELAY)
@@ -352,13 +437,20 @@ def ping(side: Side) -> None:
 
 TO_RELAY = {"a": RELAY, "b": RELAY}
 TO_DIRECT = {"a": DIRECT["b"], "b": DIRECT["a"]}
+TO_RELAY6 = {"a": RELAY6, "b": RELAY6}
+TO_DIRECT6 = {"a": DIRECT6["b"], "b": DIRECT6["a"]}
 
 
-def test_a_guarded_switch_holds_and_loses_nothing(sides: dict[str, Side]) -> None:
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_guarded_switch_holds_and_loses_nothing(sides: dict[str, Side], version: int) -> None:
+    by_relay, direct = (TO_RELAY, TO_DIRECT) if version == 4 else (TO_RELAY6, TO_DIRECT6)
+    for name, side in sides.items():
+        side.set(by_relay[name])
+    ping(sides["a"])
     with flow(sides["a"], sides["b"]) as there, flow(sides["b"], sides["a"]) as back:
         for _ in range(5):
-            assert cross(sides, TO_RELAY, TO_DIRECT, guarded=True)
-            assert cross(sides, TO_DIRECT, TO_RELAY, guarded=True)
+            assert cross(sides, by_relay, direct, guarded=True)
+            assert cross(sides, direct, by_relay, guarded=True)
     for counts in (there, back):
         assert counts["sent"] > 100
         assert counts["received"] >= 0.97 * counts["sent"], counts
@@ -423,6 +515,15 @@ def test_a_guard_left_in_place_keeps_the_relay_from_being_used(sides: dict[str, 
 
 def test_a_pinned_peer_is_reached_from_another_port(sides: dict[str, Side]) -> None:
     pinned = Endpoint(DIRECT["a"].ip, 41000)
+    # As many hosts have it: what comes in is an answer, or is dropped.
+    sides["a"].netns.run(
+        "nft",
+        "add table inet host;"
+        "add chain inet host input { type filter hook input priority 0; policy drop; };"
+        f"add rule inet host input iifname {sides['a'].interface} accept;"
+        "add rule inet host input meta l4proto ipv6-icmp accept;"
+        "add rule inet host input ct state established accept",
+    )
     assert cross(sides, TO_RELAY, TO_DIRECT, guarded=True)
     sides["a"].set(DIRECT["b"], Firewall(PORT, pins=frozenset({Pin(pinned.port, DIRECT["b"])})))
     sides["b"].set(pinned)

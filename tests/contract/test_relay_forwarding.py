@@ -12,10 +12,11 @@ from ipaddress import IPv4Address, ip_address, ip_network
 import pytest
 
 from nostrvpn.endpoint import Endpoint
-from nostrvpn.io.relay_table import remove_relay_table
+from nostrvpn.io.nftables import apply_ruleset
+from nostrvpn.io.relay_table import RelayTable, remove_relay_table
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
 from nostrvpn.machine import Tick
-from nostrvpn.relaying.events import ChannelOpened
+from nostrvpn.relaying.events import ChannelOpened, End
 from nostrvpn.stun.binding import parse_stun, render_query
 from nostrvpn.stun.relaying import Side, render_allocate, render_bind, side_key
 from nostrvpn.wireguard.device import Device, Peer, SecretKey
@@ -391,6 +392,81 @@ def test_with_another_firewall_that_drops_user_space_forwards(lab, bound, rules)
             pair.a = new
             pair.crosses(packet(2))
             assert "ip filter FORWARD" in (running.host.refusal or "")
+
+
+def test_pairs_change_over_when_another_firewall_comes_and_goes(lab, bound):
+    with RunningRelay(lab) as running:
+        pair = bound(running)
+        pair.crosses(packet(1))
+        in_user_space = running.host.ports.carried[pair.port]
+        lab.relay.run(
+            "nft",
+            "add table ip filter;"
+            "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+        )
+        pair.a.sendto(packet(2), pair.to_a)
+        assert is_quiet(pair.b)
+        running.call(running.host.look_around())
+        pair.crosses(packet(3))
+        assert "ip filter FORWARD" in (running.host.refusal or "")
+        assert running.host.ports.carried[pair.port] > in_user_space
+        lab.relay.run("nft", "delete table ip filter")
+        running.call(running.host.look_around())
+        in_user_space = running.host.ports.carried[pair.port]
+        pair.crosses(packet(4))
+        assert running.host.refusal is None
+        assert running.host.ports.carried[pair.port] == in_user_space
+        # What the kernel counted before is not lost.
+        assert running.snapshot().pairs[0].carried_bytes >= 6 * 176
+
+
+def test_a_port_that_is_lent_again_at_once_counts_anew(lab):
+    def work() -> list[dict[int, int]]:
+        table = RelayTable("rl", 100)
+        table.create(())
+        try:
+            table.open(40000)
+            table.apply()
+            element = f"element inet {TABLE} counted {{ {40000 << 1}"
+            apply_ruleset(f"delete {element} }}\nadd {element} counter packets 5 bytes 500 }}\n")
+            found = [table.read_counters()]
+            table.close(40000)
+            table.open(40000)
+            assert table.apply() == {}
+            return [*found, table.read_counters()]
+        finally:
+            table.remove()
+
+    assert lab.relay.call(work) == [{40000: 500}, {40000: 0}]
+
+
+def test_a_pair_that_nft_refuses_does_not_keep_the_others_out(lab):
+    ends = [
+        End(Endpoint(IPv4Address(f"10.{n}.0.2"), 5000), IPv4Address(f"10.{n}.0.1")) for n in (1, 2)
+    ]
+
+    def work() -> tuple[dict[int, str], dict[int, int], str]:
+        table = RelayTable("rl", 100)
+        table.create(())
+        try:
+            apply_ruleset(f"add element inet {TABLE} pairs4 {{ 10.1.0.2 . 5000 . 40001 : 7 }}")
+            for port in (40000, 40001, 40002):
+                table.open(port)
+                table.forward(port, *ends)
+            refused = table.apply()
+            listed = lab.relay.run("nft", "list", "map", "inet", TABLE, "pairs4")
+            table.close(40000)
+            table.close(40001)
+            assert table.apply() == {}
+            return refused, table.read_counters(), listed
+        finally:
+            table.remove()
+
+    refused, counted, listed = lab.relay.call(work)
+    assert list(refused) == [40001]
+    assert "nft refused" in refused[40001]
+    assert listed.count("10.2.0.2 . 5000") == 2
+    assert counted == {40002: 0}
 
 
 def test_ports_expire_and_are_given_back(lab, bound):

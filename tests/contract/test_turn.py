@@ -44,7 +44,7 @@ class Told:
         calls = TurnCalls(
             self.allocated.__setitem__,
             lambda server, reason: self.lost.append(reason),
-            lambda server, remote: self.heard.append((server, remote)),
+            lambda server, remote, _ufrag: self.heard.append((server, remote)),
             self.opened.__setitem__,
             self.closed.__setitem__,
         )

@@ -34,7 +34,14 @@ BUILD = REPOSITORY / "build" / "kernel"
 
 # What runs by default. Python is an order of magnitude slower under emulation: nothing but what
 # needs this kernel belongs here.
-TARGETS = ("-m", "kernel", "tests/contract/test_wireguard_backend.py", "tests/kernel")
+TARGETS = (
+    "-m",
+    "kernel",
+    "tests/contract/test_wireguard_backend.py",
+    "tests/contract/test_doorbell.py",
+    "tests/contract/test_channels.py",
+    "tests/kernel",
+)
 
 # A whole run takes two minutes under emulation on an idle machine.
 TIMEOUT_S = 480.0
@@ -56,7 +63,15 @@ MODULES = (
     "nft_ct",
     "nft_chain_nat",
 )
-MORE_MODULES = ("nf_conntrack", "nft_nat", "nft_fib_inet", "bridge", "dummy")
+MORE_MODULES = (
+    "nf_conntrack",
+    "nft_nat",
+    "nft_fib_inet",
+    "nft_limit",
+    "nft_objref",
+    "bridge",
+    "dummy",
+)
 
 # Older than what qemu can emulate at most: the vector instructions of newer processors are what
 # programs then choose, and what emulation is slowest at. Guarding it against side channels is vain.

@@ -1,36 +1,24 @@
-"""The main job on the kernel's own WireGuard: meet, carry data, survive a crash, leave nothing.
-
-Made for an emulated machine, where each start of Python takes seconds: the only programs are the
-daemons, the relay and the STUN server. The command line runs in this process, and statuses are
-asked for at the control sockets.
-"""
+"""The main job on the kernel's own WireGuard: meet, carry data, survive a crash, leave nothing."""
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from nostrvpn.cli.entry import main
-from nostrvpn.control.client import ControlClient, DaemonNotRunning
-from nostrvpn.errors import UserError
 from nostrvpn.io.wireguard_kernel import KernelBackend
 from nostrvpn.lab.core import Engine, Internet
 from nostrvpn.lab.leftovers import leftovers
-from nostrvpn.lab.node import COMMAND_TIMEOUT, LabNode, Status
+from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient
 from nostrvpn.lab.topologies import TwoNats
 from nostrvpn.lab.topology import Host
 from nostrvpn.lab.transfer import transfer
+from tests.kernel.near import NearNode, told
 from tests.lab.homes import FAILURE, machine
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(patient(60))]
@@ -41,43 +29,6 @@ DELAY = 0.02
 ROUND_TRIP_MS = 2 * DELAY * 1000
 SIZE = 1_000_000
 DOWN_TIMEOUT = 10.0
-CONTROL_TIMEOUT = 10.0
-
-
-class NearNode(LabNode):
-    """A node that is talked to without starting a program each time."""
-
-    def attempt(
-        self, *arguments: str, timeout: float = COMMAND_TIMEOUT
-    ) -> subprocess.CompletedProcess[str]:
-        del timeout  # each command has its own
-        options = [word for word in self.command if word.startswith("--")]
-        out, err = io.StringIO(), io.StringIO()
-        with self.namespace.enter(), redirect_stdout(out), redirect_stderr(err):
-            code = main([*options, *arguments])
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-    def _try_status(self) -> Status | None:
-        if not self.process.alive:
-            raise UserError(f"the daemon of {self.name} ended early", self.process.tail())
-        client = ControlClient(self.environment["NOSTRVPN_RUNTIME_DIR"] + "/control.sock")
-        try:
-            self._status = client.call("status", timeout=patient(CONTROL_TIMEOUT))
-        except DaemonNotRunning:
-            self._status = None
-        return self._status
-
-    def link(self) -> dict[str, Any]:
-        """Return the WireGuard link as the kernel shows it; empty if there is none."""
-        shown = self.namespace.run("ip", "-d", "-j", "link", "show", "type", "wireguard").stdout
-        links = [link for link in json.loads(shown or "[]") if link]
-        assert len(links) <= 1
-        return dict(links[0]) if links else {}
-
-    def received_bytes(self) -> int:
-        """Return what the device has received from its only peer."""
-        said = self.namespace.run("wg", "show", self.interface, "transfer").stdout
-        return int(said.split()[1])
 
 
 class KernelTwoNats(TwoNats):
@@ -171,11 +122,3 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
         for key in before
         if before[key] != after[key]
     }
-
-
-_started = time.monotonic()
-
-
-def told(step: str) -> None:
-    """Say how long the test has run; pytest shows it when the test fails."""
-    print(f"{time.monotonic() - _started:6.1f} s  {step}")  # noqa: T201

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,8 +102,9 @@ def watched(lab: AnyLab) -> Iterator[AnyLab]:
             for line in log.read_text(errors="replace").splitlines()
             if FAILURE.search(line)
         ]
-        assert failures == []
-    assert leftovers(footprint) == []
+        assert not failures, f"logs in {lab.report()}\n" + "\n".join(failures)
+    left = leftovers(footprint)
+    assert not left, left
 
 
 def launch(*nodes: LabNode) -> None:
@@ -158,13 +160,14 @@ def ping(source: LabNode, target: LabNode, *, deadline: int = 10) -> None:
 
 
 class Pinging:
-    """An echo every tenth of a second across the tunnel, for as long as the block runs."""
+    """Echoes across the tunnel for as long as the block runs, ten a second if not told otherwise."""
 
-    def __init__(self, source: LabNode, target: LabNode) -> None:
-        self._log = source.directory / "pinging.log"
+    def __init__(
+        self, source: LabNode, target: LabNode, *, interval: float = PING_INTERVAL
+    ) -> None:
         address = target.status()["addresses"][0]
-        argv = ("ping", "-n", "-i", str(PING_INTERVAL), address)
-        self._process = Process(source.namespace, argv, log=self._log)
+        argv = ("ping", "-n", "-D", "-i", str(interval), address)
+        self._process = Process(source.namespace, argv, log=source.directory / "pinging.log")
 
     def __enter__(self) -> Pinging:
         return self
@@ -176,18 +179,33 @@ class Pinging:
         """Return how many echoes came back so far."""
         return self._process.output().count("bytes from")
 
-    def wait_more(self, count: int = 5) -> None:
+    def wait_more(self, count: int = 5, *, timeout: float = 10.0) -> None:
         """Wait until that many further echoes have come back."""
         wanted = self.answered() + count
-        wait_until(lambda: self.answered() >= wanted, f"{count} more echoes")
+        wait_until(lambda: self.answered() >= wanted, f"{count} more echoes", timeout=timeout)
 
-    def lost(self) -> int:
-        """End it, and return how many echoes did not come back (one may still be on its way)."""
+    def gap(self) -> float:
+        """Return the longest time between two echoes that came back so far, in seconds."""
+        times = [
+            float(at) for at in re.findall(r"\[(\d+\.\d+)\] \d+ bytes", self._process.output())
+        ]
+        return max(later - earlier for earlier, later in pairwise(times))
+
+    def totals(self) -> tuple[int, int]:
+        """End it, and return how many echoes left and how many did not come back.
+
+        The last one, which may still be on its way, is not counted as lost.
+        """
         self._process.signal(signal.SIGINT)
         wait_until(lambda: "received" in self._process.output(), "the end of ping")
         found = re.search(r"(\d+) packets transmitted, (\d+) received", self._process.output())
         assert found is not None
-        return max(0, int(found[1]) - int(found[2]) - 1)
+        sent, received = int(found[1]), int(found[2])
+        return sent, max(0, sent - received - 1)
+
+    def lost(self) -> int:
+        """End it, and return how many echoes did not come back."""
+        return self.totals()[1]
 
 
 def machine(node: LabNode) -> Json:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
@@ -22,22 +23,24 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.io.tap import Tap
 from nostrvpn.lab.core import Internet
+from nostrvpn.lab.gathering import gather
 from nostrvpn.lab.leftovers import PREFIX
 from nostrvpn.lab.nat import SEQUENCE, NatKind
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import Process
 from nostrvpn.lab.topologies import TwoNats
-from nostrvpn.lab.topology import Host, Router
+from nostrvpn.lab.topology import Host, Lab, Router
 from nostrvpn.machine import Entropy, Moment
-from nostrvpn.paths.checks import Credentials
 from nostrvpn.paths.events import SendDatagram
-from nostrvpn.paths.hard_nat import SOURCE_PORTS, Search
-from nostrvpn.paths.hard_nat_plan import parse_plan, plan_to_json
-from nostrvpn.paths.hard_nat_task import Found, SearchTask, Tell
+from nostrvpn.paths.hard_nat.plan import parse_plan, plan_to_json
+from nostrvpn.paths.hard_nat.search import SOURCE_PORTS, Search
+from nostrvpn.paths.hard_nat.task import Found, SearchTask, Tell
+from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.paths.reflexive import ReflexiveProbe
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import Mapping
 from nostrvpn.stun.binding import StunKind, parse_stun, render_query, render_response
+from tests.lab.homes import ping, watched
 from tests.lab.test_topology import LAPTOP_PORT, House, receive_until
 
 pytestmark = pytest.mark.lab
@@ -342,6 +345,45 @@ async def test_wireguard_crosses_a_pinned_port():
             assert " 0% packet loss" in sender.host.run(*argv, timeout=15)
         shown = one.host.run("wg", "show", f"{PREFIX}{os.getpid()}-w0", "endpoints")
         assert str(one.result.remote) in shown
+
+
+class WithRelay(Lab):
+    """Two laptops behind the NATs of a case, and a member with a public address that relays."""
+
+    def __init__(self, kinds: tuple[NatKind, NatKind]) -> None:
+        super().__init__(INTERNET)
+        self._kinds = kinds
+
+    def build(self) -> None:
+        server = self.server_host()
+        self.node(self.host("vps"), server, relay={"offer": "members"})
+        for name, kind in zip("ab", self._kinds, strict=True):
+            self.node(self.host(f"laptop-{name}", self.router(f"nat-{name}", kind)), server)
+
+
+@pytest.mark.parametrize("kinds", [KINDS[0], KINDS[2]], ids="+".join)
+def test_daemons_are_relayed_first_and_direct_within_a_minute(
+    kinds: tuple[NatKind, NatKind],
+) -> None:
+    with watched(WithRelay(kinds)) as lab:
+        vps, a, b = lab.nodes
+        gather(vps, [a, b])
+        started = time.monotonic()
+        a.wait_for_peer(b.npub, path="relayed")
+        for node, other in ((a, b), (b, a)):
+            node.wait_for_peer(other.npub, path="direct", timeout=patient(60.0))
+        sys.stdout.write(f"{'+'.join(kinds)}: direct {time.monotonic() - started:.1f} s later\n")
+        ping(a, b)
+        ping(b, a)
+        rules = [node.namespace.run("nft", "list", "ruleset").stdout for node in (a, b)]
+        assert any("udp sport set" in text for text in rules)
+        before = vps.query("netcheck")["relay_service"]["bytes"]
+        ping(a, b)
+        assert vps.query("netcheck")["relay_service"]["bytes"] - before < 3_000
+        a.stop()
+        b.stop()
+        rules = [node.namespace.run("nft", "list", "ruleset").stdout for node in (a, b)]
+        assert not any("udp sport set" in text for text in rules)
 
 
 def test_one_to_one_keeps_the_port_and_lets_everything_in() -> None:

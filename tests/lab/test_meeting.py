@@ -119,18 +119,16 @@ def test_ping_until_direct(pair: tuple[LabNode, LabNode]) -> None:
     told = pair[0].query("ping", "laptop-b", "--until-direct")
     assert (told["npub"], told["path"], told["received"]) == (pair[1].npub, "direct", told["sent"])
     assert 0 < told["rtt_ms"]["min"] <= told["rtt_ms"]["max"]
-    assert "direct by 11.0." in pair[0].cli("ping", pair[1].npub, "--count", "1")
+    assert "via direct" in pair[0].cli("ping", pair[1].npub, "--count", "1")
 
 
 def test_netcheck_behind_masquerade(lab: Homes, pair: tuple[LabNode, LabNode]) -> None:
     told = pair[0].query("netcheck")
     outside = f"{lab.routers[0].address}:{told['listen_port']}"
-    assert told["nat"] == {
-        "mapping": "independent",
-        "reflexive_v4": outside,
-        "reflexive_v6": None,
-    }
-    assert told["udp"] is True
+    known = {"mapping": "independent", "reflexive_v4": outside, "reflexive_v6": None}
+    assert told["nat"].items() >= known.items()
+    assert set(told["nat"]) == {*known, "step", "filtering", "hairpin"}
+    assert (told["udp"], told["udp_v4"], told["udp_v6"]) == (True, True, None)
     assert {server["mapped"] for server in told["stun"]} == {outside}
     assert all(server["rtt_ms"] > 0 for server in told["stun"])
     assert [relay["fitness"] for relay in told["relays"]] == ["fit"]
@@ -165,11 +163,11 @@ def test_rename_is_for_this_node_alone(pair: tuple[LabNode, LabNode]) -> None:
 
 
 @contextmanager
-def meeting(scenario: str) -> Iterator[Pair]:
+def meeting(scenario: str, **settings: object) -> Iterator[Pair]:
     """Run a registered scenario with a node on each laptop."""
     with watched(SCENARIOS[scenario].build()) as lab:
         for host in (lab.laptop_a, lab.laptop_b):
-            lab.node(host, lab.server)
+            lab.node(host, lab.server, **settings)
         yield lab
 
 
@@ -198,15 +196,19 @@ def test_a_router_that_moves_the_port_of_whoever_is_probed_early() -> None:
 
 
 def test_no_way_through_is_said_and_borne_calmly() -> None:
-    # Both at a time: it is waiting for the most part.
-    with meeting("hard-and-easy") as easy, meeting("two-hard") as hard:
+    # Both at a time: it is waiting for the most part. A search for ports could find a way.
+    unsought = {"hard_nat_search": False}
+    with (
+        meeting("hard-and-easy", paths=unsought) as easy,
+        meeting("two-hard", paths=unsought) as hard,
+    ):
         for lab in (easy, hard):
             launch(*lab.nodes)
             admit(*lab.nodes)
         for lab in (easy, hard):
             assert_given_up(*lab.nodes)
             assert "hard_nat" in problems(lab.nodes[0].status())
-            assert lab.nodes[0].query("netcheck")["nat"]["mapping"] == "dependent"
+            assert lab.nodes[0].query("netcheck")["nat"]["mapping"] in ("dependent", "random")
         assert "hard_nat" not in problems(easy.nodes[1].status())
         assert "hard_nat" in problems(hard.nodes[1].status())
         argv = ("ping", "laptop-b", "--until-direct", "--deadline=1", "--timeout=1")

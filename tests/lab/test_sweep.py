@@ -81,10 +81,8 @@ def test_sweep_removes_what_a_killed_lab_left_and_spares_the_living(
 
     process.kill()
     process.wait(patient(10))
-    assert len(namespaces_of(process.pid)) == 6
-
-    removed = sweep()
-    assert {name for name in removed if name.startswith(f"nvl{process.pid}-")}
-    assert namespaces_of(process.pid) == []
+    # A lab that another process opens right now sweeps as well; whoever does it, it is done.
+    sweep()
+    wait_until(lambda: not namespaces_of(process.pid), "the namespaces to be gone")
     wait_until(lambda: not processes_in(inodes), "the processes to end")
-    assert not directory.exists()
+    wait_until(lambda: not directory.exists(), "the directory to be gone")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from nostrvpn.identity.keys import RootSecret, wireguard_public_key
 from nostrvpn.mesh.invites import parse_link
 from nostrvpn.mesh.roster import Roster
+from nostrvpn.node.events import NodeEffect
 from nostrvpn.node.node import Node
 from nostrvpn.nostr.event import Event, event_json
 from nostrvpn.nostr.nip59 import Rumor, gift_wrap, seal_rumor
+from nostrvpn.paths.events import OpenChannel, SendDatagram
 from nostrvpn.signaling.courier import LIVE_KIND, STORED_KIND, Courier
 from nostrvpn.signaling.mailboxes import Mailbox, invite_mailbox, pair_mailbox
 from nostrvpn.signaling.messages import RUMOR_KIND, MessageType
@@ -112,6 +116,58 @@ class Attacker:
         }
         settings: dict[str, Any] = {"network": parsed.network_id, "invite": parsed.secret}
         self.send(host, MessageType.JOIN, body | changes, **settings)
+
+
+def admitted_member(world: World, owner: Host, seed: int = 77) -> Attacker:
+    """A member that does not follow the rules."""
+    attacker = Attacker(world, seed)
+    attacker.join(owner, invited(world, owner, attacker.secret.npub))
+    assert attacker.secret.public_key in node_of(owner).membership.peers
+    world.run(1)
+    return attacker
+
+
+def description_of(session: int, generation: int, *endpoints: str, **more: Any) -> dict[str, Any]:
+    """A well-formed description that names whatever endpoints."""
+    candidates = [{"kind": "srflx", "endpoint": at, "priority": 1} for at in endpoints]
+    return {
+        "session": f"{session:016x}",
+        "generation": generation,
+        "answers": None,
+        "ufrag": "abcdefgh",
+        "password": "p" * 32,
+        "candidates": candidates,
+    } | more
+
+
+@dataclass
+class Harm:
+    """What a host was made to do since ``watch``: datagrams and bytes by address, other effects."""
+
+    datagrams: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    channels: list[str] = field(default_factory=list)
+    effects: Counter[str] = field(default_factory=Counter)
+    shown: list[str] = field(default_factory=list)
+
+
+def watch(world: World, host: Host) -> Harm:
+    """Note from now on what ``host`` does."""
+    harm, perform = Harm(), world._perform
+
+    def performed(host_: Host, effects: list[NodeEffect]) -> None:
+        for effect in effects if host_ is host else ():
+            harm.effects[type(effect).__name__] += 1
+            harm.shown.append(repr(effect))
+            if isinstance(effect, SendDatagram):
+                harm.datagrams[str(effect.destination.ip)] += 1
+                harm.sizes[str(effect.destination.ip)] += len(effect.data)
+            elif isinstance(effect, OpenChannel):
+                harm.channels.append(getattr(effect.target, "url", ""))
+        perform(host_, effects)
+
+    world.__dict__["_perform"] = performed
+    return harm
 
 
 def subscription(world: World, host: Host) -> str:

@@ -41,6 +41,13 @@ class ConeNat(Nat):
     inner: dict[int, Endpoint] = field(default_factory=dict)
     opened: dict[tuple[int, object], float] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Restart: what is inside gets another port, and nothing is open."""
+        for inner in self.ports:
+            self.ports[inner] = self.rng.randrange(1024, 65536)
+        self.inner = {port: inner for inner, port in self.ports.items()}
+        self.opened.clear()
+
     def _key(self, port: int, remote: Endpoint) -> tuple[int, object]:
         wanted = {"none": None, "address": remote.ip, "port": remote}[self.filtering]
         return (port, wanted)

@@ -12,7 +12,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -40,6 +40,7 @@ from nostrvpn.paths.events import (
     OpenChannel,
     PathEffect,
     PathEvent,
+    Pin,
     RelayOffers,
     Remember,
     RemoteDescription,
@@ -47,16 +48,19 @@ from nostrvpn.paths.events import (
     Trace,
     TunnelObserved,
     Unguard,
+    Unpin,
     UseEndpoint,
 )
+from nostrvpn.paths.hard_nat.search import SOURCE_PORTS
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot
-from tests.sim.nats import ConeNat, Firewall, LinuxNat, Nat, SymmetricNat
+from tests.sim.nats import ConeNat, Firewall, HardNat, LinuxNat, Nat, SymmetricNat
 from tests.sim.relays import Carriers, Channel, Relay
 
 CORE_HOPS = 8
 HANDSHAKE_RETRY = 5.0
 KEEPALIVE = 25.0
+PIN_TIME = 0.2
 
 
 @dataclass
@@ -111,6 +115,7 @@ class Host:
     guards: dict[str, tuple[Endpoint, Endpoint]] = field(default_factory=dict)
     arrivals: list[float] = field(default_factory=list)
     told: list[tuple[float, Endpoint | None]] = field(default_factory=list)
+    pins: dict[str, Pin] = field(default_factory=dict)
 
     def endpoints(self) -> list[Endpoint]:
         return [*([self.address] if self.has_v4 else []), *([self.v6] if self.v6 else [])]
@@ -124,7 +129,7 @@ class Simulation:
         self.conditions = conditions or Conditions()
         self.hosts: dict[str, Host] = {}
         self.nats: dict[IPAddress, Nat] = {}
-        self.servers = (
+        self.servers: tuple[Endpoint, ...] = (
             Endpoint(IPv4Address("11.0.200.1"), 3478),
             Endpoint(IPv4Address("11.0.201.1"), 3479),
         )
@@ -149,6 +154,8 @@ class Simulation:
             made = ConeNat(ip, rng, hairpin, filtering=filtering)
         elif kind == "symmetric":
             made = SymmetricNat(ip, rng, hairpin)
+        elif kind in ("counts", "draws"):
+            made = HardNat(ip, rng, hairpin, step=1 if kind == "counts" else None)
         elif kind in ("linux", "accept-input"):
             made = LinuxNat(ip, rng, hairpin, accept_input=kind == "accept-input")
         elif kind == "firewall":
@@ -184,7 +191,10 @@ class Simulation:
             address=Endpoint(ip, port),
             nat=nat,
             lan=lan,
-            paths=Paths(stun_servers=self.servers if stun else (), settings=settings),
+            paths=Paths(
+                stun_servers=self.servers if stun else (),
+                settings=settings or PathSettings(hard_nat_search=False),
+            ),
             v6=Endpoint(IPv6Address(f"2d00::{number:x}:1"), port) if v6 else None,
             skew=skew,
             has_v4=v4,
@@ -280,7 +290,9 @@ class Simulation:
             match effect:
                 case SendDatagram():
                     self.on_datagram(host, effect)
-                    self._send(host, effect.data, effect.destination, effect.ttl)
+                    self._send(
+                        host, effect.data, effect.destination, effect.ttl, effect.source_port
+                    )
                 case Describe(peer, description):
                     self._signal(host, peer, json.dumps(description_to_json(description)))
                 case UseEndpoint(peer, endpoint, _):
@@ -308,6 +320,10 @@ class Simulation:
                     host.guards[peer] = (old, new)
                 case Unguard(peer):
                     del host.guards[peer]
+                case Pin(peer):  # the packet filter takes a moment
+                    self.at(PIN_TIME, partial(host.pins.__setitem__, peer, effect))
+                case Unpin(peer):
+                    host.pins.pop(peer, None)
                 case Trace():
                     host.traces.append((self.now, effect))
 
@@ -326,13 +342,23 @@ class Simulation:
 
     # --- packets ----------------------------------------------------------------------------
 
-    def _send(self, host: Host, data: bytes, to: Endpoint, ttl: int | None = None) -> None:
+    def _send(
+        self,
+        host: Host,
+        data: bytes,
+        to: Endpoint,
+        ttl: int | None = None,
+        port: int | None = None,
+    ) -> None:
         if to.ip.is_loopback:
             self.carriers.send(host, data, to)
             return
         source = host.address if to.ip.version == 4 else host.v6
         if source is None or source not in host.endpoints() or not host.online or not host.udp:
             return
+        pinned = [pin.local_port for pin in host.pins.values() if pin.remote == to]
+        if port or pinned:
+            source = replace(source, port=port or pinned[0])
         neighbour = next(
             (o for o in self.hosts.values() if o.lan == host.lan and o.address == to), None
         )
@@ -377,7 +403,10 @@ class Simulation:
         inner: Endpoint | None = to
         if nat is not None and nat.maps:
             inner = nat.inbound(to.port, source, self.now)
+        port = inner.port if inner is not None and inner.port in SOURCE_PORTS else None
         for receiver in self.hosts.values():
+            if port is not None and inner is not None:
+                inner = replace(inner, port=receiver.address.port)
             if inner not in receiver.endpoints() or (nat is not None and receiver.nat is not nat):
                 continue
             if nat is None and receiver.nat is not None and to.ip.version == 4:
@@ -386,7 +415,7 @@ class Simulation:
             if isinstance(wall, Firewall) and not wall.admits(to, source, self.now):
                 continue
             if receiver.udp and (host is None or not self.blocked(host, receiver)):
-                self.arrive(receiver, data, source)
+                self.arrive(receiver, data, source, port)
 
     def _stun_answer(self, data: bytes, source: Endpoint, server: Endpoint) -> None:
         request = stun.parse_message(data)
@@ -396,13 +425,16 @@ class Simulation:
         if self.rng.random() >= self.conditions.loss:
             self.at(self.conditions.delay, lambda: self.deliver(None, answer, server, source))
 
-    def arrive(self, host: Host, data: bytes, source: Endpoint) -> None:
+    def arrive(self, host: Host, data: bytes, source: Endpoint, port: int | None = None) -> None:
+        """``port``: the one it comes to, if that is not WireGuard's."""
         if not host.online:
             return
-        if data[:2] == b"WG":
+        if any(pin.remote == source and pin.local_port == port for pin in host.pins.values()):
+            port = None
+        if data[:2] != b"WG":
+            self.step(host, DatagramReceived(data, source, host.address.ip, port))
+        elif port is None:
             self._wireguard(host, data, source)
-        else:
-            self.step(host, DatagramReceived(data, source, host.address.ip))
 
     # --- WireGuard --------------------------------------------------------------------------
 

@@ -128,11 +128,14 @@ class World:
         settings = NodeSettings(
             host.secret, host.name, tunnel, host.relays, 4, (), PathSettings(), relay
         )
-        host.node = Node(settings, host.records, "kernel")
+        host.node = self.make(host, settings)
         host.run += 1
         self._perform(host, host.node.start(self.moment(host)))
         address = LocalAddress(host.address.ip, "eth0", 24)
         self.step(host, HostChanged((address,)))
+
+    def make(self, host: Host, settings: NodeSettings) -> Node:
+        return Node(settings, host.records, "kernel")
 
     def stop(self, host: Host) -> None:
         """The node is gone in this instant, as by SIGKILL; its tunnel stays."""

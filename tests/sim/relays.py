@@ -25,6 +25,7 @@ from nostrvpn.paths.relay_offers import RelayOffer
 from nostrvpn.relaying import events as relaying
 from nostrvpn.relaying.server import RelayServer
 from nostrvpn.relaying.settings import RelaySettings
+from nostrvpn.stun.binding import looks_like_stun, parse_stun
 from nostrvpn.stun.relaying import relay_user
 
 if TYPE_CHECKING:
@@ -220,8 +221,9 @@ class TurnServer:
         delay = self.sim.conditions.delay
         if source in remotes:
             self.sim.at(delay, lambda: self.sim.arrive(host, data, remotes[source].endpoint))
-        elif any(remote.ip == source.ip for remote in remotes):
-            self.sim.step(host, TurnHeard(self.name, source))
+        elif looks_like_stun(data) and any(remote.ip == source.ip for remote in remotes):
+            ufrag = parse_stun(data).username.partition(":")[0]
+            self.sim.step(host, TurnHeard(self.name, source, ufrag))
 
 
 class Carriers:
@@ -242,6 +244,11 @@ class Carriers:
         number = next(self._loopback)
         endpoint = Endpoint(IPv4Address(f"127.20.0.{number % 250 + 1}"), 30000 + number)
         channel = Channel(host, effect.channel, number, endpoint, effect.target)
+        if any(c.target == effect.target for c in host.channels.values()):
+            # A packet that comes from there could belong to either.
+            closed = ChannelClosed(effect.channel, "another channel leads there already")
+            self.sim.at(self.sim.conditions.delay, lambda: self.sim.step(host, closed))
+            return
         host.channels[effect.channel] = channel
         match effect.target:
             case WebSocketTarget(url, _):

@@ -23,12 +23,12 @@ import pytest
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Entropy, Moment
-from nostrvpn.paths import hard_nat_shots
-from nostrvpn.paths.checks import Credentials
 from nostrvpn.paths.events import SendDatagram
-from nostrvpn.paths.hard_nat import Search
-from nostrvpn.paths.hard_nat_plan import SearchPlan, parse_plan, plan_to_json
-from nostrvpn.paths.hard_nat_task import Failed, Found, SearchTask, Tell
+from nostrvpn.paths.hard_nat import shots as hard_nat_shots
+from nostrvpn.paths.hard_nat.plan import SearchPlan, parse_plan, plan_to_json
+from nostrvpn.paths.hard_nat.search import Search
+from nostrvpn.paths.hard_nat.task import Failed, Found, SearchTask, Tell
+from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.paths.snapshot import Mapping
 from nostrvpn.stun.binding import (
     Check,

@@ -83,7 +83,7 @@ def test_everything_can_be_said() -> None:
         ("relay: {ports: 1-2}", "relay.ports: '1-2' must rise, within 1024", "33000"),
         ("relay: {ports: 9000}", "relay.ports: expected text, got a whole number", ""),
         ("relay: {ports: 9000:9100}", "relay.ports: '9000:9100' is no range of ports", "33000"),
-        ("relay:\n  ports: 9000-9001", "line 2: relay.ports: 9000-9001 are 2 ports, 64 pairs", ""),
+        ("relay:\n  ports: 9000-9001", "line 2: relay.ports: 9000-9001 are 2 ports, 256 pairs", ""),
         ("relay: {websocket: {url: wss://a}}", "relay.websocket: it needs listen", "0.0.0.0"),
         ("relay: {websocket: {listen: 443}}", "websocket.listen: expected text", ""),
         ("relay: {websocket: {listen: 'a.b:443'}}", "websocket.listen: 'a.b:443' is no IP", "443"),
@@ -215,3 +215,7 @@ def test_any_value_of_a_section_is_taken_or_named(data: st.DataObject) -> None:
     except ConfigError as error:
         assert name in str(error)  # noqa: PT017 - the property: the place is named
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_short_sleep_is_a_fraction_of_a_minute():
+    assert parse_config("paths: {sleep_after_minutes: 0.05}").paths.sleep_after_minutes == 0.05

@@ -140,3 +140,29 @@ def test_guards_and_pins_are_collected() -> None:
 def test_contradicting_peers_do_not_raise() -> None:
     both = desired(peer(guard=(V4, V6), pin=(1, V4)), peer(CAROL, guard=(V4, CHANNEL), pin=(2, V4)))
     assert len(both.firewall.guards) == len(both.firewall.pins) == 1
+
+
+def test_a_sleeping_peer_rings_and_stays_there_until_it_is_awake() -> None:
+    bell = Endpoint(ip_address("127.78.0.1"), 7)
+    asleep = desired(peer(endpoint=None, doorbell=bell))
+    [found] = asleep.device.peers
+    assert (found.endpoint, found.persistent_keepalive, found.endpoint_held) == (bell, 0, True)
+    assert asleep.awake == {}
+    # A path was found, but the other side is to start the handshake.
+    [held] = desired(peer(doorbell=bell, held_until=1.0)).device.peers
+    assert (held.endpoint, held.persistent_keepalive, held.endpoint_held) == (bell, 0, False)
+    awake = desired(peer())
+    [now] = awake.device.peers
+    assert (now.endpoint, now.persistent_keepalive) == (V4, 25)
+    assert len({found.endpoint_generation, now.endpoint_generation}) == 2
+    assert held.endpoint_generation != now.endpoint_generation
+    assert awake.awake == {BOB.public_key: V4}
+
+
+def test_a_sleeping_peer_of_unknown_key_rings_under_a_key_of_nobody() -> None:
+    bell = Endpoint(ip_address("127.78.0.1"), 7)
+    unknown = [Peer(person.public_key, doorbell=bell) for person in (BOB, CAROL)]
+    found = desired(*unknown).device.peers
+    assert len({item.public_key for item in found}) == 2
+    assert {item.endpoint for item in found} == {bell}
+    assert desired(Peer(BOB.public_key)).device.peers == ()

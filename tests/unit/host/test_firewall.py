@@ -33,7 +33,7 @@ def test_a_guard_and_a_pin_in_full() -> None:
     firewall = Firewall(51820, frozenset({Guard(OLD, NEW)}), frozenset({Pin(40000, OLD6)}), True)
     mark, *others = set(rule_marks(firewall, "nvpn0"))
     assert not others
-    assert len(rule_marks(firewall, "nvpn0")) == 5
+    assert len(rule_marks(firewall, "nvpn0")) == 6
     syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
     assert lines(firewall) == [
         "table inet nostrvpn_nvpn0 {}",
@@ -41,13 +41,16 @@ def test_a_guard_and_a_pin_in_full() -> None:
         "table inet nostrvpn_nvpn0 {",
         "chain arriving {",
         "type filter hook prerouting priority -310; policy accept;",
-        "ip6 saddr 2001:db8::1 udp sport 7000 udp dport 40000 udp dport set 51820"
+        "ip6 saddr 2001:db8::1 udp sport 7000 udp dport 40000 udp checksum != 0"
+        " udp dport set 51820"
         f' comment "{mark}"',
+        "ip saddr 192.0.2.1 udp sport 7000 @th,96,32 != 0x2112a442"
+        f' udp checksum 0 drop comment "{mark}"',
         "ip saddr 192.0.2.1 udp sport 7000 @th,96,32 != 0x2112a442"
         f' ip saddr set 198.51.100.1 udp sport set 51820 comment "{mark}"',
         "}",
         "chain leaving {",
-        "type filter hook output priority -310; policy accept;",
+        "type filter hook output priority mangle; policy accept;",
         "ip6 daddr 2001:db8::1 udp dport 7000 udp sport 51820 udp sport set 40000"
         f' comment "{mark}"',
         "}",
@@ -74,7 +77,7 @@ def test_a_guard_and_a_pin_in_full() -> None:
 def test_what_cannot_be_rewritten_is_dropped(
     old: Endpoint, new: Endpoint, is_dropped: bool
 ) -> None:
-    (rule,) = [x for x in lines(Firewall(guards=frozenset({Guard(old, new)}))) if "@th" in x]
+    *_, rule = [x for x in lines(Firewall(guards=frozenset({Guard(old, new)}))) if "@th" in x]
     assert (" drop " in rule) == is_dropped
     assert (" set " in rule) != is_dropped
 

@@ -75,6 +75,7 @@ def test_a_direct_peer(pair: Pair) -> None:
     assert (told["blocks"], told["helps"]) == ([], [])
     assert set(told) == {
         *("peer", "name", "path", "via", "summary", "tried", "blocks", "helps", "next_try_in_s"),
+        "search",
     }
 
 

@@ -11,6 +11,7 @@ from nostrvpn.machine import Entropy, Moment
 from nostrvpn.node.events import Poke, Reconcile
 from nostrvpn.node.peers import Peer
 from nostrvpn.node.tunnel import Tunnel
+from nostrvpn.paths.description import Description
 from nostrvpn.paths.events import UseEndpoint
 from nostrvpn.wireguard.device import ObservedDevice, ObservedPeer
 
@@ -42,6 +43,12 @@ class Bench:
         device = ObservedDevice(None, 51820, 0, (found,))
         [news], _ = self.tunnel.seen(device, self.moment())
         return news.last_handshake_age
+
+    def is_due(self) -> bool:
+        return self.tunnel.deadline is not None
+
+    def is_held(self) -> bool:
+        return self.peer.held_until is not None
 
     def pokes(self, seconds: float) -> list[float]:
         """Let time pass in small steps, counters unchanged; return when pokes were sent."""
@@ -122,3 +129,38 @@ def test_what_is_not_in_use_is_not_renewed():
     bench = Bench()
     assert bench.tunnel.renew(bench.moment()) == []
     assert bench.pokes(5.0) == []
+
+
+def test_the_counters_rest_while_all_sleep_and_the_last_day_of_use_is_kept():
+    bench = Bench()
+    bell = parse_endpoint("127.78.0.1:9")
+    bench.tunnel.doorbell = lambda _: bell
+    bench.use()
+    bench.age(WALL)
+    assert bench.peer.used_day == WALL // 86_400
+    assert bench.is_due()
+    bench.tunnel.use_endpoint(UseEndpoint(PEER, None, 2), "00" * 32, bench.moment())
+    assert not bench.is_due()
+    assert (bench.peer.endpoint, bench.peer.doorbell) == (None, bell)
+    bench.wait(86_400)
+    bench.age(WALL)
+    assert bench.peer.used_day == WALL // 86_400
+    bench.use()
+    assert bench.peer.doorbell is None
+    assert bench.is_due()
+
+
+def test_who_does_not_start_the_handshake_keeps_the_doorbell_until_it_came():
+    bench = Bench()
+    bell = parse_endpoint("127.78.0.1:9")
+    bench.tunnel.doorbell = lambda _: bell
+    bench.tunnel.use_endpoint(UseEndpoint(PEER, None, 1), "00" * 32, bench.moment())
+    bench.peer.told = bench.peer.heard = Description("ab" * 8, 1, None, "u" * 8, "p" * 24, ())
+    me = "ff" * 32  # of two offers the lower key starts
+    bench.tunnel.use_endpoint(UseEndpoint(PEER, HOME, 2), me, bench.moment())
+    assert bench.is_held()
+    assert bench.peer.doorbell == bell
+    bench.wait(0.1)
+    bench.age(bench.wall)
+    assert not bench.is_held()
+    assert bench.peer.doorbell is None

@@ -21,6 +21,7 @@ from nostrvpn.paths.description import (
     parse_description,
 )
 from nostrvpn.paths.relay_offers import RelayTicket, ticket_to_json
+from nostrvpn.paths.snapshot import Mapping
 from nostrvpn.stun.relaying import Side
 
 CANDIDATES = (
@@ -102,7 +103,7 @@ TICKET = RelayTicket(
 
 
 def test_tickets_and_the_nat_survive_the_journey_and_may_be_missing():
-    told = replace(DESCRIPTION, relays=(TICKET,), nat=NatInfo("dependent", udp=False))
+    told = replace(DESCRIPTION, relays=(TICKET,), nat=NatInfo(Mapping.DEPENDENT, udp=False))
     form = json.loads(json.dumps(description_to_json(told)))
     assert parse_description(form) == told
     del form["relays"], form["nat"]

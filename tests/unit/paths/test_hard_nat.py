@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Entropy, Moment
-from nostrvpn.paths.checks import Credentials
 from nostrvpn.paths.events import SendDatagram
-from nostrvpn.paths.hard_nat import SOURCE_PORTS, Search
-from nostrvpn.paths.hard_nat_plan import (
+from nostrvpn.paths.hard_nat.plan import (
     MAX_SPANS,
     PlanKind,
     PortSpan,
@@ -25,11 +23,13 @@ from nostrvpn.paths.hard_nat_plan import (
     parse_plan,
     plan_to_json,
 )
-from nostrvpn.paths.hard_nat_ports import PORTS, likely_range, port_distance, steps_of
-from nostrvpn.paths.hard_nat_roles import PEER_GAP, SEARCHES_PER_HOUR, Role, SearchBudget, role_of
-from nostrvpn.paths.hard_nat_samples import Samples, openings_of
-from nostrvpn.paths.hard_nat_shots import MAX_PACKETS, RATE, Shot, Shots
-from nostrvpn.paths.hard_nat_task import Failed, Found, SearchTask, Tell
+from nostrvpn.paths.hard_nat.ports import PORTS, likely_range, port_distance, steps_of
+from nostrvpn.paths.hard_nat.roles import PEER_GAP, SEARCHES_PER_HOUR, Role, SearchBudget, role_of
+from nostrvpn.paths.hard_nat.samples import Samples, openings_of
+from nostrvpn.paths.hard_nat.search import SOURCE_PORTS, Search
+from nostrvpn.paths.hard_nat.shots import MAX_PACKETS, RATE, Shot, Shots
+from nostrvpn.paths.hard_nat.task import Failed, Found, SearchTask, Tell
+from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.paths.snapshot import Mapping
 from nostrvpn.stun.binding import parse_stun, render_response
 

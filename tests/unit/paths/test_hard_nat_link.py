@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from nostrvpn.paths.checks import Credentials
 from nostrvpn.paths.events import Pin
-from nostrvpn.paths.hard_nat_link import LinkSearch
-from nostrvpn.paths.hard_nat_roles import PEER_GAP, SearchBudget
-from nostrvpn.paths.hard_nat_task import SearchTask
+from nostrvpn.paths.hard_nat.link_search import LinkSearch
+from nostrvpn.paths.hard_nat.roles import PEER_GAP, SearchBudget
+from nostrvpn.paths.hard_nat.task import SearchTask
+from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.paths.snapshot import Mapping
 from nostrvpn.stun.binding import parse_stun, render_response
 from tests.unit.paths.test_hard_nat import PASSWORD, PEER, PLAN, SERVER, answer_all, moment

@@ -38,12 +38,12 @@ def test_the_listener_checks_only_when_it_hears_nothing():
     assert log == [(1210.0, Pulse.CHECK)]
 
 
-def test_a_path_in_use_is_lost_six_seconds_after_it_broke():
+def test_a_path_in_use_is_lost_five_seconds_after_it_broke():
     heartbeat = started(controlling=True, now=1000.0)
     heartbeat.set_active(True, 1000.0)
     log = run(heartbeat, 1000.0, 1100.0, answer=False)
-    assert log[0] == (1003.0, Pulse.CHECK)
-    assert log[-1] == (1006.0, Pulse.LOST)
+    assert log[:2] == [(1002.0, Pulse.CHECK), (1002.4, Pulse.CHECK)]
+    assert log[-1] == (1005.0, Pulse.LOST)
     assert heartbeat.deadline is None
 
 
@@ -55,6 +55,18 @@ def test_one_lost_answer_is_forgiven():
     heartbeat.answered(1026.1)
     assert not heartbeat.doubtful
     assert heartbeat.deadline == 1050.0
+
+
+def test_a_far_peer_is_not_doubted_before_its_answer_can_come():
+    heartbeat = started(controlling=True, now=1000.0)
+    heartbeat.set_active(True, 1000.0)
+    assert heartbeat.pulse(1002.0) is Pulse.CHECK
+    heartbeat.answered(1002.4, 0.4)
+    assert heartbeat.pulse(1004.4) is Pulse.CHECK
+    assert heartbeat.deadline == 1004.4 + 0.8
+    heartbeat.answered(1004.5, 3.0)
+    assert heartbeat.pulse(1006.5) is Pulse.CHECK
+    assert heartbeat.deadline == 1007.5
 
 
 def test_doubt_checks_at_once_on_either_side():

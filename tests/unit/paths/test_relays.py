@@ -41,7 +41,8 @@ class Driver:
         self.book = RelayBook(Budget(1.0, 60))
         self.book.use_offers(offers)
         self.relays = LinkRelays(PEER, self.book, controlling=controlling)
-        self.relays.want(self.now, wanted=True)
+        self.relays.demand.want(self.now, wanted=True)
+        self.now += 0.5  # so that both relays are asked at once
         self.versions = V4
 
     @property
@@ -49,7 +50,7 @@ class Driver:
         return Moment(self.now, 0.0, Entropy(str(self.now).encode()))
 
     def tick(self):
-        self.relays.fill(self.moment, live=False)
+        self.relays.fill(self.moment, live=False, direct=False)
         return self.relays.tick(self.versions, self.moment)
 
     def wait(self, duration):
@@ -197,6 +198,6 @@ def test_ipv6_is_used_where_there_is_no_ipv4():
 
 def test_nothing_is_asked_for_a_link_that_needs_no_relay():
     driver = Driver(offer(1))
-    driver.relays.want(driver.now, wanted=False)
+    driver.relays.demand.want(driver.now, wanted=False)
     assert driver.wait(100) == []
     assert driver.relays.deadline is None

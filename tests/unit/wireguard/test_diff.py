@@ -294,3 +294,14 @@ def test_a_rendered_request_reads_back_as_the_desired_device(desired: Device) ->
     assert found.peers == fake.state.peers
     assert found.public_key == fake.state.public_key
     assert found.fwmark == desired.fwmark
+
+
+def test_an_endpoint_that_is_held_is_put_back_after_roaming() -> None:
+    here, there = Endpoint(ip_address("127.78.0.1"), 9), Endpoint(ip_address("192.0.2.1"), 9)
+    key = SecretKey(bytes(range(32))).public_key
+    for held in (True, False):
+        wanted = Peer(key, frozenset(), 0, here, -3, endpoint_held=held)
+        device = Device(SecretKey(b"k" * 32), peers=(wanted,))
+        found = ObservedDevice(device.public_key, peers=(ObservedPeer(key, endpoint=there),))
+        written = [op.endpoint for op in diff(found, device, {key: -3}, interface="wg")]
+        assert written == ([here] if held else [])

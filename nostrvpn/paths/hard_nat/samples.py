@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from nostrvpn.paths.hard_nat_plan import PortSpan
-from nostrvpn.paths.hard_nat_ports import MIN_SAMPLES, PortSteps, port_distance, steps_of
+from nostrvpn.paths.hard_nat.plan import PortSpan
+from nostrvpn.paths.hard_nat.ports import MIN_SAMPLES, PortSteps, port_distance, steps_of
 
 __all__ = ["Samples", "openings_of"]
 

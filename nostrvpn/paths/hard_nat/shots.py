@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import Moment
 from nostrvpn.paths.candidates import CandidateKind, candidate_priority
-from nostrvpn.paths.checks import Credentials
 from nostrvpn.paths.events import SendDatagram
+from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.stun.binding import TRANSACTION, Check, render_check, render_query
 
 __all__ = ["MAX_PACKETS", "RATE", "Shot", "Shots"]

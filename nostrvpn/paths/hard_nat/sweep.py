@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nostrvpn.endpoint import Endpoint
-from nostrvpn.paths.hard_nat_plan import PortSpan, SearchPlan
-from nostrvpn.paths.hard_nat_ports import PORTS, port_distance
-from nostrvpn.paths.hard_nat_shots import Shot
-from nostrvpn.paths.hard_nat_task import SearchTask
+from nostrvpn.paths.hard_nat.plan import PortSpan, SearchPlan
+from nostrvpn.paths.hard_nat.ports import PORTS, port_distance
+from nostrvpn.paths.hard_nat.shots import Shot
+from nostrvpn.paths.hard_nat.task import SearchTask
 
 __all__ = ["Sweep", "targets_of"]
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import Moment
 from nostrvpn.paths.events import Pin, SendDatagram
-from nostrvpn.paths.hard_nat import Search
-from nostrvpn.paths.hard_nat_plan import SearchPlan
-from nostrvpn.paths.hard_nat_roles import SearchBudget
-from nostrvpn.paths.hard_nat_task import Failed, Found, SearchEffect, SearchTask, Tell
+from nostrvpn.paths.hard_nat.plan import SearchPlan
+from nostrvpn.paths.hard_nat.roles import Role, SearchBudget, role_of
+from nostrvpn.paths.hard_nat.search import Search
+from nostrvpn.paths.hard_nat.task import Failed, Found, SearchEffect, SearchTask, Tell
 from nostrvpn.stun.binding import StunMessage
 
 __all__ = ["LinkSearch"]
+
+_WORDS = {
+    Role.OPEN: "ports are being opened for the peer",
+    Role.FOLLOW: "the ports that the peer opens are being tried",
+    Role.FORECAST: "the next ports of both NATs are being foretold and tried",
+    Role.ANSWER: "the next ports of both NATs are being foretold and tried",
+}
 
 
 class LinkSearch:
@@ -40,6 +47,19 @@ class LinkSearch:
         return self._search is not None
 
     @property
+    def seeking(self) -> bool:
+        """Whether a search is under way and found nothing yet."""
+        return self._search is not None and self._search.result is None
+
+    @property
+    def shown(self) -> str:
+        """What goes on, or why the last search found nothing, in words."""
+        if self._search is not None and self._search.result is None:
+            role = self._search.role
+            return _WORDS[role] if isinstance(role, Role) else role
+        return self.reason
+
+    @property
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
         return None if self._search is None else self._search.deadline
@@ -64,9 +84,13 @@ class LinkSearch:
 
     def begin(self, task: SearchTask, moment: Moment) -> list[SendDatagram | Pin]:
         """Search, if the budget allows. ``task.attempt`` should be ``attempts``."""
-        if self._search is not None or not self._budget.start(self._peer, moment.now):
+        if self._search is not None:
             return []
-        return self._run(task, moment)
+        role = role_of(task.own, task.peer, controlling=task.controlling)
+        if not isinstance(role, Role):
+            self.reason = role
+            return []
+        return self._run(task, moment) if self._budget.start(self._peer, moment.now) else []
 
     def told(self, plan: SearchPlan, task: SearchTask, moment: Moment) -> list[SendDatagram | Pin]:
         """The peer told ``plan``: take our part. PeerMisbehaved if it is not about its address."""

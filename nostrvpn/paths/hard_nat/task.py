@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nostrvpn.endpoint import Endpoint
-from nostrvpn.paths.checks import Credentials
 from nostrvpn.paths.events import SendDatagram
-from nostrvpn.paths.hard_nat_plan import SearchPlan
+from nostrvpn.paths.hard_nat.plan import SearchPlan
+from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.paths.snapshot import Mapping
 
 __all__ = ["Failed", "Found", "SearchEffect", "SearchTask", "Tell"]

@@ -30,13 +30,13 @@ from ipaddress import IPv4Address
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, earliest
-from nostrvpn.paths.hard_nat_plan import PlanKind, PortSpan, SearchPlan
-from nostrvpn.paths.hard_nat_ports import PortSteps, likely_range
-from nostrvpn.paths.hard_nat_roles import Role, role_of
-from nostrvpn.paths.hard_nat_samples import Samples, openings_of
-from nostrvpn.paths.hard_nat_shots import RATE, Shot, Shots
-from nostrvpn.paths.hard_nat_sweep import Sweep, targets_of
-from nostrvpn.paths.hard_nat_task import Failed, Found, SearchEffect, SearchTask, Tell
+from nostrvpn.paths.hard_nat.plan import PlanKind, PortSpan, SearchPlan
+from nostrvpn.paths.hard_nat.ports import PortSteps, likely_range
+from nostrvpn.paths.hard_nat.roles import Role, role_of
+from nostrvpn.paths.hard_nat.samples import Samples, openings_of
+from nostrvpn.paths.hard_nat.shots import RATE, Shot, Shots
+from nostrvpn.paths.hard_nat.sweep import Sweep, targets_of
+from nostrvpn.paths.hard_nat.task import Failed, Found, SearchEffect, SearchTask, Tell
 from nostrvpn.stun.binding import StunKind, StunMessage
 
 __all__ = ["SOURCE_PORTS", "Failed", "Found", "Search", "SearchEffect", "SearchTask", "Tell"]

@@ -1,0 +1,348 @@
+"""A day of a big mesh: conversations, and everything that networks do meanwhile; what must hold.
+
+A conversation sends both ways from its begin to its end. Whatever happens to the two nodes or to
+the relays is written down, so that a pause can be judged by what there was to mend.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from nostrvpn.paths.events import NetworkChanged, RelayOffers, Wake
+from tests.sim.big_network import DEPENDENT, MIXTURE, STRICT, BigNetwork
+from tests.sim.network import Conditions, Host
+from tests.sim.relays import Relay
+
+HOUR = 3600.0
+# A conversation sends this often, each way.
+EVERY = 0.5
+LOOK = 0.05
+# Where phones and laptops go.
+ELSEWHERE = ("symmetric", "counting", "port-restricted", "linux", "double", "no-udp")
+# After this long without an answer WireGuard asks again (whitepaper, 5.4: Rekey-Timeout).
+HANDSHAKE_RETRY = 5.0
+
+
+@dataclass(frozen=True)
+class DaySettings:
+    """What a day brings. Rates are events a day: of each node, or of each relay."""
+
+    nodes: int = 200
+    hours: float = 24.0
+    talks: int = 200
+    loss: float = 0.01
+    relays: int = 4
+    always: int = 1
+    websockets: bool = True
+    rebinds: float = 1.0
+    roams: float = 0.5
+    naps: float = 0.5
+    outages: float = 4.0
+    in_talk: float = 0.4
+
+    @classmethod
+    def drawn(cls, seed: int, nodes: int, hours: float, talks: int = 0) -> DaySettings:
+        """Draw the loss and the number of relays."""
+        rng = random.Random(f"day {seed}")
+        loss = rng.choice((0.01, 0.01, 0.02, 0.05, 0.1, 0.2))
+        relays = rng.choice((0, 1, 2, 3, 4, 6))
+        return cls(
+            nodes=nodes,
+            hours=hours,
+            talks=talks or nodes,
+            loss=loss,
+            relays=relays,
+            always=min(1, relays),
+        )
+
+
+@dataclass
+class Talk:
+    """One conversation, and what happened to those who had it."""
+
+    number: int
+    first: Host
+    second: Host
+    began: float
+    until: float
+    possible: bool
+    connected: float | None = None
+    events: list[tuple[float, str]] = field(default_factory=list)
+    gaps: list[tuple[float, float, str]] = field(default_factory=list)
+    kinds: tuple[str, ...] = ()
+    states: tuple[object, ...] = ()
+    ended: float = 0.0
+    over: bool = False
+
+    @property
+    def hosts(self) -> tuple[Host, Host]:
+        return (self.first, self.second)
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Where each one notes what it hears of the other."""
+        return ((self.second.key, self.first.key), (self.first.key, self.second.key))
+
+
+class Day:
+    def __init__(self, seed: int, settings: DaySettings) -> None:
+        self.seed = seed
+        self.settings = settings
+        delays = Conditions(
+            loss=settings.loss, jitter=0.01, signal_loss=settings.loss / 10, signal_jitter=0.05
+        )
+        self.sim = BigNetwork(seed, delays)
+        self.rng = random.Random(f"events {seed}")
+        self.talks: list[Talk] = []
+        self.happened: Counter[str] = Counter()
+        self._numbers = itertools.count(1)
+        self._current: list[Talk] = []
+        self._people()
+
+    # --- the mesh ---------------------------------------------------------------------------
+
+    def _people(self) -> None:
+        sim, s = self.sim, self.settings
+        kinds = list(MIXTURE)
+        chosen = self.rng.choices(kinds, [MIXTURE[kind] for kind in kinds], k=s.nodes)
+        for kind in chosen:
+            sim.node(kind)
+        self.hosts = list(sim.hosts.values())
+        self.mobile = [host for host in self.hosts if self.rng.random() < 0.2]
+        for number in range(s.relays):
+            sim.relay(websocket=s.websockets, delay=0.005 * number)
+        for host in self.hosts:
+            sim.at(self.rng.uniform(0, 5.0), lambda host=host: self._start(host))
+
+    def _start(self, host: Host) -> None:
+        self.sim.boot(host)
+        self._offer(host)
+
+    def _offer(self, host: Host, without: Relay | None = None) -> None:
+        offers = tuple(r.offer(host) for r in self.sim.carriers.relays if r is not without)
+        if offers or without is not None:
+            self.sim.step(host, RelayOffers(offers))
+
+    def is_possible(self, first: Host, second: Host) -> bool:
+        """Whether there is a way now: by a relay, or direct by the kinds of NATs."""
+        kinds = {self.sim.kinds[host.name] for host in (first, second)}
+        if any(relay.alive for relay in self.sim.carriers.relays):
+            return "no-udp" not in kinds or self.settings.websockets
+        if "no-udp" in kinds:
+            return False
+        if first.v6 and second.v6:
+            return True
+        if not (first.has_v4 and second.has_v4):
+            return False
+        pair = [self.sim.kinds[host.name] for host in (first, second)]
+        return not any(
+            one in DEPENDENT and other in STRICT for one, other in (pair, reversed(pair))
+        )
+
+    # --- what happens -----------------------------------------------------------------------
+
+    def live(self) -> None:
+        """Let the day pass."""
+        sim, s = self.sim, self.settings
+        length = s.hours * HOUR
+        sim.run(10.0)
+        self.begin = sim.now
+        for at in self._times(s.talks * s.hours / 24, length):
+            sim.at(at, self._talk)
+        days = s.nodes * s.hours / 24
+        for rate, of, happen in (
+            (s.rebinds, self.hosts, self._rebind),
+            (s.roams, self.mobile, self._roam),
+            (s.naps, self.mobile, self._nap),
+            (s.outages, self.hosts, self._outage),
+        ):
+            for at in self._times(rate * days, length):
+                if of:
+                    sim.at(at, lambda of=of, happen=happen: happen(self.rng.choice(of)))
+        for relay in sim.carriers.relays[s.always :]:
+            for at in self._times(4 * s.hours / 24, length):
+                sim.at(at, lambda relay=relay: self._kill(relay))
+        sim.run(length)
+        for talk in list(self._current):
+            self._end(talk)
+        # Whoever may sleep sleeps by now.
+        self.settled = sim.now + 2400.0
+        sim.run(2400.0)
+        self.datagrams = {host.name: host.counts["SendDatagram"] for host in self.hosts}
+        self.steps = {host.name: host.wakeups for host in self.hosts}
+        sim.run(600.0)
+
+    def _times(self, expected: float, length: float) -> Iterator[float]:
+        at = 0.0
+        while expected and (at := at + self.rng.expovariate(expected / length)) < length:
+            yield at
+
+    def _note(self, what: str, *hosts: Host) -> None:
+        self.happened[what] += 1
+        for talk in self._current:
+            if not hosts or talk.first in hosts or talk.second in hosts:
+                talk.events.append((self.sim.now, what))
+
+    def _look_for_ways(self) -> None:
+        """Nothing can be asked of a conversation from when there is no way any more."""
+        for talk in self._current:
+            if not self.is_possible(*talk.hosts):
+                talk.possible = False
+
+    def _rebind(self, host: Host) -> None:
+        self._note("rebind", host)
+        self.sim.rebind(host)
+
+    def _roam(self, host: Host) -> None:
+        if host.online:
+            self._note("roam", host)
+            self.sim.roam(host, self.rng.choice(ELSEWHERE))
+            self._look_for_ways()
+            host.signaling = False
+            self.sim.at(self.rng.uniform(0.2, 1.0), lambda: setattr(host, "signaling", True))
+
+    def _outage(self, host: Host) -> None:
+        """No relay of signaling can be reached for a while."""
+        if host.signaling:
+            self._note("outage", host)
+            host.signaling = False
+            self.sim.at(self.rng.uniform(5.0, 60.0), lambda: setattr(host, "signaling", True))
+
+    def _nap(self, host: Host) -> None:
+        """A laptop is closed, and opened after a while."""
+        if not host.online:
+            return
+        self._note("nap", host)
+        for talk in [talk for talk in self._current if host in talk.hosts]:
+            self._end(talk)
+        host.online = False
+        self.sim.at(self.rng.choice((60.0, 600.0, 7200.0)), lambda: self._open(host))
+
+    def _open(self, host: Host) -> None:
+        host.online = True
+        self.sim.step(host, NetworkChanged())
+
+    def _kill(self, relay: Relay) -> None:
+        if not relay.alive:
+            return
+        self._note("relay dies")
+        relay.die()
+        self._look_for_ways()
+        back = self.rng.choice((20.0, 300.0, 1800.0))
+        if self.rng.random() < 0.3:  # it said goodbye
+            for host in self.hosts:
+                self.sim.at(0.1, lambda host=host: self._offer(host, without=relay))
+        self.sim.at(back, lambda: self._revive(relay))
+
+    def _revive(self, relay: Relay) -> None:
+        relay.alive = True
+        relay.restart()
+        for host in self.hosts:
+            self.sim.at(self.rng.uniform(0.1, 2.0), lambda host=host: self._offer(host))
+
+    # --- conversations ----------------------------------------------------------------------
+
+    def _talk(self) -> None:
+        free = [h for h in self.hosts if h.online and h.signaling]
+        if len(free) < 2:
+            return
+        self.talk(*self.rng.sample(free, 2))
+
+    def talk(self, first: Host, second: Host) -> None:
+        """Let two nodes have a conversation from now on."""
+        if any({first.name, second.name} == {h.name for h in t.hosts} for t in self._current):
+            return
+        now = self.sim.now
+        duration = min(900.0, 20.0 + self.rng.expovariate(1 / 100.0))
+        possible = self.is_possible(first, second)
+        talk = Talk(next(self._numbers), first, second, now, now + duration, possible)
+        talk.kinds = (self.sim.kinds[first.name], self.sim.kinds[second.name])
+        self.talks.append(talk)
+        self._current.append(talk)
+        for key in talk.keys:
+            self.sim.heard[key] = [now]
+        self._want(talk)
+        if self.rng.random() < self.settings.in_talk:
+            happen = self.rng.choice((self._rebind, self._roam, self._outage))
+            host = self.rng.choice(talk.hosts)
+            self.sim.at(self.rng.uniform(5.0, duration), lambda: happen(host))
+        self._go_on(talk)
+
+    def _want(self, talk: Talk) -> None:
+        """There is something to send: WireGuard rings for whom it has no endpoint."""
+        for host, peer in (talk.hosts, talk.hosts[::-1]):
+            snapshot = host.paths.snapshot(peer.key)
+            if snapshot is None and host is talk.first:
+                self.sim.add(host, peer)
+                snapshot = host.paths.snapshot(peer.key)
+            if snapshot is not None and host.tunnels[peer.key].endpoint is None:
+                self.sim.step(host, Wake(peer.key))
+
+    def _go_on(self, talk: Talk) -> None:
+        sim = self.sim
+        if talk.over:
+            return
+        if sim.now >= talk.until:
+            self._end(talk)
+            return
+        for host, peer in (talk.hosts, talk.hosts[::-1]):
+            if sim.is_up(host, peer):
+                sim._wg_send(host, peer.key, "flow", 200)
+            elif int((sim.now - talk.began) / LOOK) % 100 == 99:
+                self._want(talk)
+        if talk.connected is None and all(len(sim.heard[key]) > 1 for key in talk.keys):
+            talk.connected = sim.now - talk.began
+        sim.at(LOOK if talk.connected is None else EVERY, lambda: self._go_on(talk))
+
+    def _end(self, talk: Talk) -> None:
+        sim = self.sim
+        talk.over, talk.ended = True, sim.now
+        self._current.remove(talk)
+        for (host, peer), key in zip((talk.hosts, talk.hosts[::-1]), talk.keys, strict=True):
+            times = [*sim.heard.pop(key), sim.now]
+            seen = host.paths.snapshot(peer.key)
+            told = None if seen is None else (seen.state, seen.path, seen.carrier)
+            talk.states = (
+                *talk.states,
+                (told, str(host.tunnels[peer.key].endpoint)) if seen else None,
+            )
+            if talk.connected is None:
+                continue
+            since = talk.began + talk.connected
+            snapshot = host.paths.snapshot(peer.key)
+            way = "none" if snapshot is None else f"{snapshot.state} {snapshot.path}"
+            for before, after in itertools.pairwise([at for at in times if at >= since]):
+                if after - before > 2.0:
+                    talk.gaps.append((before, after - before, way))
+
+    # --- what must hold ---------------------------------------------------------------------
+
+    def violations(self) -> list[str]:
+        from tests.sim.big_verdict import verdict
+
+        return verdict(self)
+
+    def totals(self) -> Counter[str]:
+        sim = self.sim
+        total = Counter({"talks": len(self.talks)}) + self.happened
+        for host in self.hosts:
+            total.update({f"said {k}": n for k, n in sim.ledgers[host.key].said.items()})
+            total.update({f"dropped {k}": n for k, n in host.paths.counters.items()})
+        return total
+
+    def summary(self) -> str:
+        connects = sorted(t.connected for t in self.talks if t.connected is not None)
+        gaps = sorted(gap for t in self.talks for _, gap, _ in t.gaps)
+        said = [len(sim_said.said_at) for sim_said in self.sim.ledgers.values()]
+        words = [f"{self.settings.loss:.0%} loss, {self.settings.relays} relays"]
+        words.append(f"{len(self.talks)} talks")
+        if connects:
+            p50, p99 = connects[len(connects) // 2], connects[int(len(connects) * 0.99)]
+            words.append(f"connected p50 {p50:.2f} p99 {p99:.2f} worst {connects[-1]:.2f} s")
+        words.append(f"{len(gaps)} pauses, worst {gaps[-1] if gaps else 0:.1f} s")
+        words.append(f"messages a node {sum(said) / len(said):.1f}, most {max(said)}")
+        return ", ".join(words)
