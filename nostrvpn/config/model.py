@@ -49,7 +49,7 @@ class Relay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What this node carries for pairs that cannot meet directly. It sees sealed packets only."""
 
     offer: Literal["none", "members", "anyone"] = "none"
-    # Public addresses to announce, one a family; none: found by STUN and on the interfaces.
+    # Public addresses to announce, one a family; none: those of the interfaces that are public.
     address: Annotated[tuple[str, ...], msgspec.Meta(max_length=2)] = ()
     # Each pair costs one UDP port; a mesh of 20 in which nobody reaches anybody has 190.
     pairs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 256

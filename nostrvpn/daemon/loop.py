@@ -121,6 +121,13 @@ class Loop:
             return
         self.offer(DatagramReceived(data, source, arrived_at, port))
 
+    def deliver(self, event: NodeEvent) -> None:
+        """Put in an event that must not be lost, from where nothing can wait."""
+        try:
+            self._inbox.put_nowait(event)
+        except asyncio.QueueFull:
+            self.supervisor.start("deliver", self._inbox.put(event))
+
     async def put(self, event: NodeEvent) -> None:
         """Put in an event that must not be lost."""
         await self._inbox.put(event)

@@ -152,7 +152,7 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     if config.paths.hard_nat_search:
         loop.tap.listen_on(SOURCE_PORTS)
     stack.callback(loop.tap.close)
-    loop.services = services = Services(node, config, loop.offer)
+    loop.services = services = Services(node, config, loop.deliver)
     if settings.relay is not None:
         _lend(services, settings.relay, options.relay_settings(config), store, loop)
     stack.push_async_callback(services.stop)

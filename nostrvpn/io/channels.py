@@ -175,9 +175,9 @@ class Channels:
 
     def _make_socket(self, address: Any) -> socket.socket:
         family, kind, protocol = address[:3]
-        if self.refuses is not None and not self._is_proxied:
-            if self.refuses(ip_address(address[4][0].partition("%")[0])):
-                raise OSError("an address that nobody may make us connect to")
+        refuses = None if self._is_proxied else self.refuses
+        if refuses is not None and refuses(ip_address(address[4][0].partition("%")[0])):
+            raise OSError("an address that nobody may make us connect to")
         made = socket.socket(family, kind, protocol)
         if self._mark:
             made.setsockopt(socket.SOL_SOCKET, SO_MARK, self._mark)

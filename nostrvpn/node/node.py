@@ -299,9 +299,7 @@ class Node:
         self.relays.local = event.addresses
         return [*self._moved(self.moves.take(event, moment.now), moment), Reconcile()]
 
-    def _moved(
-        self, move: Move | None, moment: Moment, *, slept: bool = False
-    ) -> list[NodeEffect]:
+    def _moved(self, move: Move | None, moment: Moment, *, slept: bool = False) -> list[NodeEffect]:
         if move is None:
             return []
         port = self.settings.tunnel.listen_port

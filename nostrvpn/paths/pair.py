@@ -30,8 +30,8 @@ class Pair:
     """One endpoint of the peer and how its checks go. ``rank``: higher is better.
 
     ``withdrawn_at``: since when the peer does not name it any more; an answer later than that says that
-    it still is the peer's. ``own_route``: the endpoint is a relay's or a channel's that we made usable ourselves, so nobody
-    else chose it as a target.
+    it still is the peer's. ``own_route``: the endpoint is a relay's or a channel's that we made
+    usable ourselves, so nobody else chose it as a target.
     """
 
     endpoint: Endpoint

@@ -107,8 +107,8 @@ class RelayBook:
 
     def udp_seems_blocked(self, now: float) -> bool:
         """Say whether nobody answers by UDP: neither STUN servers nor relays."""
-        silent = self._asked_at is not None and now - self._asked_at >= SILENCE
-        return silent and not self.udp_passes
+        # By the same figure as the deadline: a rounding error must not put one before the other.
+        return self.silent_at is not None and self.silent_at <= now
 
     def next_channel(self) -> int:
         """Return a number that no channel had."""

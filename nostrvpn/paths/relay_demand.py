@@ -1,4 +1,4 @@
-"""How many relays a link is to have, and when they are asked: a mesh has many pairs, a relay few ports."""
+"""How many relays a link is to have, and when: a mesh has many pairs, and a relay few ports."""
 
 from __future__ import annotations
 

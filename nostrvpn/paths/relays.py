@@ -349,9 +349,9 @@ class LinkRelays:
             effects += opened
             end.due = now + CHANNEL_PATIENCE
         elif end.channel is not None:
-            asked_at = self._channels[end.channel].at
-            if now - asked_at < CHANNEL_PATIENCE:
-                end.due = asked_at + CHANNEL_PATIENCE
+            until = self._channels[end.channel].at + CHANNEL_PATIENCE
+            if now < until:
+                end.due = until
                 return
             effects += self._forget(end.channel)
             end.give_up(End.SILENT, "no answer by UDP or WebSocket", now)

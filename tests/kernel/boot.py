@@ -48,7 +48,7 @@ TIMEOUT_S = 480.0
 # Whoever kills this program kills no qemu; then the guest itself is the one to end it.
 GUEST_TIMEOUT_S = TIMEOUT_S + 30
 # Every wait of the lab is as many times longer in the guest.
-PATIENCE = 5
+PATIENCE = 8
 
 CANNOT_RUN = 3
 
@@ -84,6 +84,7 @@ PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout")
 # What the tests import late, or in programs of their own.
 IMPORTS = (
     "nostrvpn.daemon.main",
+    "nostrvpn.daemon.relay_service",
     "nostrvpn.lab.relay",
     "nostrvpn.lab.stun",
     "nostrvpn.cli.network",
@@ -92,6 +93,7 @@ IMPORTS = (
     "nostrvpn.cli.status",
     "nostr_sdk",
     "pyroute2",
+    "pyroute2.nftables.main",
     *PLUGINS,
 )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from nostrvpn.paths.events import NetworkChanged, RelayOffers, Wake
 from tests.sim.big_network import DEPENDENT, MIXTURE, STRICT, BigNetwork
@@ -116,7 +117,7 @@ class Day:
         for number in range(s.relays):
             sim.relay(websocket=s.websockets, delay=0.005 * number)
         for host in self.hosts:
-            sim.at(self.rng.uniform(0, 5.0), lambda host=host: self._start(host))
+            sim.at(self.rng.uniform(0, 5.0), partial(self._start, host))
 
     def _start(self, host: Host) -> None:
         self.sim.boot(host)
@@ -162,10 +163,10 @@ class Day:
         ):
             for at in self._times(rate * days, length):
                 if of:
-                    sim.at(at, lambda of=of, happen=happen: happen(self.rng.choice(of)))
+                    sim.at(at, partial(self._to_one, of, happen))
         for relay in sim.carriers.relays[s.always :]:
             for at in self._times(4 * s.hours / 24, length):
-                sim.at(at, lambda relay=relay: self._kill(relay))
+                sim.at(at, partial(self._kill, relay))
         sim.run(length)
         for talk in list(self._current):
             self._end(talk)
@@ -175,6 +176,9 @@ class Day:
         self.datagrams = {host.name: host.counts["SendDatagram"] for host in self.hosts}
         self.steps = {host.name: host.wakeups for host in self.hosts}
         sim.run(600.0)
+
+    def _to_one(self, of: list[Host], happen: Callable[[Host], None]) -> None:
+        happen(self.rng.choice(of))
 
     def _times(self, expected: float, length: float) -> Iterator[float]:
         at = 0.0
@@ -235,14 +239,14 @@ class Day:
         back = self.rng.choice((20.0, 300.0, 1800.0))
         if self.rng.random() < 0.3:  # it said goodbye
             for host in self.hosts:
-                self.sim.at(0.1, lambda host=host: self._offer(host, without=relay))
+                self.sim.at(0.1, partial(self._offer, host, relay))
         self.sim.at(back, lambda: self._revive(relay))
 
     def _revive(self, relay: Relay) -> None:
         relay.alive = True
         relay.restart()
         for host in self.hosts:
-            self.sim.at(self.rng.uniform(0.1, 2.0), lambda host=host: self._offer(host))
+            self.sim.at(self.rng.uniform(0.1, 2.0), partial(self._offer, host))
 
     # --- conversations ----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -27,6 +27,7 @@ from nostrvpn.paths.events import (
     UseEndpoint,
 )
 from nostrvpn.paths.settings import PathSettings
+from tests.sim.big_nats import NatChain
 from tests.sim.nats import ConeNat, Firewall, HardNat, LinuxNat, Nat, SymmetricNat
 from tests.sim.network import CORE_HOPS, Conditions, Host, Simulation, Tunnel
 from tests.sim.relays import Carriers, Relay
@@ -50,31 +51,12 @@ DEPENDENT = {"symmetric", "counting"}
 STRICT = DEPENDENT | {"port-restricted", "linux", "double", "firewall"}
 SLEEP_AFTER = 900.0
 OBSERVE_EVERY = 10.0
-# AddPeer learnt to add a peer whose link sleeps from the start.
-ADDS_ASLEEP = "asleep" in {item.name for item in fields(AddPeer)}
-
-
-@dataclass
-class NatChain(Nat):
-    """A router behind the provider's NAT: ``near`` is the home's, ``far`` the provider's."""
-
-    near: ConeNat | None = None
-    far: ConeNat | None = None
-
-    def outbound(self, inner: Endpoint, to: Endpoint, now: float) -> Endpoint | None:
-        assert self.near is not None
-        assert self.far is not None
-        return self.far.outbound(self.near.outbound(inner, to, now), to, now)
-
-    def inbound(self, port: int, source: Endpoint, now: float) -> Endpoint | None:
-        assert self.near is not None
-        assert self.far is not None
-        middle = self.far.inbound(port, source, now)
-        return None if middle is None else self.near.inbound(middle.port, source, now)
 
 
 class BigRelay(Relay):
     """A relay that does not lose what a conversation counts."""
+
+    sim: BigNetwork
 
     def _send(self, data: bytes, port: int, to: Endpoint) -> None:
         source = Endpoint((self.v4 if to.ip.version == 4 else self.v6).ip, port)
@@ -212,11 +194,10 @@ class BigNetwork(Simulation):
     # --- links ------------------------------------------------------------------------------
 
     def add(self, host: Host, peer: Host, *, cached: object = None) -> None:
-        """Add ``peer``, asleep if that is possible."""
+        """Add ``peer``, whose link sleeps."""
         host.tunnels.setdefault(peer.key, Tunnel())
         host.added_at[peer.key] = self.now
-        extra = {"asleep": True} if ADDS_ASLEEP else {}
-        self.step(host, AddPeer(peer.key, host.key < peer.key, **extra))
+        self.step(host, AddPeer(peer.key, host.key < peer.key, asleep=True))
 
     def _perform(self, host: Host, effects: list[PathEffect]) -> None:
         ledger = self.ledgers[host.key]
@@ -283,9 +264,9 @@ class BigNetwork(Simulation):
             source = replace(source, port=port or pinned[0])
         outer: Endpoint | None = source
         wall = self._walls[host.name] if wide else host.nat
+        if str(to.ip).startswith("192.168."):
+            return  # nobody shares a home here
         if wall is not None:
-            if not wide and wall.maps and str(to.ip).startswith("192.168."):
-                return  # nobody shares a home here
             outer = wall.outbound(source, to, self.now)
         if outer is None or (ttl is not None and ttl < CORE_HOPS) or self.is_lost(data):
             return
@@ -371,7 +352,7 @@ class BigNetwork(Simulation):
                 super(BigNetwork, self)._observe_once(host, peer)
                 self._observe(host, peer)
 
-        told = self.ledgers[host.key].endpoints.get(peer)
+        told = self.ledgers[host.key].endpoints.get(peer, [])
         young = bool(told) and self.now - told[-1][0] < 5.0
         self.at(1.0 if young else OBSERVE_EVERY, again)
 

@@ -78,9 +78,8 @@ def _rest(day: Day) -> Iterator[str]:
     for host in day.hosts:
         sent = host.counts["SendDatagram"] - day.datagrams[host.name]
         if sent > IDLE_DATAGRAMS:
-            states = {
-                s for p in host.paths.peers if (s := host.paths.snapshot(p).state) != "asleep"
-            }  # type: ignore[union-attr]
+            seen = [host.paths.snapshot(peer) for peer in host.paths.peers]
+            states = {link.state for link in seen if link is not None and not link.asleep}
             yield f"{host.name}: {sent} datagrams at rest, links {states}"
         for code in ("unknown_transaction", "stale_description", "late_answer", "rate_limited"):
             if host.paths.counters[code] > 20 + 3 * len(day.talks):

@@ -312,6 +312,10 @@ def test_a_turn_server_carries_where_there_is_no_relay():
     assert sim.data_flows(first, second)
 
 
+def all_connected(sim: Simulation, pairs: list[tuple[Host, Host]]) -> bool:
+    return all(sim.are_connected(*pair) for pair in pairs)
+
+
 def test_peers_at_one_turn_server_are_told_apart():
     # All have addresses at one server and nothing else, so their checks come from one IP address.
     for seed in range(20):
@@ -326,7 +330,7 @@ def test_peers_at_one_turn_server_are_told_apart():
         sim.rng.shuffle(pairs)
         for number, (one, other) in enumerate(pairs):
             sim.at(0.02 * seed * number, partial(sim.pair, one, other, gap=0.01 * seed))
-        assert sim.run(10, until=lambda: all(sim.are_connected(*pair) for pair in pairs)), seed
+        assert sim.run(10, until=partial(all_connected, sim, pairs)), seed
         assert all(sim.are_relayed(*pair) and sim.data_flows(*pair) for pair in pairs)
 
 

@@ -70,7 +70,7 @@ def readers(world: World) -> set[str]:
         name
         for relay in world.relays.values()
         for (name, _), filters in relay.subscriptions.items()
-        if any(boards & set(item.get("#p", ())) for item in filters)
+        if any(str(board) in json.dumps(filters) for board in boards)
     }
 
 
