@@ -50,10 +50,10 @@ check: setup ## style, types and import rules
 	$(BIN)/lint-imports
 
 unit: setup ## pure tests, one process
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit
 
 sim: setup ## whole nodes and paths in virtual time
-	$(BIN)/pytest -q tests/sim
+	$(BIN)/pytest -q -n 2 tests/sim
 
 contract: setup test-packages ## one suite against each real implementation
 	$(BIN)/pytest -q $(PARALLEL) tests/contract

@@ -126,10 +126,19 @@ def leftovers(lab: Footprint) -> list[str]:
     for directory in {path.resolve() for path in WIREGUARD_SOCKETS}:
         names = [n for n in _names(directory) if n.removesuffix(".sock") in lab.interfaces]
         found += [f"socket {directory / name}" for name in names]
+    # A number is given to a new namespace once its old one is gone: perhaps to another lab's.
+    others = {inode for name in _names(NETNS_DIRECTORY) if (inode := _inode(name)) is not None}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if (entry / "ns/net").stat().st_ino in lab.inodes:
+                if (entry / "ns/net").stat().st_ino in lab.inodes - others:
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     found.append(f"process {entry.name} {command.strip()}")
     return found + HostSnapshot.take().added_since(lab.host)
+
+
+def _inode(name: str) -> int | None:
+    try:
+        return (NETNS_DIRECTORY / name).stat().st_ino
+    except OSError:
+        return None

@@ -48,7 +48,7 @@ TIMEOUT_S = 480.0
 # Whoever kills this program kills no qemu; then the guest itself is the one to end it.
 GUEST_TIMEOUT_S = TIMEOUT_S + 30
 # Every wait of the lab is as many times longer in the guest.
-PATIENCE = 8
+PATIENCE = 6
 
 CANNOT_RUN = 3
 
