@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ __all__ = ["Volunteers", "put_up_offer", "read_notices"]
 # How long an offer stands, and how often it is put up again.
 EXPIRES_S = 7200
 REPEAT_S = 3000.0
-# While no relay takes it.
+# While no relay takes it, or we have no public address.
 RETRY_S = 5.0
 # Offers remembered, and those of them that are tried.
 MAX_KNOWN = 64
@@ -78,18 +78,14 @@ class Volunteers:
             self._known.popitem(last=False)
         return self.offers(wall) != before
 
-    def due(self, offer: RelayOffer | None, moment: Moment, *, connected: bool) -> bool:
-        """Say whether our own ``offer`` is to be put up now; it is asked again at ``put_up_at``."""
-        if offer is None or (self.put_up_at is not None and moment.now < self.put_up_at):
-            return False
-        jitter = 0.1 * moment.entropy.fraction()
-        self.put_up_at = moment.now + (REPEAT_S * (1 - jitter) if connected else RETRY_S)
-        return connected
+    def is_due(self, now: float) -> bool:
+        """Say whether it is time to put our own offer up; then ``was_put_up`` says how that went."""
+        return self.put_up_at is None or now >= self.put_up_at
 
-    @staticmethod
-    def notice_of(offer: RelayOffer) -> dict[str, object]:
-        """Return the body of the notice with our own offer."""
-        return {"relay": offer_to_json(replace(offer, relay=""))}
+    def was_put_up(self, moment: Moment, *, sent: bool) -> None:
+        """Our offer was ``sent``, or could not be: come back at ``put_up_at``."""
+        jitter = 0.1 * moment.entropy.fraction()
+        self.put_up_at = moment.now + (REPEAT_S * (1 - jitter) if sent else RETRY_S)
 
     def _order(self, offer: RelayOffer) -> bytes:
         return hashlib.sha256(f"{self._me}{offer.relay}".encode()).digest()
@@ -123,10 +119,13 @@ def read_notices(node: Node, moment: Moment) -> list[NodeEffect]:
 
 def put_up_offer(node: Node, moment: Moment) -> list[NodeEffect]:
     """Put our own offer to strangers on the noticeboard, if there is one and it is time."""
-    role = node.settings.relay
-    offer = role.offer_for(STRANGERS, node.addresses) if role and role.for_anyone else None
-    connected = node.post.pool.connected > 0
-    if not node.volunteers.due(offer, moment, connected=connected) or offer is None:
+    role, volunteers = node.settings.relay, node.volunteers
+    if role is None or not role.for_anyone or not volunteers.is_due(moment.now):
         return []
-    key, body = node.settings.secret.volunteer_key(), Volunteers.notice_of(offer)
-    return node.post.put_up(key, body, moment, expires_s=EXPIRES_S)
+    offer = role.offer_for(STRANGERS, node.addresses)
+    sent = offer is not None and node.post.pool.connected > 0
+    volunteers.was_put_up(moment, sent=sent)
+    if offer is None or not sent:
+        return []
+    key = node.settings.secret.volunteer_key()
+    return node.post.put_up(key, {"relay": offer_to_json(offer)}, moment, expires_s=EXPIRES_S)

@@ -35,6 +35,7 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``hard_nat/``    the search for a path through NATs with unpredictable ports
 - ``candidates``   addresses to offer and to try, and those nobody may make us probe
 - ``description``  what peers tell each other, as JSON
+- ``fields``       values in a peer's JSON, within bounds
 - ``budgets``      answers per source, probes per target
 - ``snapshot``     what status and ``why`` show
 - ``record``       timings of the stages, and what to persist

@@ -19,9 +19,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from nostrvpn.endpoint import Endpoint, parse_endpoint
-from nostrvpn.errors import PeerMisbehaved
-from nostrvpn.paths.candidates import MAX_CANDIDATES, Candidate, CandidateKind, refusal
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.paths.candidates import MAX_CANDIDATES, Candidate, CandidateKind
+from nostrvpn.paths.fields import Fields
 from nostrvpn.paths.hard_nat.plan import PlanKind, SearchPlan, parse_plan, plan_to_json
 from nostrvpn.paths.relay_offers import MAX_TICKETS, RelayTicket, parse_ticket, ticket_to_json
 from nostrvpn.paths.settings import PathSettings
@@ -43,9 +43,8 @@ _UFRAG = re.compile(r"[A-Za-z0-9+/]{4,32}\Z")
 _PASSWORD = re.compile(r"[A-Za-z0-9+/]{22,64}\Z")
 _MAX_GENERATION = 1 << 31
 _MAX_PRIORITY = 1 << 32
-# The longest text of an endpoint: an IPv6 address in brackets with a port.
-_MAX_ENDPOINT_TEXT = 54
 _MAX_MAPPING_TEXT = 32
+_FIELDS = Fields("bad_description")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +106,19 @@ def description_to_json(description: Description) -> dict[str, object]:
 
 def parse_description(obj: object, settings: PathSettings | None = None) -> Description:
     """Parse a peer's description; PeerMisbehaved("bad_description") if it breaks a bound."""
-    fields = _mapping(obj)
+    fields = _FIELDS.mapping(obj)
     answers = fields.get("answers")
     candidates = fields.get("candidates")
     if not isinstance(candidates, list) or len(candidates) > MAX_CANDIDATES:
-        raise PeerMisbehaved("bad_description", "not a bounded list of candidates")
+        raise _FIELDS.bad("not a bounded list of candidates")
     settings = settings or PathSettings()
     parsed = [_parse_candidate(item, settings) for item in candidates]
     return Description(
-        session=_text(fields.get("session"), _SESSION),
-        generation=_number(fields.get("generation"), _MAX_GENERATION),
-        answers=None if answers is None else _text(answers, _SESSION),
-        ufrag=_text(fields.get("ufrag"), _UFRAG),
-        password=_text(fields.get("password"), _PASSWORD),
+        session=_FIELDS.text(fields.get("session"), _SESSION),
+        generation=_FIELDS.number(fields.get("generation"), 1, _MAX_GENERATION - 1),
+        answers=None if answers is None else _FIELDS.text(answers, _SESSION),
+        ufrag=_FIELDS.text(fields.get("ufrag"), _UFRAG),
+        password=_FIELDS.text(fields.get("password"), _PASSWORD),
         candidates=tuple(candidate for candidate in parsed if candidate is not None),
         relays=_tickets(fields.get("relays"), settings),
         nat=_nat(fields.get("nat")),
@@ -138,24 +137,24 @@ def cached_session_to_json(cached: CachedSession) -> dict[str, object]:
 
 def parse_cached_session(obj: object, settings: PathSettings | None = None) -> CachedSession:
     """Parse what ``cached_session_to_json`` made; PeerMisbehaved if the state was damaged."""
-    fields = _mapping(obj)
+    fields = _FIELDS.mapping(obj)
     settings = settings or PathSettings()
     endpoint = fields.get("endpoint")
     return CachedSession(
         local=parse_description(fields.get("local"), settings),
         remote=parse_description(fields.get("remote"), settings),
-        endpoint=None if endpoint is None else _endpoint(endpoint, settings),
+        endpoint=None if endpoint is None else _FIELDS.endpoint(endpoint, settings),
     )
 
 
 def _parse_candidate(obj: object, settings: PathSettings) -> Candidate | None:
     """Parse one candidate; None for a kind that a later version knows."""
-    fields = _mapping(obj)
+    fields = _FIELDS.mapping(obj)
     kind = fields.get("kind")
     if not isinstance(kind, str) or len(kind) > 16:
-        raise PeerMisbehaved("bad_description", "a candidate without a kind")
-    endpoint = _endpoint(fields.get("endpoint"), settings)
-    priority = _number(fields.get("priority"), _MAX_PRIORITY)
+        raise _FIELDS.bad("a candidate without a kind")
+    endpoint = _FIELDS.endpoint(fields.get("endpoint"), settings)
+    priority = _FIELDS.number(fields.get("priority"), 1, _MAX_PRIORITY - 1)
     try:
         return Candidate(CandidateKind(kind), endpoint, priority)
     except ValueError:
@@ -166,17 +165,17 @@ def _tickets(value: object, settings: PathSettings) -> tuple[RelayTicket, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or len(value) > MAX_TICKETS:
-        raise PeerMisbehaved("bad_description", "not a bounded list of tickets")
+        raise _FIELDS.bad("not a bounded list of tickets")
     return tuple(parse_ticket(item, settings) for item in value)
 
 
 def _nat(value: object) -> NatInfo | None:
     if value is None:
         return None
-    fields = _mapping(value)
+    fields = _FIELDS.mapping(value)
     mapping, udp = fields.get("mapping"), fields.get("udp")
     if not isinstance(mapping, str) or len(mapping) > _MAX_MAPPING_TEXT or type(udp) is not bool:
-        raise PeerMisbehaved("bad_description", "a mistyped field")
+        raise _FIELDS.bad("a mistyped field")
     known = mapping in {kind.value for kind in Mapping}
     return NatInfo(Mapping(mapping) if known else Mapping.UNKNOWN, udp)
 
@@ -185,37 +184,6 @@ def _search(value: object) -> SearchPlan | None:
     """Parse a plan; None for a kind that a later version knows."""
     if value is None:
         return None
-    kind = _mapping(value).get("kind")
+    kind = _FIELDS.mapping(value).get("kind")
     known = {kind.value for kind in PlanKind}
     return parse_plan(value) if not isinstance(kind, str) or kind in known else None
-
-
-def _endpoint(value: object, settings: PathSettings) -> Endpoint:
-    if not isinstance(value, str) or len(value) > _MAX_ENDPOINT_TEXT:
-        raise PeerMisbehaved("bad_description", "a candidate without an endpoint")
-    try:
-        endpoint = parse_endpoint(value)
-    except ValueError as exc:
-        raise PeerMisbehaved("bad_description", "a candidate that is no endpoint") from exc
-    reason = refusal(endpoint, settings)
-    if reason is not None:
-        raise PeerMisbehaved("bad_description", f"a candidate with {reason}")
-    return endpoint
-
-
-def _mapping(value: object) -> dict[object, object]:
-    if not isinstance(value, dict):
-        raise PeerMisbehaved("bad_description", "not an object")
-    return value
-
-
-def _text(value: object, pattern: re.Pattern[str]) -> str:
-    if not isinstance(value, str) or pattern.match(value) is None:
-        raise PeerMisbehaved("bad_description", "a mistyped field")
-    return value
-
-
-def _number(value: object, limit: int) -> int:
-    if type(value) is not int or not 0 < value < limit:
-        raise PeerMisbehaved("bad_description", "a number out of range")
-    return value

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from nostrvpn.endpoint import Endpoint, parse_endpoint
-from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.endpoint import Endpoint
 from nostrvpn.paths.candidates import refusal
+from nostrvpn.paths.fields import Fields
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.stun.relaying import PAIR_ID, RelayUser, Side
 
@@ -42,8 +42,8 @@ MAX_TICKETS = 4
 # One address a family.
 MAX_ENDPOINTS = 2
 _KEY = re.compile(r"[0-9a-f]{32}\Z")
-_MAX_ENDPOINT_TEXT = 54
 _MAX_URL = 256
+_FIELDS = Fields("bad_relay_offer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,10 @@ def offer_to_json(offer: RelayOffer) -> dict[str, object]:
 
 def parse_offer(obj: object, relay: str, settings: PathSettings) -> RelayOffer:
     """Parse the offer of ``relay``; PeerMisbehaved("bad_relay_offer") if it breaks a bound."""
-    fields = _mapping(obj)
-    user = RelayUser(_text(fields.get("user"), PAIR_ID), _text(fields.get("key"), _KEY))
+    fields = _FIELDS.mapping(obj)
+    user = RelayUser(
+        _FIELDS.text(fields.get("user"), PAIR_ID), _FIELDS.text(fields.get("key"), _KEY)
+    )
     endpoints = _endpoints(fields.get("endpoints"), settings)
     return RelayOffer(relay, endpoints, user, _url(fields.get("websocket"), settings))
 
@@ -97,29 +99,22 @@ def ticket_to_json(ticket: RelayTicket) -> dict[str, object]:
 
 def parse_ticket(obj: object, settings: PathSettings) -> RelayTicket:
     """Parse a ticket that a peer made for us; PeerMisbehaved("bad_relay_offer") if it is none."""
-    fields = _mapping(obj)
+    fields = _FIELDS.mapping(obj)
     return RelayTicket(
-        pair=_text(fields.get("pair"), PAIR_ID),
+        pair=_FIELDS.text(fields.get("pair"), PAIR_ID),
         endpoints=_endpoints(fields.get("endpoints"), settings),
         side=Side.OTHER,
-        key=_text(fields.get("key"), _KEY),
+        key=_FIELDS.text(fields.get("key"), _KEY),
         websocket=_url(fields.get("websocket"), settings),
     )
 
 
 def _endpoints(value: object, settings: PathSettings) -> tuple[Endpoint, ...]:
     if not isinstance(value, list) or len(value) > MAX_ENDPOINTS:
-        raise PeerMisbehaved("bad_relay_offer", "not a short list of endpoints")
+        raise _FIELDS.bad("not a short list of endpoints")
     found: dict[int, Endpoint] = {}
     for item in value:
-        if not isinstance(item, str) or len(item) > _MAX_ENDPOINT_TEXT:
-            raise PeerMisbehaved("bad_relay_offer", "an endpoint that is no text")
-        try:
-            endpoint = parse_endpoint(item)
-        except ValueError as exc:
-            raise PeerMisbehaved("bad_relay_offer", "an endpoint that is none") from exc
-        if refusal(endpoint, settings) is not None:
-            raise PeerMisbehaved("bad_relay_offer", "an endpoint that nobody may make us use")
+        endpoint = _FIELDS.endpoint(item, settings)
         found.setdefault(endpoint.ip.version, endpoint)
     return tuple(found[version] for version in sorted(found))
 
@@ -128,7 +123,7 @@ def _url(value: object, settings: PathSettings) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > _MAX_URL or not value.isascii():
-        raise PeerMisbehaved("bad_relay_offer", "a WebSocket address that is none")
+        raise _FIELDS.bad("a WebSocket address that is none")
     try:
         parts = urlsplit(value)
         usable = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0
@@ -136,7 +131,7 @@ def _url(value: object, settings: PathSettings) -> str | None:
     except ValueError:
         usable = False
     if not usable or any(char.isspace() or ord(char) < 32 for char in value):
-        raise PeerMisbehaved("bad_relay_offer", "a WebSocket address that is none")
+        raise _FIELDS.bad("a WebSocket address that is none")
     return value
 
 
@@ -147,15 +142,3 @@ def _is_refused(host: str, settings: PathSettings) -> bool:
     except ValueError:
         return host == "localhost" and not settings.allow_loopback
     return refusal(Endpoint(ip, 1), settings) is not None
-
-
-def _mapping(value: object) -> dict[object, object]:
-    if not isinstance(value, dict):
-        raise PeerMisbehaved("bad_relay_offer", "not an object")
-    return value
-
-
-def _text(value: object, pattern: re.Pattern[str]) -> str:
-    if not isinstance(value, str) or pattern.match(value) is None:
-        raise PeerMisbehaved("bad_relay_offer", "a mistyped field")
-    return value

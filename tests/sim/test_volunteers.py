@@ -12,7 +12,7 @@ from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Entropy, Moment
 from nostrvpn.node.relaying import RelayRole
-from nostrvpn.node.volunteers import Volunteers
+from nostrvpn.node.volunteers import Volunteers, put_up_offer
 from nostrvpn.paths.relay_offers import RelayOffer, offer_to_json
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.signaling.mailboxes import noticeboard_mailboxes_around
@@ -124,6 +124,17 @@ def test_old_offers_lapse_and_newer_ones_replace_them():
     assert known.offers(WALL + 7300) == ()
     with pytest.raises(PeerMisbehaved):
         known.take(notice("c" * 64, offer_at("9.9.9.9"), WALL - 7300), SETTINGS, WALL)
+
+
+def test_a_volunteer_that_lost_its_public_address_comes_back_later():
+    world, volunteer, _, _ = world_with_volunteer()
+    node = volunteer.node
+    world.run(10)
+    assert not node.volunteers.is_due(world.now)
+    node.addresses = ()
+    due = node.volunteers.put_up_at
+    assert put_up_offer(node, moment(due)) == []
+    assert due < node.volunteers.put_up_at <= due + 5
 
 
 def test_thousands_of_offers_stay_few_and_nobody_can_place_himself_first():

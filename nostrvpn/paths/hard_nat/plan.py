@@ -24,15 +24,17 @@ from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address
 
-from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.paths.fields import Fields
 
 __all__ = ["MAX_SPANS", "PlanKind", "PortSpan", "SearchPlan", "parse_plan", "plan_to_json"]
 
 # Ours: openings told at once; the search makes at most six.
 MAX_SPANS = 8
 MAX_STEP = 64
+MAX_PORT = 65535
 _SEARCH = re.compile(r"[0-9a-f]{8}\Z")
 _IPV4 = re.compile(r"[0-9.]{7,15}\Z")
+_FIELDS = Fields("bad_search_plan")
 
 
 class PlanKind(Enum):
@@ -76,42 +78,29 @@ def plan_to_json(plan: SearchPlan) -> dict[str, object]:
 
 def parse_plan(obj: object) -> SearchPlan:
     """Parse a peer's plan; PeerMisbehaved("bad_search_plan") if it breaks a bound."""
-    if not isinstance(obj, dict):
-        raise _bad("not an object")
-    search, kind, ip = obj.get("search"), obj.get("kind"), obj.get("ip")
-    if not isinstance(search, str) or not _SEARCH.match(search):
-        raise _bad("a search without a name")
-    if not isinstance(ip, str) or not _IPV4.match(ip):
-        raise _bad("a search without an address")
-    spans = obj.get("ports")
+    fields = _FIELDS.mapping(obj)
+    ip = _FIELDS.text(fields.get("ip"), _IPV4)
+    spans = fields.get("ports")
     if not isinstance(spans, list) or not 0 < len(spans) <= MAX_SPANS:
-        raise _bad("not a bounded list of ports")
+        raise _FIELDS.bad("not a bounded list of ports")
     try:
         return SearchPlan(
-            search=search,
-            kind=PlanKind(kind),
+            search=_FIELDS.text(fields.get("search"), _SEARCH),
+            kind=PlanKind(fields.get("kind")),
             ip=IPv4Address(ip),
-            step=_number(obj.get("step"), -MAX_STEP, MAX_STEP),
+            step=_FIELDS.number(fields.get("step"), -MAX_STEP, MAX_STEP),
             ports=tuple(_span(span) for span in spans),
         )
     except ValueError as exc:
-        raise _bad("a search of another kind, or at no address") from exc
+        raise _FIELDS.bad("a search of another kind, or at no address") from exc
 
 
 def _span(obj: object) -> PortSpan:
     if not isinstance(obj, list) or len(obj) != 3:
-        raise _bad("ports that are no span")
-    first, last, towards = _number(obj[0], 1), _number(obj[1], 1), _number(obj[2], 0)
+        raise _FIELDS.bad("ports that are no span")
+    first, last, towards = (
+        _FIELDS.number(value, low, MAX_PORT) for value, low in zip(obj, (1, 1, 0), strict=True)
+    )
     if last < first:
-        raise _bad("a span that ends before it begins")
+        raise _FIELDS.bad("a span that ends before it begins")
     return PortSpan(first, last, towards)
-
-
-def _number(value: object, low: int, high: int = 65535) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise _bad("a number out of range")
-    return value
-
-
-def _bad(text: str) -> PeerMisbehaved:
-    return PeerMisbehaved("bad_search_plan", text)
