@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # What each Debian package is for is in docs/dependencies.md.
 PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools
 # A router's and a TURN server's daemons, which tests start by themselves; as services they stay off.
-TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn
+TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn microsocks dnsmasq-base bind9-dnsutils dbus-daemon
 # The kernel's package has another name on Ubuntu.
 KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)
@@ -18,7 +18,7 @@ ONLY ?=
 # Most of the time of these is waiting. A file's tests share a lab, so they stay together.
 PARALLEL := -n 3 --dist loadfile
 
-.PHONY: help setup packages test-packages demo test check unit sim contract lab test-kernel bench matrix fmt clean
+.PHONY: help setup packages test-packages demo test check unit sim sim-long contract lab test-kernel bench matrix fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,10 @@ unit: setup ## pure tests, one process
 
 sim: setup ## whole nodes and paths in virtual time
 	$(BIN)/pytest -q -n 2 tests/sim
+
+sim-long: setup ## days of big meshes in virtual time, in some minutes: loss, roaming, relays that die
+	$(BIN)/python -m tests.sim.big_network --seeds 100 --first 201 --nodes 24 --hours 6
+	$(BIN)/python -m tests.sim.big_network --seeds 3 --nodes 200
 
 contract: setup test-packages ## one suite against each real implementation
 	$(BIN)/pytest -q $(PARALLEL) tests/contract

@@ -3,7 +3,8 @@
 Open ``docs/architecture.md`` first. Packages, from the user downwards:
 
 ``cli`` > ``control`` > ``daemon`` > ``lab`` > ``io`` > ``node`` > the pure concepts
-(``signaling``, ``mesh``, ``paths``, ``wireguard``, ``host``, ``nostr``, ``identity``, ``config``)
+(``relaying``, ``signaling``, ``mesh``, ``paths``, ``portmap``, ``wireguard``, ``host``, ``nostr``,
+``identity``, ``config``, ``stun``)
 > this package's own ``errors``, ``machine`` and ``endpoint``.
 
 Imports only point down this list; ``tests/unit/test_architecture.py`` enforces it.

@@ -11,7 +11,17 @@ A subclass exists only where somebody catches it or where it has its own hint::
 
 from __future__ import annotations
 
-__all__ = ["NostrvpnError", "PeerMisbehaved", "SystemRefused", "UsageError", "UserError"]
+__all__ = [
+    "NostrvpnError",
+    "PeerMisbehaved",
+    "SystemRefused",
+    "UsageError",
+    "UserError",
+    "one_line",
+]
+
+# Characters of a text of somebody else's that a message of ours quotes.
+MAX_QUOTED = 200
 
 
 class NostrvpnError(Exception):
@@ -55,3 +65,8 @@ class PeerMisbehaved(NostrvpnError):
     def __init__(self, code: str, text: str = "") -> None:
         super().__init__(text or code)
         self.code = code
+
+
+def one_line(text: str) -> str:
+    """Return what somebody else's text adds to a message: short, and nothing a terminal obeys."""
+    return "".join(char if char.isprintable() else " " for char in text[:MAX_QUOTED])

@@ -70,5 +70,8 @@ class Tick:
 
 def earliest(*deadlines: float | None) -> float | None:
     """Return the first of several deadlines, where None means never."""
-    due = [deadline for deadline in deadlines if deadline is not None]
-    return min(due) if due else None
+    first: float | None = None
+    for deadline in deadlines:
+        if deadline is not None and (first is None or deadline < first):
+            first = deadline
+    return first

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from nostrvpn.cli.choosing import with_network
 from nostrvpn.cli.output import show_error
 from nostrvpn.config.options import (
     DEFAULT_CONFIG,
@@ -32,10 +33,21 @@ _COMMANDS = {
     "up": "running",
     "down": "running",
     "status": "status",
-    "invite": "network",
-    "join": "network",
-    "peers": "network",
-    "peer": "network",
+    "network": "network",
+    "invite": "members",
+    "join": "joining",
+    "peers": "members",
+    "peer": "members",
+    "token": "tokens",
+    "rotate": "rotating",
+    "allow": "permissions",
+    "deny": "permissions",
+    "rules": "permissions",
+    "shields-up": "permissions",
+    "routes": "routes",
+    "policy": "permissions",
+    "resolve": "names",
+    "nip05": "names",
     "ping": "probes",
     "why": "why",
     "netcheck": "netcheck",
@@ -63,7 +75,8 @@ class _LazyGroup(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command = getattr(import_module(f"nostrvpn.cli.{module}"), f"{cmd_name}_command")
+        attribute = f"{cmd_name.replace('-', '_')}_command"
+        command = getattr(import_module(f"nostrvpn.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -107,24 +120,36 @@ class _LazyGroup(click.Group):
     envvar="NOSTRVPN_INTERFACE",
     help="The network interface.  [default: nvpn0, or the configuration's]",
 )
+@click.option(
+    "--network",
+    envvar="NOSTRVPN_NETWORK",
+    help="Which network is meant.  [default: as nostrvpn network switch said]",
+)
 @click.pass_context
 def group(
-    ctx: click.Context, state_dir: str, runtime_dir: str, config: str, interface: str | None
+    ctx: click.Context,
+    state_dir: str,
+    runtime_dir: str,
+    config: str,
+    interface: str | None,
+    network: str | None,
 ) -> None:
     """A WireGuard mesh VPN that needs no server of its own.
 
     Start here: nostrvpn up, then nostrvpn invite, or nostrvpn join. Each option can be given as an
     environment variable too: NOSTRVPN_STATE_DIR, NOSTRVPN_RUNTIME_DIR, NOSTRVPN_CONFIG,
-    NOSTRVPN_INTERFACE. Several nodes can run on one host by differing in all of them.
+    NOSTRVPN_INTERFACE, NOSTRVPN_NETWORK. A node can be in several networks, see nostrvpn network.
+    Several nodes can run on one host by differing in all the others.
     """
     if interface is not None:
         _check_interface(interface)
-    ctx.obj = Options(
+    options = Options(
         state_dir=os.path.abspath(state_dir),
         runtime_dir=os.path.abspath(runtime_dir),
         config=os.path.abspath(config),
         interface=interface,
     )
+    ctx.obj = with_network(options, network)
 
 
 def _check_interface(name: str) -> None:

@@ -100,4 +100,6 @@ def _service(snapshot: Any) -> str:
     cap = f" of {size(limits['bytes'])}" if limits.get("bytes") else ""
     carried = f"{size(snapshot.get('bytes'))}{cap} in {snapshot.get('month') or 'this month'}"
     over = ", which is all for this month" if snapshot.get("exhausted") else ""
-    return f"{pairs}, {carried}{over}"
+    left = snapshot.get("forward_dropped")
+    slow = f"; {left} pairs were kept from the kernel by another firewall" if left else ""
+    return f"{pairs}, {carried}{over}{slow}"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nostrvpn.config.options import DEFAULT_RUNTIME_DIR, Options
+from nostrvpn.cli.choosing import with_network
+from nostrvpn.config.options import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR, Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import NostrvpnError
 
@@ -28,9 +29,13 @@ class _PeerArgument(click.types.StringParamType):
         """Return the names and npubs of the running daemon's peers; none if it does not run."""
         from click.shell_completion import CompletionItem
 
-        runtime_dir = ctx.find_root().params.get("runtime_dir") or DEFAULT_RUNTIME_DIR
+        given = ctx.find_root().params
+        options = Options(
+            state_dir=str(given.get("state_dir") or DEFAULT_STATE_DIR),
+            runtime_dir=str(given.get("runtime_dir") or DEFAULT_RUNTIME_DIR),
+        )
         try:
-            client = ControlClient(Options(runtime_dir=str(runtime_dir)).control_socket)
+            client = ControlClient(with_network(options, given.get("network")).control_socket)
             peers = client.call("peers", timeout=_TIMEOUT)["peers"]
         except NostrvpnError:
             return []

@@ -10,21 +10,27 @@ from typing import Any
 
 import click
 
+from nostrvpn.cli.choosing import with_network
 from nostrvpn.cli.output import json_option, show_json
 from nostrvpn.cli.relay_options import relay_options
-from nostrvpn.config.options import Options, RelayOptions
+from nostrvpn.config.options import FIRST, JOIN_VARIABLE, Options, RelayOptions
 from nostrvpn.control.client import ControlClient, DaemonNotRunning
-from nostrvpn.errors import SystemRefused
+from nostrvpn.errors import NostrvpnError, SystemRefused
+from nostrvpn.io.profiles import profiles, used_profiles
 
-__all__ = ["daemon_command", "down_command", "up_command"]
+__all__ = ["daemon_command", "down_command", "start_network", "up_command"]
+
+# What a start may take that other commands need: on a busy machine, many times the usual second.
+START_S = 20.0
 
 
 @click.command("up")
+@click.argument("network", required=False)
 @click.option("--name", help="This node's name.")
 @click.option(
     "--relay", "relays", multiple=True, metavar="URL", help="Use this Nostr relay; repeatable."
 )
-@click.option("--foreground", is_flag=True, help="Stay, and log to the terminal.")
+@click.option("--foreground", is_flag=True, help="Stay, and log to the terminal: one network only.")
 @click.option(
     "--timeout", default=20.0, show_default=True, help="Seconds to wait for the first relay."
 )
@@ -34,60 +40,75 @@ __all__ = ["daemon_command", "down_command", "up_command"]
 def up_command(
     options: Options,
     relay: RelayOptions,
+    network: str | None,
     name: str | None,
     relays: tuple[str, ...],
     foreground: bool,
     timeout: float,
     as_json: bool,
 ) -> int:
-    """Start the network; create the identity if needed."""
+    """Start all networks of this node, or NETWORK; create the identity if needed.
+
+    With a link in the environment variable NOSTRVPN_JOIN it joins too, unless it is in that network
+    already.
+    """
     from nostrvpn.cli.setup import checked_name, checked_relays
 
     deadline = time.monotonic() + timeout
+    options = with_network(options, network) if network is not None else options
     options = replace(options, name=checked_name(name), relays=checked_relays(relays), relay=relay)
-    status = _running_status(options)
-    if status is not None and foreground:
+    options = options.of_network(FIRST) if foreground and not options.is_named else options
+    running = _running_status(options)
+    if running is not None and foreground:
         raise SystemRefused("nostrvpn is already up", "stop it first: nostrvpn down")
-    if status is not None and (name or relays or relay.given) and not as_json:
+    if running is not None and (name or relays or relay.given) and not as_json:
         click.echo("Already up: these options take effect after nostrvpn down.", err=True)
-    fresh = status is None and _prepare(options, quiet=as_json)
+    fresh = running is None and _prepare(options, quiet=as_json)
     if foreground:
         return _run(options)
-    if status is None:
-        from nostrvpn.cli.spawn import start_detached, wait_answering
-
-        process, log_start = start_detached(options)
-        status = wait_answering(options, process, log_start, deadline)
-    status = _wait_relay(options, status, deadline)
+    statuses = _start_all(options, running, deadline)
+    joined = _join_as_told(options, quiet=as_json)
+    status = _wait_relay(options, statuses[options.network], deadline)
+    others = {profile: other for profile, other in statuses.items() if profile != options.network}
     if as_json:
-        show_json(status)
-    else:
-        _show_up(status, fresh)
-    return 0
+        told = [{"profile": profile} | other for profile, other in others.items()]
+        show_json(
+            status | ({"networks": told} if told else {}) | ({"join": joined} if joined else {})
+        )
+        return _exit_code(others)
+    _show_up(status, fresh and not joined)
+    for profile, other in others.items():
+        if "error" in other:
+            click.echo(f"network {profile}: {other['error']['text']}", err=True)
+        else:
+            click.echo(f"network {profile} is up on {other['interface']}")
+    return _exit_code(others)
 
 
 @click.command("down")
+@click.option("--network", help="Stop this network only.")
 @click.option("--timeout", default=15.0, show_default=True, help="Seconds to wait for the end.")
 @json_option
 @click.pass_obj
-def down_command(options: Options, timeout: float, as_json: bool) -> None:
-    """Stop the network, and leave the host as it was before."""
+def down_command(options: Options, network: str | None, timeout: float, as_json: bool) -> None:
+    """Stop all networks of this node, and leave the host as it was before."""
     from nostrvpn.cli.spawn import stop_daemon
-    from nostrvpn.cli.tools import remove_leftovers
 
-    was_running = stop_daemon(options, timeout)
-    removed = []
-    if not was_running:
-        from nostrvpn.io.config_file import load_config
-
-        _check_privilege()
-        removed = remove_leftovers(options.interface_name(load_config(options.config)))
+    options = with_network(options, network) if network is not None else options
+    chosen = (options.network,) if options.is_named else profiles(options)
+    were_running, removed = False, []
+    for place in [options.of_network(profile) for profile in chosen]:
+        if stop_daemon(place, timeout):
+            were_running = True
+        else:
+            removed += _remove_leftovers(place)
     if as_json:
-        show_json({"was_running": was_running, "removed": removed})
+        show_json({"was_running": were_running, "removed": removed})
         return
     for item in removed:
         click.echo(f"Removed {item}, left by a daemon that was killed.")
-    click.echo("nostrvpn is down." if was_running else "nostrvpn was not running.")
+    whose = f"The network {options.network}" if options.is_named else "nostrvpn"
+    click.echo(f"{whose} is down." if were_running else f"{whose} was not running.")
 
 
 @click.command("daemon")
@@ -105,17 +126,83 @@ def daemon_command(
     relays: tuple[str, ...],
     log_file: str | None,
 ) -> int:
-    """Run the daemon in the foreground; this is what a service runs."""
+    """Run one network's daemon in the foreground; this is what a service runs.
+
+    It is the first network's, unless --network (before the command) names another.
+    """
     from nostrvpn.cli.setup import checked_name, checked_relays
 
     chosen = replace(
-        options,
+        options if options.is_named else options.of_network(FIRST),
         name=checked_name(name),
         relays=checked_relays(relays),
         relay=relay,
         log_file=log_file,
     )
     return _run(chosen)
+
+
+def start_network(options: Options, *, quiet: bool = True) -> Any:
+    """Start one network's daemon, unless it runs, and return its status once it answers."""
+    status = _running_status(options)
+    if status is not None:
+        return status
+    from nostrvpn.cli.spawn import start_detached, wait_answering
+
+    _prepare(options, quiet=quiet)
+    process, log_start = start_detached(options)
+    return wait_answering(options, process, log_start, time.monotonic() + START_S)
+
+
+def _start_all(options: Options, running: Any, deadline: float) -> dict[str, Any]:
+    """Start what does not run yet; return each network's status, the one that is meant first.
+
+    Where another one than that fails, its entry is ``{"error": …}``.
+    """
+    from nostrvpn.cli.spawn import start_detached, wait_answering
+
+    chosen, places = {options.network: running}, {options.network: options}
+    if not options.is_named:
+        # What relaying for others takes, ports for one, only one of them can have.
+        plain = replace(options, relay=RelayOptions())
+        for profile in used_profiles(options):
+            if profile != options.network:
+                places[profile] = plain.of_network(profile)
+                chosen[profile] = _running_status(places[profile])
+    # All at once, then waited for: a start takes most of a second.
+    started = {p: start_detached(places[p]) for p, status in chosen.items() if status is None}
+    for profile, (process, log_start) in started.items():
+        try:
+            chosen[profile] = wait_answering(places[profile], process, log_start, deadline)
+        except NostrvpnError as error:
+            if profile == options.network:
+                raise
+            chosen[profile] = {"error": {"code": error.code, "text": str(error)}}
+    return chosen
+
+
+def _join_as_told(options: Options, *, quiet: bool) -> dict[str, Any] | None:
+    link = os.environ.get(JOIN_VARIABLE, "").strip()
+    if not link:
+        return None
+    from nostrvpn.cli.joining import join_by_link, say_joined
+
+    answer = join_by_link(options, link)
+    if not quiet:
+        say_joined(answer)
+    return answer
+
+
+def _exit_code(others: dict[str, Any]) -> int:
+    return 1 if any("error" in other for other in others.values()) else 0
+
+
+def _remove_leftovers(options: Options) -> list[str]:
+    from nostrvpn.cli.tools import remove_leftovers
+    from nostrvpn.io.config_file import load_config
+
+    _check_privilege()
+    return remove_leftovers(options.interface_name(load_config(options.config, options.overlay)))
 
 
 def _run(options: Options) -> int:
@@ -142,7 +229,7 @@ def _prepare(options: Options, *, quiet: bool) -> bool:
     from nostrvpn.io.config_file import load_config
     from nostrvpn.io.identity_file import has_identity
 
-    options.relay_settings(load_config(options.config))
+    options.relay_settings(load_config(options.config, options.overlay))
     if has_identity(options.state_dir, os.environ):
         return False
     made = create_node(options, options.name, options.relays)

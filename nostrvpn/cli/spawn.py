@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from nostrvpn.cli.relay_options import relay_command_line
-from nostrvpn.config.options import Options
+from nostrvpn.config.options import JOIN_VARIABLE, Options
 from nostrvpn.control.client import ControlClient, DaemonNotRunning
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.io.durable_file import make_private_directory, refusal
 from nostrvpn.io.lock import lock_holder
 
-__all__ = ["daemon_command_line", "start_detached", "stop_daemon", "wait_answering", "wait_until"]
+__all__ = [
+    "daemon_command_line",
+    "start_detached",
+    "stop_daemon",
+    "wait_answering",
+    "wait_until",
+]
+
 
 # How often a wait looks again, seconds: a person does not feel it, a processor hardly.
 _POLL = 0.05
@@ -30,7 +37,7 @@ def daemon_command_line(options: Options) -> list[str]:
     """Return the command that runs the daemon of these options; it never holds a secret."""
     line = [sys.executable, "-m", "nostrvpn"]
     line += ["--state-dir", options.state_dir, "--runtime-dir", options.runtime_dir]
-    line += ["--config", options.config]
+    line += ["--config", options.config, "--network", options.network]
     if options.interface:
         line += ["--interface", options.interface]
     line += ["daemon", "--log-file", options.log_path]
@@ -43,7 +50,9 @@ def daemon_command_line(options: Options) -> list[str]:
 
 def start_detached(options: Options) -> tuple[subprocess.Popen[bytes], int]:
     """Start the daemon in a session of its own; return it and its log's size before the start."""
-    make_private_directory(options.state_dir)
+    make_private_directory(options.home)
+    # A link by which to join is a secret, and the daemon is told it otherwise.
+    environment = {name: value for name, value in os.environ.items() if name != JOIN_VARIABLE}
     try:
         with Path(options.log_path).open("ab") as log:
             size = log.seek(0, os.SEEK_END)  # before the start: the child shares this position
@@ -53,6 +62,7 @@ def start_detached(options: Options) -> tuple[subprocess.Popen[bytes], int]:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env=environment,
                 start_new_session=True,
             )
             return process, size

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nostrvpn.cli.network import other_networks
 from nostrvpn.cli.output import console, dash, json_option, show_json, size, span, table
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -35,10 +36,23 @@ def status_command(options: Options, watch: bool, interval: float, as_json: bool
     status = client.call("status")
     if watch:
         _watch(client, status, interval, as_json=as_json)
-    elif as_json:
-        show_json(status)
-    else:
-        console().print(render_status(status))
+        return
+    others = other_networks(options)
+    if as_json:
+        show_json(status | ({"networks": others} if others else {}))
+        return
+    console().print(render_status(status))
+    for other in others:
+        click.echo(_network_line(other))
+
+
+def _network_line(network: Any) -> str:
+    name = network["name"]
+    called = f"{network['profile']} ({name})" if name else network["profile"]
+    if not network["running"]:
+        return f"Network {called}: down"
+    members = f"{network['members']} members" if network["members"] else "in no network yet"
+    return f"Network {called}: {members}, on {network['interface']}; see: --network {network['profile']}"
 
 
 def _watch(client: ControlClient, status: Any, interval: float, *, as_json: bool) -> None:
@@ -95,11 +109,20 @@ def _self_table(status: Any) -> Table:
         "Interface": f"{status['interface']} ({status['backend']}), UDP port "
         f"{dash(status['listen_port'])}",
         "Network": _network_name(status.get("network")),
+        "Names": _names(status.get("dns") or {}),
     }
     for label, value in rows.items():
         if value:
             made.add_row(label, value)
     return made
+
+
+def _names(dns: Any) -> str:
+    if not dns.get("domain"):
+        return ""
+    asked = f"asked by {dns['manager']}" if dns["manager"] != "none" else "not asked"
+    why = f": {dns['problem']}" if dns.get("problem") else ""
+    return f"NAME.{dns['domain']} at {dns['server']}, {asked}{why}"
 
 
 def _network_name(network: Any) -> str:
@@ -136,7 +159,7 @@ def peer_table(peers: Any) -> Table:
         made.add_row(
             Text(dash(peer.get("name"))),
             peer["npub"][:16] + "…",
-            "\n".join(addresses) or "-",
+            "\n".join([*addresses, *peer.get("routes", ())]) or "-",
             _coloured(peer["state"]),
             _path(peer),
             dash(peer.get("endpoint")),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nostrvpn.cli.output import console, json_option, show_json, version_spelled
-from nostrvpn.config.options import Options
+from nostrvpn.config.options import NETWORKS, Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import SystemRefused, UsageError
 
@@ -119,8 +119,14 @@ def _refuse_running() -> None:
         if holder is not None:
             raise SystemRefused(
                 f"a daemon runs on {link.name} (pid {holder})",
-                f"stop it with: nostrvpn --state-dir {state_dir} down; or name one --interface",
+                f"stop it with: nostrvpn --state-dir {_base(state_dir)} down; or name one --interface",
             )
+
+
+def _base(home: str) -> str:
+    """Return the state directory of the node whose network lives in ``home``."""
+    above, _, profile = home.rpartition(f"/{NETWORKS}/")
+    return above if above and "/" not in profile else home
 
 
 @click.group("lab")

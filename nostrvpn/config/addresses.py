@@ -12,6 +12,7 @@ __all__ = [
     "check_host_port",
     "check_ip_port",
     "check_port_range",
+    "check_proxy_url",
     "check_public_ip",
     "check_relay_url",
     "parse_turn_url",
@@ -61,6 +62,19 @@ def check_relay_url(text: str) -> str:
     path = "" if parts.path == "/" and not parts.query else parts.path
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.scheme.lower()}://{netloc}{path}{query}"
+
+
+def check_proxy_url(text: str) -> tuple[str, int]:
+    """Return host and port of ``socks5h://HOST:PORT`` (or ``socks5://``), or ValueError.
+
+    Names are resolved by the proxy either way. A user name is refused: it tells connections apart.
+    """
+    scheme, _, rest = text.partition("://")
+    if scheme.lower() not in ("socks5", "socks5h"):
+        raise ValueError(f"{text!r} must start with socks5h://")
+    if "@" in rest:
+        raise ValueError("a proxy has no user name here: it is used to keep connections apart")
+    return check_host_port(rest.removesuffix("/"))
 
 
 def check_host_port(text: str) -> tuple[str, int]:

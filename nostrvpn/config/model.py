@@ -12,7 +12,9 @@ from nostrvpn.config.names import NAME_PATTERN
 __all__ = [
     "INTERFACE_PATTERN",
     "Config",
+    "Dns",
     "Paths",
+    "Permissions",
     "Relay",
     "Relays",
     "Turn",
@@ -106,15 +108,37 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sleep_after_minutes: Annotated[float, msgspec.Meta(ge=0, le=1440)] = 15
 
 
+class Permissions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What other members may do at this node, where no rule says; "network": as its admins say."""
+
+    inbound: Literal["network", "none", "ping", "all"] = "network"
+    # Whether the devices of this node's owner may everything.
+    same_owner: bool | Literal["network"] = "network"
+    # Without nftables nothing can be kept out: "require" then does not start.
+    enforce: Literal["require", "best-effort"] = "require"
+
+
+class Dns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names of members (NAME.NETWORK.nvpn) for the programs on this host."""
+
+    enabled: bool = True
+    # Edit resolv.conf where neither systemd-resolved nor resolvconf manages it.
+    resolv_conf: bool = False
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the configuration file can say. An empty ``name`` means the host's own name."""
 
     name: Annotated[str, msgspec.Meta(pattern=f"^$|{NAME_PATTERN}")] = ""
     relays: Relays = Relays()
+    # socks5h://HOST:PORT of a proxy (Tor: 127.0.0.1:9050) for connections to Nostr relays; empty: none.
+    proxy: Annotated[str, msgspec.Meta(max_length=300)] = ""
     # host:port of STUN servers; two that answer are enough.
     stun: Annotated[tuple[str, ...], msgspec.Meta(max_length=32)] = DEFAULT_STUN
     wireguard: WireGuard = WireGuard()
     paths: Paths = Paths()
+    dns: Dns = Dns()
+    permissions: Permissions = Permissions()
     relay: Relay = Relay()
     # Tried in this order; more than a few only cost time.
     turn: Annotated[tuple[Turn, ...], msgspec.Meta(max_length=8)] = ()

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # only a type here, and the model costs every command the import of msgspec
     from nostrvpn.config.model import Config, Relay
 
-__all__ = ["DEFAULT_CONFIG", "DEFAULT_RUNTIME_DIR", "DEFAULT_STATE_DIR", "Options", "RelayOptions"]
+__all__ = [
+    "DEFAULT_CONFIG",
+    "DEFAULT_RUNTIME_DIR",
+    "DEFAULT_STATE_DIR",
+    "FIRST",
+    "JOIN_VARIABLE",
+    "NETWORKS",
+    "Options",
+    "RelayOptions",
+]
 
 DEFAULT_STATE_DIR = "/var/lib/nostrvpn"
 DEFAULT_RUNTIME_DIR = "/run/nostrvpn"
 DEFAULT_CONFIG = "/etc/nostrvpn/config.yaml"
+
+# The environment variable with a link by which a node joins when it starts.
+JOIN_VARIABLE = "NOSTRVPN_JOIN"
+
+# The profile of the first network, which lives in the state directory itself; each further one has a
+# directory below this one.
+FIRST = "default"
+NETWORKS = "networks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +53,10 @@ class RelayOptions:
 class Options:
     """One node's places and the overrides of one run; several nodes share a host by differing here.
 
-    ``interface``, ``name``, ``relays`` and ``relay`` override the configuration when they are set.
-    ``log_file`` is where a detached daemon writes, None means standard error.
+    ``interface`` (of the first network only), ``name``, ``relays`` and ``relay`` override the
+    configuration when they are set. ``log_file`` is where a detached daemon writes, None means standard
+    error. ``network`` is the profile of the network that is meant; ``is_named``: somebody said so, for
+    this command, and it is not just the one that is spoken to when nobody says.
     """
 
     state_dir: str = DEFAULT_STATE_DIR
@@ -48,30 +67,56 @@ class Options:
     relays: tuple[str, ...] = ()
     log_file: str | None = None
     relay: RelayOptions = RelayOptions()
+    network: str = FIRST
+    is_named: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the first network is meant, whose home is the state directory itself."""
+        return self.network == FIRST
+
+    @property
+    def home(self) -> str:
+        """Directory of the network's state; the identity is in ``state_dir``, for all networks."""
+        return self.state_dir + self._place
+
+    @property
+    def overlay(self) -> str | None:
+        """Path of the settings of this network alone; the first one has none."""
+        return None if self.is_first else f"{self.home}/config.yaml"
 
     @property
     def control_socket(self) -> str:
         """Path of the Unix socket on which the daemon answers."""
-        return f"{self.runtime_dir}/control.sock"
+        return f"{self.runtime_dir}{self._place}/control.sock"
 
     @property
     def store_path(self) -> str:
         """Path of the state database."""
-        return f"{self.state_dir}/state.db"
+        return f"{self.home}/state.db"
 
     @property
     def lock_path(self) -> str:
         """Path of the lock file that a running daemon holds."""
-        return f"{self.state_dir}/daemon.lock"
+        return f"{self.home}/daemon.lock"
 
     @property
     def log_path(self) -> str:
         """Path of the detached daemon's log."""
-        return f"{self.state_dir}/daemon.log"
+        return f"{self.home}/daemon.log"
+
+    @property
+    def _place(self) -> str:
+        return "" if self.is_first else f"/{NETWORKS}/{self.network}"
+
+    def of_network(self, profile: str) -> Options:
+        """Return the options of another network of this node."""
+        return replace(self, network=profile)
 
     def interface_name(self, config: Config) -> str:
         """Return the interface to use: the command line's, or else the configuration's."""
-        return self.interface or config.wireguard.interface
+        given = self.interface if self.is_first else None
+        return given or config.wireguard.interface
 
     def relay_urls(self, config: Config) -> tuple[str, ...]:
         """Return the relays to use: the command line's, or else the configuration's."""

@@ -10,7 +10,12 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 import yaml
 
-from nostrvpn.config.addresses import check_host_port, check_relay_url, parse_turn_url
+from nostrvpn.config.addresses import (
+    check_host_port,
+    check_proxy_url,
+    check_relay_url,
+    parse_turn_url,
+)
 from nostrvpn.config.model import Config
 from nostrvpn.config.relay import BadRelay, check_relay
 from nostrvpn.errors import UserError
@@ -210,6 +215,8 @@ def _check_addresses(config: Config, lines: dict[_Path, int], source: str) -> Co
         checked(check_relay_url, url, ("relays", "urls", index), "an example: wss://nos.lol")
         for index, url in enumerate(config.relays.urls)
     ]
+    if config.proxy:
+        checked(check_proxy_url, config.proxy, ("proxy",), "Tor's: socks5h://127.0.0.1:9050")
     for index, server in enumerate(config.stun):
         checked(check_host_port, server, ("stun", index), "an example: stun.example.org:3478")
     for index, turn in enumerate(config.turn):

@@ -18,9 +18,15 @@ _HEADER = """\
 _COMMENTS = {
     "name": "What other members call this node (a-z, 0-9, '-'). Default: the host's name.",
     "relays": "Nostr relays, in order of preference; 'active' of them are kept connected.",
+    "proxy": "A SOCKS5 proxy for connections to Nostr relays; Tor's is socks5h://127.0.0.1:9050.\n"
+    "# Packets, STUN and port mapping do not use it: peers and STUN servers still see this address.",
     "stun": "STUN servers (host:port) that tell this node its address as seen from outside.",
     "wireguard": "The tunnel. listen_port 0: chosen at random once, then kept.",
     "paths": "How paths through NATs are opened and kept. sleep_after_minutes 0: never.",
+    "permissions": "What other members may do here where no rule says: none, ping, all, or network (as\n"
+    "# its admins say). enforce best-effort: go on without nftables, open to all members.",
+    "dns": "Members' names on this host. resolv_conf: may resolv.conf be edited, where neither\n"
+    "# systemd-resolved nor resolvconf manages it.",
     "relay": "What this node carries, still sealed, for pairs that cannot meet directly.\n"
     "# offer: none, members or anyone. gigabytes: each month, 0: no cap. websocket: for members\n"
     "# whose network lets no UDP out; listen is IP:port, url how members reach it.",

@@ -8,10 +8,11 @@ A request is ``POST /v1/COMMAND`` with a JSON object. The answer is the result a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
+from nostrvpn.config.names import NAME_PATTERN
 from nostrvpn.errors import UsageError
 
 __all__ = ["COMMANDS", "Command", "parse_arguments"]
@@ -20,6 +21,12 @@ _Reference = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=120)]
 # A link lives at least long enough to be typed, at most a year.
 _Expiry = Annotated[int, msgspec.Meta(ge=60, le=366 * 86_400)]
+
+_Label = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+# As many as an operation may hold.
+_Tags = Annotated[
+    list[Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]], msgspec.Meta(max_length=32)
+]
 
 
 class _Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,6 +37,43 @@ class _Invite(_Arguments, frozen=True):
     npub: _Reference | None = None
     once: bool = False
     expires_s: _Expiry = 86_400
+    role: Literal["admin", "member", "guest"] = "member"
+    tags: _Tags = []
+    mine: bool = False
+    name: _Label | None = None
+    lasts_s: _Expiry | None = None
+    ephemeral: bool = False
+
+
+class _TokenCreate(_Arguments, frozen=True):
+    uses: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
+    expires_s: _Expiry = 7 * 86_400
+    role: Literal["member", "guest"] = "member"
+    tags: _Tags = []
+    ephemeral: bool = False
+
+
+class _TokenRevoke(_Arguments, frozen=True):
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4,16}$")]
+
+
+class _NetworkName(_Arguments, frozen=True):
+    name: _Label
+
+
+class _Settings(_Arguments, frozen=True):
+    name: _Label | None = None
+    inbound: Literal["ping", "none", "all"] | None = None
+    same_owner: bool | None = None
+
+
+class _Wait(_Arguments, frozen=True):
+    wait_s: _Seconds = 15.0
+
+
+class _Rotate(_Arguments, frozen=True):
+    npub: _Reference
+    wait_s: _Seconds = 15.0
 
 
 class _Join(_Arguments, frozen=True):
@@ -40,14 +84,84 @@ class _Peer(_Arguments, frozen=True):
     peer: _Reference
 
 
+class _Resolve(_Arguments, frozen=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
 class _Rename(_Arguments, frozen=True):
     peer: _Reference
     name: Annotated[str, msgspec.Meta(max_length=63)]
 
 
+class _PeerName(_Arguments, frozen=True):
+    peer: _Reference
+    name: _Label
+
+
+class _PeerRole(_Arguments, frozen=True):
+    peer: _Reference
+    role: Literal["admin", "member", "guest"]
+    lasts_s: _Expiry | None = None
+
+
+class _PeerTag(_Arguments, frozen=True):
+    peer: _Reference
+    tags: _Tags
+
+
+class _PeerReplace(_Arguments, frozen=True):
+    peer: _Reference
+    npub: _Reference
+    expires_s: _Expiry = 86_400
+
+
 class _Ping(_Arguments, frozen=True):
     peer: _Reference
     timeout_s: _Seconds = 5.0
+
+
+class _Permit(_Arguments, frozen=True):
+    allow: bool
+    who: _Reference
+    # 32 spans of at most 15 characters.
+    what: Annotated[str, msgspec.Meta(min_length=1, max_length=600)] = "inbound"
+    at: _Reference | None = None
+    network: bool = False
+    undo: bool = False
+
+
+class _Shields(_Arguments, frozen=True):
+    up: bool
+
+
+class _Question(_Arguments, frozen=True):
+    source: _Reference
+    target: _Reference
+    what: Annotated[str, msgspec.Meta(min_length=1, max_length=40)] = "inbound"
+
+
+_Networks = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=50)]], msgspec.Meta(max_length=64)
+]
+
+
+class _RoutesAdvertise(_Arguments, frozen=True):
+    networks: _Networks = []
+    withdraw: bool = False
+    snat: bool | None = None
+
+
+class _RoutesApprove(_Arguments, frozen=True):
+    peer: _Reference
+    networks: _Networks = []
+    withdraw: bool = False
+
+
+class _RoutesAccept(_Arguments, frozen=True):
+    who: _Reference
+    accept: bool
+    networks: _Networks = []
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +182,32 @@ COMMANDS: dict[str, Command] = {
         Command("netcheck", _Arguments, admin=False),
         Command("ping", _Ping, admin=False),
         Command("why", _Peer, admin=False),
+        Command("resolve", _Resolve, admin=False),
+        Command("rules", _Arguments, admin=False),
+        Command("policy_test", _Question, admin=False),
+        Command("network", _Arguments, admin=False),
+        Command("network_log", _Arguments, admin=False),
+        Command("token_list", _Arguments, admin=True),
+        Command("routes", _Arguments, admin=False),
+        Command("routes_advertise", _RoutesAdvertise, admin=True),
+        Command("routes_approve", _RoutesApprove, admin=True),
+        Command("routes_accept", _RoutesAccept, admin=True),
+        Command("permit", _Permit, admin=True),
+        Command("shields_up", _Shields, admin=True),
         Command("invite", _Invite, admin=True),
         Command("join", _Join, admin=True),
+        Command("network_create", _NetworkName, admin=True),
+        Command("network_leave", _Wait, admin=True),
+        Command("network_settings", _Settings, admin=True),
+        Command("token_create", _TokenCreate, admin=True),
+        Command("token_revoke", _TokenRevoke, admin=True),
+        Command("peer_name", _PeerName, admin=True),
+        Command("peer_role", _PeerRole, admin=True),
+        Command("peer_tag", _PeerTag, admin=True),
+        Command("peer_replace", _PeerReplace, admin=True),
+        Command("rotate", _Rotate, admin=True),
+        Command("rotate_wireguard", _Arguments, admin=True),
+        Command("restart", _Arguments, admin=True),
         Command("peer_remove", _Peer, admin=True),
         Command("peer_rename", _Rename, admin=True),
         Command("export", _Arguments, admin=True),  # holds the WireGuard private key

@@ -6,6 +6,7 @@ reconciled and ends in order. Open ``loop.py`` first.
 - ``main``       from options to a running daemon and its exit code
 - ``loop``       inbox -> node.step -> effects -> deadline
 - ``services``   what runs beside the node: channels, TURN, port mapping, our own relay
+- ``name_service``  our name server, and this host's resolver told of it
 - ``relay_service``  this node as a relay: its machine, ports, WebSockets and what it remembers
 - ``sleepers``   the doorbell of peers whose paths sleep
 - ``host_watch``  addresses and routes, at start and after each change

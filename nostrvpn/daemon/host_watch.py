@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 from nostrvpn.daemon.loop import Loop
 from nostrvpn.daemon.reconcile import Reconciler
@@ -36,8 +37,9 @@ def candidate_addresses(interfaces: tuple[LocalInterface, ...]) -> tuple[LocalAd
 class HostWatch:
     """Turns netlink changes into HostChanged events."""
 
-    def __init__(self, loop: Loop, reconciler: Reconciler) -> None:
+    def __init__(self, loop: Loop, reconciler: Reconciler, interface: str) -> None:
         self._loop = loop
+        self._interface = interface
         self._reconciler = reconciler
         self._last: HostChanged | None = None
         self._is_stale = self._is_reading = self._has_moved = False
@@ -80,7 +82,7 @@ class HostWatch:
         lost = self._monitor.take_lost()
         try:
             interfaces = await self._reconciler.run(local_addresses)
-            routes = await self._reconciler.run(main_routes)
+            routes = await self._reconciler.run(partial(main_routes, self._interface))
         except NostrvpnError as exc:
             _log.warning("the host's addresses could not be read: %s", exc)
             return

@@ -34,12 +34,12 @@ from nostrvpn.node.events import (
     Persist,
     Poke,
     Reconcile,
-    ReconcileFinished,
     Refuse,
     Reply,
     ResolveStun,
     Resumed,
     SendEcho,
+    SendThrough,
     ShutDown,
     StunResolved,
     TunnelSeen,
@@ -93,6 +93,7 @@ class Loop:
         self._unsaved: list[Record] = []
         self._reconcile_wanted = asyncio.Event()
         self._stopping = asyncio.Event()
+        self.restarts = False  # after the end, as it was started
         self._failure: BaseException | None = None
         self._resolver = StunResolver()
         self._sleep = SleepMeter()
@@ -210,7 +211,10 @@ class Loop:
                 _log.error("the tunnel could not be configured: %s", error)
             elif self.sleepers is not None:
                 self.sleepers.applied(desired, self.tap)
-            await self._inbox.put(ReconcileFinished(error, self._reconciler.firewall_error))
+            if self.services is not None and error is None:
+                self.services.names.poke()
+                await self.services.use_addresses(desired.host)
+            await self._inbox.put(self._reconciler.finished(error))
             try:
                 async with asyncio.timeout(RECONCILE_EVERY_S):
                     await self._reconcile_wanted.wait()
@@ -284,7 +288,7 @@ class Loop:
                 self.sockets.open(effect.url)
             case CloseRelay():
                 self.sockets.close(effect.url)
-            case OpenChannel() | CloseChannel() | LendTo():
+            case OpenChannel() | CloseChannel() | LendTo() | SendThrough():
                 if self.services is not None:
                     self.services.perform(effect)
             case Reconcile():
@@ -301,7 +305,8 @@ class Loop:
                 self.supervisor.start("poke", self._poke(effect))
             case ResolveStun():
                 self.supervisor.start("resolve", self._resolve(effect.servers))
-            case ShutDown():
+            case ShutDown(restart=restart):
+                self.restarts = restart
                 # The answer to the caller leaves first.
                 asyncio.get_running_loop().call_later(0.05, self.stop, "asked to")
             case Log():

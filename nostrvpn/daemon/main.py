@@ -9,11 +9,14 @@ import os
 import resource
 import signal
 import socket
+import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from ipaddress import ip_address
 
-from nostrvpn.config.model import Config, Relay
-from nostrvpn.config.options import Options
+from nostrvpn.config.addresses import check_proxy_url
+from nostrvpn.config.model import Config, Permissions, Relay
+from nostrvpn.config.options import JOIN_VARIABLE, Options
 from nostrvpn.control.server import ControlServer
 from nostrvpn.daemon.host_watch import HostWatch
 from nostrvpn.daemon.loop import Loop, moment
@@ -21,16 +24,20 @@ from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.daemon.services import Services
 from nostrvpn.daemon.sleepers import Sleepers
 from nostrvpn.endpoint import parse_endpoint
-from nostrvpn.errors import NostrvpnError
+from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.identity.keys import RootSecret
 from nostrvpn.io.config_file import load_config
 from nostrvpn.io.durable_file import make_private_directory
 from nostrvpn.io.identity_file import load_identity
 from nostrvpn.io.lock import StateLock
 from nostrvpn.io.logs import start_logging
+from nostrvpn.io.netlink import main_routes
+from nostrvpn.io.proxy import SocksProxy
 from nostrvpn.io.service_manager import notify
 from nostrvpn.io.store import Record, Store
 from nostrvpn.io.wireguard import Backend, select_backend
+from nostrvpn.mesh.joining import parse_any_link
+from nostrvpn.mesh.policy import LocalPolicy
 from nostrvpn.node.desired import TunnelSettings
 from nostrvpn.node.node import Node, NodeSettings
 from nostrvpn.node.relaying import RelayRole
@@ -40,10 +47,12 @@ from nostrvpn.wireguard.device import SecretKey
 
 __all__ = ["run"]
 
-SPACES = ("meta", "network", "invite", "join", "peer", "session")
+SPACES = ("meta", "network", "policy", "invite", "join", "peer", "session", "keys")
 # Losing one of these loses a membership, or the port and sequence numbers that peers know us by:
 # the store refreshes its backup after they change.
-PRECIOUS_SPACES = frozenset({"meta", "network", "invite", "join", "peer"})
+PRECIOUS_SPACES = frozenset({"meta", "network", "policy", "invite", "join", "peer", "keys"})
+# What is deleted here makes recorded messages unreadable, so it has to be gone.
+SECRET_SPACES = frozenset({"keys"})
 # Ports below are registered for services, above are the kernel's own ephemeral range (32768+ by
 # default) which other programs draw from.
 PORT_RANGE = (20_000, 32_000)
@@ -56,7 +65,7 @@ def run(options: Options) -> int:
 
     NostrvpnError says why it could not start.
     """
-    config = load_config(options.config)
+    config = load_config(options.config, options.overlay)
     start_logging(config.log_level, options.log_file)
     # A relay's ports and its clients' connections need more than the usual 1024.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -64,12 +73,17 @@ def run(options: Options) -> int:
     lock = StateLock(options.lock_path)
     lock.acquire()
     try:
-        return asyncio.run(_run(options, config))
+        restarts = asyncio.run(_run(options, config))
     finally:
         lock.release()
+    if restarts:
+        # The same process by the same words, so a service manager sees no difference.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return 0
 
 
-async def _run(options: Options, config: Config) -> int:
+async def _run(options: Options, config: Config) -> bool:
+    """Run until it is stopped; return whether it is to begin anew."""
     running = asyncio.get_running_loop()
     asked: list[str] = []
     loop: Loop | None = None
@@ -93,37 +107,58 @@ async def _run(options: Options, config: Config) -> int:
             if not asked:
                 raise
             _log.info("stopping before it was up: %s", asked[0])
-            return 0
+            return False
         if asked:
             loop.stop(asked[0])
         notify("READY=1")
         # What stands now stays: no collection need look at it again.
+        gc.collect()
         gc.freeze()
         gc.enable()
+        link = os.environ.pop(JOIN_VARIABLE, "").strip()  # gone before a restart
+        joining = running.create_task(_join(loop, link)) if link else None
         await loop.run()
+        if joining is not None:
+            joining.cancel()
         notify("STOPPING=1")
     _log.info("stopped")
-    return 0
+    return loop.restarts and not asked
+
+
+async def _join(loop: Loop, link: str) -> None:
+    """Join by a link from the environment, unless this is that network; the log says what came of it."""
+    try:
+        document = await loop.call("network", {}, True)
+        wanted = parse_any_link(link).network_id
+        if isinstance(document, dict) and document["id"] == wanted and document["role"]:
+            _log.info("a member already of the network that %s names", JOIN_VARIABLE)
+            return
+        answer = await loop.call("join", {"link": link}, True)
+        _log.info("joining by %s: %s", JOIN_VARIABLE, answer)
+    except NostrvpnError as exc:
+        _log.warning("joining by %s: %s", JOIN_VARIABLE, exc)
+
+
+def _policy(said: Permissions) -> LocalPolicy:
+    """Return what the configuration says; "network" leaves it to the roster."""
+    inbound = None if said.inbound == "network" else said.inbound
+    return LocalPolicy(
+        inbound=inbound, same_owner=said.same_owner if said.same_owner != "network" else None
+    )
 
 
 async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> Loop:
     secret = load_identity(options.state_dir, os.environ)
-    make_private_directory(options.state_dir)
-    store = Store.open(options.store_path, backup_spaces=PRECIOUS_SPACES)
-    stack.callback(store.close)
-    interface = options.interface_name(config)
-    backend: Backend = select_backend(config.wireguard.backend)
-    port = config.wireguard.listen_port or _stored_port(store)
-    private_key = SecretKey(secret.wireguard_private_key())
-    tunnel = TunnelSettings(
-        interface,
-        f"nostrvpn {options.state_dir}"[:255],
-        config.wireguard.mtu,
-        private_key,
-        private_key.public_key,
-        port,
-        config.wireguard.keepalive,
+    make_private_directory(options.home)
+    store = Store.open(
+        options.store_path, backup_spaces=PRECIOUS_SPACES, secret_spaces=SECRET_SPACES
     )
+    stack.callback(store.close)
+    _forget_other_identity(store, secret.public_key)
+    backend: Backend = select_backend(config.wireguard.backend)
+    epoch = _stored_epoch(store)
+    tunnel = _tunnel(options, config, SecretKey(secret.wireguard_private_key(epoch)), store)
+    interface, port = tunnel.interface, tunnel.listen_port
     sleepers = Sleepers(port)
     stack.callback(sleepers.close)
     settings = NodeSettings(
@@ -136,18 +171,24 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
         _path_settings(config, may_sleep=sleepers.is_open),
         _relay_role(secret, options.relay_settings(config), port),
         config.relay.volunteers,
+        _policy(config.permissions),
+        is_proxied=bool(config.proxy),
+        epoch=epoch,
     )
     node = Node(settings, {space: store.all(space) for space in SPACES}, backend.name)
     if store.restored:
         node.notes.append(("state_restored", store.restored))
-    reconciler = Reconciler(backend, interface, config.wireguard.mtu)
+    must_filter = config.permissions.enforce == "require"
+    reconciler = Reconciler(backend, interface, config.wireguard.mtu, must_filter=must_filter)
     stack.callback(reconciler.close)
     stack.push_async_callback(reconciler.delete)
     loop = Loop(node, store, reconciler, interface=interface, port=port)
+    if config.proxy:
+        loop.sockets.proxy = SocksProxy(*check_proxy_url(config.proxy))
     loop.sleepers = sleepers
     sleepers.serve(node, loop.offer)
     node.adopt(await reconciler.observe())
-    await reconciler.run(lambda: reconciler.reconcile_now(node.desired(0.0)))
+    await _reconcile_first(node, reconciler, interface)
     _open_tap(loop, node)
     if config.paths.hard_nat_search:
         loop.tap.listen_on(SOURCE_PORTS)
@@ -157,7 +198,7 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
         _lend(services, settings.relay, options.relay_settings(config), store, loop)
     stack.push_async_callback(services.stop)
     await services.start(interface)
-    watch = HostWatch(loop, reconciler)
+    watch = HostWatch(loop, reconciler, interface)
     await watch.start()
     stack.callback(watch.stop)
     control = ControlServer(options.control_socket, loop.call)
@@ -165,6 +206,34 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     stack.push_async_callback(control.stop)
     _log.info("%s is up: %s backend, port %d, %s", interface, backend.name, port, secret.npub)
     return loop
+
+
+async def _reconcile_first(node: Node, reconciler: Reconciler, interface: str) -> None:
+    """Bring the kernel to what the node wants, but for what somebody else has; SystemRefused."""
+    for is_last in (False, True):
+        node.routes = await reconciler.run(partial(main_routes, interface))
+        try:
+            await reconciler.run(lambda: reconciler.reconcile_now(node.desired(0.0)))
+        except SystemRefused:
+            # Another network of this host may have taken the same addresses just now.
+            if is_last:
+                raise
+        else:
+            return
+
+
+def _tunnel(
+    options: Options, config: Config, private_key: SecretKey, store: Store
+) -> TunnelSettings:
+    return TunnelSettings(
+        options.interface_name(config),
+        f"nostrvpn {options.home}"[:255],
+        config.wireguard.mtu,
+        private_key,
+        private_key.public_key,
+        config.wireguard.listen_port or _stored_port(store),
+        config.wireguard.keepalive,
+    )
 
 
 def _lend(services: Services, role: RelayRole, relay: Relay, store: Store, loop: Loop) -> None:
@@ -206,6 +275,25 @@ def _open_tap(loop: Loop, node: Node) -> None:
         # The node still serves tunnels whose endpoints it knows; status says what is missing.
         _log.error("%s", exc)
         node.tap_error = str(exc)
+
+
+def _forget_other_identity(store: Store, public_key: str) -> None:
+    """Drop what was between others and an identity before this one: nobody shares those secrets now."""
+    known = store.all("meta").get("public_key")
+    if known == public_key:
+        return
+    if known is not None:
+        keys = [key for key in store.all("keys") if key != "ring"]
+        for space, names in (("keys", keys), ("invite", store.all("invite")), ("join", ["link"])):
+            store.delete(space, *names)
+        store.delete("session", *store.all("session"))
+    store.put([Record("meta", "public_key", public_key)])
+
+
+def _stored_epoch(store: Store) -> int:
+    """Return the number of the WireGuard key in use: raised to change the key, the npub stays."""
+    stored = store.all("meta").get("wireguard_epoch")
+    return stored if isinstance(stored, int) and 0 < stored < 1 << 31 else 0
 
 
 def _stored_port(store: Store) -> int:

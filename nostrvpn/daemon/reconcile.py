@@ -18,12 +18,17 @@ from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.host import diff as host_diff
 from nostrvpn.host.diff import HostOp
 from nostrvpn.host.firewall import Firewall, table_name
+from nostrvpn.host.inbound import Inbound, inbound_table
 from nostrvpn.host.state import HostState
+from nostrvpn.host.subnet_gateway import Gateway, gateway_table
+from nostrvpn.io.forward_policy import Obstacle, forward_obstacle, input_obstacle
 from nostrvpn.io.netlink import apply_host, observe_host, remove_limits
-from nostrvpn.io.nftables import apply_firewall
+from nostrvpn.io.nftables import apply_firewall, apply_inbound
 from nostrvpn.io.own_tables import delete_own_tables
+from nostrvpn.io.subnet_gateway import apply_gateway
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.node.desired import Desired
+from nostrvpn.node.events import ReconcileFinished
 from nostrvpn.wireguard import diff as wireguard_diff
 from nostrvpn.wireguard.device import ObservedDevice
 
@@ -33,6 +38,8 @@ __all__ = ["Reconciler"]
 # between, what was found as desired is not read again: routes and addresses take six dumps, a table
 # of the packet filter a process, and while a mesh starts there are several runs a second.
 TRUSTED_S = 20.0
+# Reading all tables of the host takes a process; other firewalls change rarely.
+LOOK_EVERY_S = 300.0
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -42,10 +49,14 @@ class Reconciler:
     """The single writer of one interface.
 
     ``firewall_error`` says why the packet filter is not as desired (nftables is not installed, say);
-    None if it is. Everything else goes on without it.
+    None if it is. Everything else goes on without it. ``inbound_error`` says why permissions are not
+    enforced: with ``must_filter`` nothing more is done then, without it the tunnel stands all the same.
+    ``gateway_error`` says why nothing is forwarded into networks behind this host.
     """
 
-    def __init__(self, backend: Backend, interface: str, mtu: int) -> None:
+    def __init__(
+        self, backend: Backend, interface: str, mtu: int, *, must_filter: bool = True
+    ) -> None:
         self._backend = backend
         self._interface = interface
         self._mtu = mtu
@@ -54,7 +65,16 @@ class Reconciler:
         self._host: tuple[HostState, float] | None = None
         self._host_moved = False
         self._firewall: tuple[Firewall, float] | None = None
+        self._must_filter = must_filter
+        self._inbound: tuple[Inbound, float] | None = None
+        self._is_judged = False
         self.firewall_error: str | None = None
+        self.inbound_error: str | None = None
+        self.obstacle: Obstacle | None = None
+        self._gateway: tuple[Gateway, float] | None = None
+        self.gateway_error: str | None = None
+        self.forward_obstacle: Obstacle | None = None
+        self._looked_at: float | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
 
     async def run(self, work: Callable[[], _T]) -> _T:
@@ -69,9 +89,24 @@ class Reconciler:
             return str(exc)
         return None
 
+    def finished(self, error: str | None) -> ReconcileFinished:
+        """Return what the node is told of a run that ended with ``error``."""
+        return ReconcileFinished(
+            error,
+            self.firewall_error,
+            self.inbound_error,
+            _told(self.obstacle),
+            self.gateway_error,
+            _told(self.forward_obstacle),
+        )
+
     def reconcile_now(self, desired: Desired) -> None:
         """The same, in the calling thread; NostrvpnError says what the kernel refused."""
         name = self._interface
+        was_judged = self._is_judged
+        if not was_judged:
+            # Before there is a link: what comes out of it is judged from the first packet on.
+            self._apply_inbound(desired.inbound)
         observed = self._find() if self._ready else None
         if observed is None:
             # Idempotent: adopts a device of ours, replaces one whose process hangs.
@@ -86,6 +121,13 @@ class Reconciler:
         # The device is ready before the link comes up and routes lead to it.
         self._apply_device(observed, desired)
         apply_host(host_operations)
+        if was_judged:
+            # Last, as it takes longest: until then the filter of before drops what a new peer sends.
+            self._apply_inbound(desired.inbound)
+        # After the filter: nobody is let through whom it does not know.
+        self._apply_gateway(desired.gateway)
+        if desired.inbound is not None:
+            self._look_around(desired.gateway)
 
     def host_changed(self) -> None:
         """Links, addresses or routes changed: the next run looks at them. From any thread."""
@@ -125,6 +167,56 @@ class Reconciler:
             self.firewall_error = None
             self._firewall = firewall, time.monotonic()
 
+    def _apply_inbound(self, inbound: Inbound | None) -> None:
+        if inbound is None or _holds(self._inbound, inbound):
+            return
+        self._inbound = None
+        try:
+            if apply_inbound(inbound, self._interface):
+                table = inbound_table(self._interface)
+                _log.info("[#] nft: table inet %s: %s", table, inbound.summary)
+        except SystemRefused as exc:
+            if self.inbound_error is None:
+                _log.warning("permissions cannot be enforced: %s", exc)
+            self.inbound_error = str(exc)
+            if self._must_filter:
+                hint = "install nftables, or set permissions.enforce: best-effort"
+                raise SystemRefused(f"permissions cannot be enforced: {exc}", hint) from exc
+        else:
+            self.inbound_error = None
+            self._is_judged, self._inbound = True, (inbound, time.monotonic())
+
+    def _apply_gateway(self, gateway: Gateway) -> None:
+        if _holds(self._gateway, gateway):
+            return
+        before, self._gateway = self._gateway, None
+        if before is None or before[0] != gateway:
+            self._looked_at = None
+        try:
+            if gateway.networks and self.inbound_error is not None:
+                # Whoever came out of the tunnel would be let through.
+                raise SystemRefused(f"permissions cannot be enforced: {self.inbound_error}")
+            if apply_gateway(gateway, self._interface):
+                table = gateway_table(self._interface)
+                _log.info("[#] nft: table inet %s: %s", table, gateway.summary)
+        except SystemRefused as exc:
+            if self.gateway_error is None:
+                _log.warning("networks behind this host cannot be reached through it: %s", exc)
+            self.gateway_error = str(exc)
+        else:
+            self.gateway_error = None
+            self._gateway = gateway, time.monotonic()
+
+    def _look_around(self, gateway: Gateway) -> None:
+        """Look, now and then, whether another firewall drops what members may send."""
+        now = time.monotonic()
+        if self._looked_at is not None and now - self._looked_at < LOOK_EVERY_S:
+            return
+        self.obstacle, self._looked_at = input_obstacle(self._interface), now
+        self.forward_obstacle = None
+        if gateway.networks:
+            self.forward_obstacle = forward_obstacle(self._interface, gateway.versions)
+
     def _apply_device(self, observed: ObservedDevice | None, desired: Desired) -> None:
         name = self._interface
         operations = wireguard_diff.diff(observed, desired.device, self._applied, interface=name)
@@ -158,6 +250,10 @@ class Reconciler:
     def close(self) -> None:
         """End the worker thread."""
         self._thread.shutdown(wait=True)
+
+
+def _told(obstacle: Obstacle | None) -> tuple[str, str] | None:
+    return None if obstacle is None else (obstacle.where, obstacle.remedy)
 
 
 def _holds(found: tuple[_T, float] | None, desired: _T) -> bool:

@@ -1,4 +1,4 @@
-"""What runs beside the node: channels, TURN, port mapping, the doorbell, our own relay.
+"""What runs beside the node: channels, TURN, port mapping, names, the doorbell, our own relay.
 
 Each turns the node's effects into work, and what happens into events; none of them decides. What
 a node does not use is not even imported: together they are a tenth of its memory and start.
@@ -10,14 +10,24 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Interface
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nostrvpn.config.model import Config, Turn
+from nostrvpn.daemon.name_service import NameService
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import NostrvpnError, UserError
-from nostrvpn.host.state import FWMARK
-from nostrvpn.node.events import LendTo, NodeEvent
+from nostrvpn.host.state import FWMARK, HostState
+from nostrvpn.io.peer_channel import PeerChannel
+from nostrvpn.mesh.policy import CHANNEL_PORT
+from nostrvpn.node.events import (
+    HeardThrough,
+    LendTo,
+    NodeEvent,
+    SendThrough,
+    ThroughFailed,
+)
 from nostrvpn.node.node import Node
 from nostrvpn.node.services import relay_document
 from nostrvpn.paths.candidates import refusal
@@ -67,6 +77,12 @@ class Services:
         self._may_map = bool(config.paths.port_mapping)
         self._must_map = config.paths.port_mapping == "required"
         self.relay: RelayService | None = None
+        self._talk = PeerChannel(
+            CHANNEL_PORT,
+            lambda address, text: offer(HeardThrough(address, text)),
+            lambda token: offer(ThroughFailed(token)),
+        )
+        self.names = NameService(node, config.dns, node.settings.tunnel.interface)
 
     def use_relay(self, relay: RelayService) -> None:
         """Relay for others too."""
@@ -77,6 +93,7 @@ class Services:
 
         Nothing here waits for the network. Port mapping begins with ``network_changed``.
         """
+        self.names.start()
         if self._turn is not None:
             for server in self._turn_servers:
                 self._node.turn_states[server.name] = "allocating"
@@ -87,6 +104,8 @@ class Services:
 
     async def stop(self) -> None:
         """Give everything back, in bounded time."""
+        await self.names.stop()
+        await self._talk.close()
         if self.relay is not None:
             try:
                 await self.relay.stop()
@@ -115,13 +134,20 @@ class Services:
         if self._may_map:
             self._mapper().gateways_changed(gateways)
 
-    def perform(self, effect: OpenChannel | CloseChannel | LendTo) -> None:
+    async def use_addresses(self, host: HostState) -> None:
+        """These are the tunnel's own addresses now: members may speak to us there."""
+        own = (a.ip for a in host.addresses if isinstance(a, IPv6Interface))
+        await self._talk.use(host.interface, next(own, None))
+
+    def perform(self, effect: OpenChannel | CloseChannel | LendTo | SendThrough) -> None:
         """Carry out one effect."""
         match effect:
             case OpenChannel():
                 self._carriers().open(effect.channel, effect.target)
             case CloseChannel():
                 self._carriers().close(effect.channel)
+            case SendThrough():
+                self._talk.send(effect.address, effect.text, effect.token)
             case LendTo() if self.relay is not None:
                 self.relay.lend_to(effect.users)
 
@@ -138,7 +164,7 @@ class Services:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SHOW_SECONDS):
                     shown = relay_document(await self.relay.look())
-                    self._node.relay_snapshot = {**shown, "slow": self.relay.slow}
+                    self._node.relay_snapshot = shown | self.relay.troubles
 
     def _mapper(self) -> PortMapping:
         if self._mapping is None:
@@ -154,12 +180,18 @@ class Services:
 
             calls = ChannelCalls(
                 lambda number, frame: self._offer(ChannelAnswered(number, frame)),
-                lambda number, endpoint: self._offer(ChannelOpened(number, endpoint)),
-                lambda number, reason: self._offer(ChannelClosed(number, reason)),
+                self._channel_opened,
+                self._channel_closed,
             )
             self._channels = Channels(self._port, calls, turn=self._turn, mark=FWMARK)
             self._channels.refuses = self._is_refused
         return self._channels
+
+    def _channel_opened(self, number: int, endpoint: Endpoint) -> None:
+        self._offer(ChannelOpened(number, endpoint))
+
+    def _channel_closed(self, number: int, reason: str) -> None:
+        self._offer(ChannelClosed(number, reason))
 
     def _is_refused(self, ip: IPAddress) -> bool:
         return refusal(Endpoint(ip, 1), self._node.path_settings) is not None
@@ -180,8 +212,8 @@ class Services:
             allocated,
             lost,
             lambda server, remote, ufrag: self._offer(TurnHeard(server, remote, ufrag)),
-            lambda number, endpoint: self._offer(ChannelOpened(number, endpoint)),
-            lambda number, reason: self._offer(ChannelClosed(number, reason)),
+            self._channel_opened,
+            self._channel_closed,
         )
         return TurnServers(self._port, calls, mark=FWMARK)
 

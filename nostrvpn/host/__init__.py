@@ -7,5 +7,8 @@ subprocess and no sibling package. Open ``state.py`` first, then ``diff.py``.
 
 - ``state``     ``HostState`` and our marks (link alias, route protocol number, fwmark)
 - ``diff``      desired against observed -> operations, each printable as an ``ip`` line
+- ``resolver``  how this host's resolver is told of our names: systemd-resolved, resolvconf, resolv.conf
 - ``firewall``  what we ask of nftables, and the script that makes it so
+- ``inbound``   what may come out of the tunnel into this host, and the script of that
+- ``subnet_gateway``  this host forwards into networks behind it: SNAT, and nothing else, and its script
 """

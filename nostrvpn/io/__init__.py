@@ -12,6 +12,7 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``wireguard_claim``      what both ask before they touch an interface
 - ``wireguard_redirects``  the host setting that the kernel's WireGuard changes, put back
 - ``tun_owner``            the processes behind a TUN interface
+- ``pyroute``              pyroute2, without what is not used of it
 - ``netlink``              links, addresses, routes: observe and apply
 - ``routes``               our routes into the tunnel, with their metrics
 - ``outer_limits``         fragments for narrow paths: a routing table for WireGuard's packets only
@@ -26,6 +27,8 @@ Packets and relays (on the event loop):
 
 - ``tap``             probes on WireGuard's own UDP port, and on others while a hard NAT is searched
 - ``relays``          WebSocket connections to Nostr relays
+- ``connection_failures``  why a WebSocket could not be had, in words
+- ``proxy``           the same through SOCKS5
 - ``resolver``        names of STUN servers and of relays to addresses
 - ``echo``            ICMPv6 echo through the tunnel, for ``ping``
 - ``embedded_relay``  a Nostr relay of our own, for ``nostrvpn relay``, the lab and the tests
@@ -45,12 +48,20 @@ Relaying for others (``relay_host`` first; a thread of its own talks to the kern
 - ``relay_table``      forwarding in the kernel, by nftables
 - ``relay_routing``    the host's forwarding settings, turned on and put back
 - ``forward_policy``   does another firewall drop what this host forwards
+- ``subnet_gateway``   forwarding into networks behind this host, and its settings put back
 - ``relay_websocket``  for members whose network blocks UDP
 
 Asking the router (``portmap`` decides):
 
 - ``port_mapping``  PCP and NAT-PMP; timers
 - ``upnp``          SSDP, and HTTP with the default gateway only
+
+Names (``host.resolver`` decides):
+
+- ``dns_server``    our name server, for this host only
+- ``resolved``      systemd-resolved, by D-Bus; ``resolvconf``; ``resolv_conf``: the file itself
+- ``name_cleanup``  what these were told, taken back
+- ``nip05``         what a domain says of a name
 
 The host:
 
@@ -63,6 +74,7 @@ Files:
 - ``config_file``    the configuration file
 - ``identity_file``  the root secret at rest
 - ``durable_file``   writing a file so that it survives a crash
-- ``lock``           one daemon per state directory
+- ``profiles``       the networks of one node: which there are, which one is spoken to
+- ``lock``           one daemon per network of a state directory
 - ``logs``           where log lines go
 """

@@ -27,8 +27,9 @@ import aiohttp
 from nostrvpn import __version__
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
+from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
 from nostrvpn.io.shims import MAX_FRAME, Shim
-from nostrvpn.io.tcp_carrier import SO_MARK, is_congested, prepare_carrier
+from nostrvpn.io.tcp_carrier import is_congested, prepare_carrier
 from nostrvpn.paths.events import TurnTarget, WebSocketTarget
 
 if TYPE_CHECKING:
@@ -38,14 +39,13 @@ __all__ = ["ChannelCalls", "Channels"]
 
 # Three of them per peer, and more peers than could sit in one place where UDP is blocked.
 MAX_CHANNELS: Final = 256
-CONNECT_SECONDS: Final = 10.0
 # For the relay's first frame, and for our own side to accept it.
 ANSWER_SECONDS: Final = 5.0
 # aiohttp pings this often and gives up when no pong comes within half of it; in use, a dead
 # connection is noticed by its unacknowledged bytes (tcp_carrier).
 HEARTBEAT_SECONDS: Final = 20.0
 CLOSE_SECONDS: Final = 1.0
-MAX_REASON: Final = 200
+NO_PACKET: Final = "the relay sent what is no packet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +135,6 @@ class Channels:
         elif self._turn is not None:
             self._turn.close(number)
 
-    def use_port(self, wireguard_port: int) -> None:
-        """WireGuard listens elsewhere now."""
-        self._port = wireguard_port
-        for channel in self._channels.values():
-            channel.use_port(wireguard_port)
-        if self._turn is not None:
-            self._turn.use_port(wireguard_port)
-
     async def close_all(self) -> None:
         """Close every WebSocket within two seconds, and tell nobody any more."""
         self._is_stopping = True
@@ -180,7 +172,7 @@ class Channels:
             raise OSError("an address that nobody may make us connect to")
         made = socket.socket(family, kind, protocol)
         if self._mark:
-            made.setsockopt(socket.SOL_SOCKET, SO_MARK, self._mark)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
         return made
 
     def _ended(self, channel: _WebSocketChannel, task: asyncio.Task[str]) -> None:
@@ -216,19 +208,12 @@ class _WebSocketChannel:
         self._port = port
         self._calls = calls
         self._counters = counters
-        self._shim: Shim | None = None
 
     def stop(self, reason: str) -> None:
         """End it; the first reason counts."""
         if not self.stop_reason and self.task is not None:
             self.stop_reason = reason
             self.task.cancel()
-
-    def use_port(self, port: int) -> None:
-        """WireGuard listens elsewhere now."""
-        self._port = port
-        if self._shim is not None:
-            self._shim.wireguard_port = port
 
     async def run(self, settings: _Settings) -> str:
         """Return the reason of the end."""
@@ -244,11 +229,11 @@ class _WebSocketChannel:
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
                 )
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            return _describe(exc)
+            return describe_failure(exc, NO_PACKET)
         try:
             return await self._converse(relay)
         except (aiohttp.ClientError, OSError, SystemRefused) as exc:
-            return _describe(exc)
+            return describe_failure(exc, NO_PACKET)
         finally:
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 await relay.close()
@@ -271,7 +256,6 @@ class _WebSocketChannel:
         except TimeoutError:
             return "the relay's answer was not accepted"
         with contextlib.closing(Shim(self.number, self._port, self._counters)) as shim:
-            self._shim = shim
             self._calls.opened(self.number, shim.endpoint)
             works = [
                 asyncio.ensure_future(self._read(relay, shim)),
@@ -312,33 +296,10 @@ class _WebSocketChannel:
                 return None
             case aiohttp.WSMsgType.BINARY | aiohttp.WSMsgType.TEXT:
                 self._counters["malformed"] += 1
-                return "the relay sent what is no packet"
+                return NO_PACKET
             case aiohttp.WSMsgType.ERROR:
                 self._counters["malformed"] += 1
-                return _describe(message.data)
+                return describe_failure(message.data, NO_PACKET)
             case _:
                 failure = relay.exception()
-                return _describe(failure) if failure else "closed by the relay"
-
-
-def _describe(error: object) -> str:
-    """Return one line for the user about why a connection failed or ended."""
-    match error:
-        case aiohttp.WebSocketError(code=aiohttp.WSCloseCode.MESSAGE_TOO_BIG):
-            text = "the relay sent what is no packet"
-        case aiohttp.WSServerHandshakeError():
-            text = f"no WebSocket there (HTTP {error.status})"
-        case aiohttp.ClientConnectorCertificateError():
-            text = f"the certificate of {error.host} is not valid"
-        case aiohttp.ClientConnectorDNSError():
-            text = f"unknown host name {error.host}"
-        case aiohttp.ServerTimeoutError():
-            text = "does not answer our pings"
-        case TimeoutError():
-            text = f"no connection within {CONNECT_SECONDS:g} s"
-        case aiohttp.InvalidURL():
-            text = "not a WebSocket URL"
-        case _:
-            text = str(error) or type(error).__name__
-    # It may quote what the server sent: one line, and nothing that a terminal obeys.
-    return "".join(char if char.isprintable() else " " for char in text[:MAX_REASON])
+                return describe_failure(failure, NO_PACKET) if failure else "closed by the relay"

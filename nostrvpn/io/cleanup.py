@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nostrvpn.io.name_cleanup import forget_names
 from nostrvpn.io.netlink import marked_interfaces, remove_limits
 from nostrvpn.io.own_tables import delete_own_tables
 from nostrvpn.io.wireguard import Backend
@@ -33,6 +34,7 @@ def remove_marked(alias_prefix: str = "", interface: str | None = None) -> tuple
     for name in [*removed, *([] if alias_prefix else [interface])]:
         tables += delete_own_tables(name)
         rules += remove_limits(name)
-    words = [f"table inet {table}" for table in tables]
+    names = forget_names(interface) if not alias_prefix else []
+    words = [*names, *(f"table inet {table}" for table in tables)]
     words += [f"{rules} routing rules and routes"] if rules else []
     return (*removed, *words)

@@ -8,6 +8,7 @@ from pathlib import Path
 from nostrvpn.config.amend import amend_config
 from nostrvpn.config.model import Config, Relays
 from nostrvpn.config.parse import ConfigError, parse_config
+from nostrvpn.config.profiles import laid_over
 from nostrvpn.config.render import render_config
 from nostrvpn.io.durable_file import refusal, write_durably
 
@@ -22,9 +23,14 @@ def has_config(path: str) -> bool:
         raise refusal("read the configuration", path, error) from error
 
 
-def load_config(path: str) -> Config:
-    """Return the configuration; the defaults if there is no file, ConfigError for a bad one."""
-    text = _read(path)
+def load_config(path: str, overlay: str | None = None) -> Config:
+    """Return the configuration; the defaults if there is no file, ConfigError for a bad one.
+
+    ``overlay``: the path of settings that are laid over it (a network's own).
+    """
+    text, over = _read(path), _read(overlay) if overlay is not None else None
+    if over is not None:
+        return laid_over(text or "", path, over, str(overlay))
     return Config() if text is None else parse_config(text, path)
 
 

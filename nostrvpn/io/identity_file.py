@@ -17,19 +17,28 @@ from types import ModuleType
 
 from nostrvpn.errors import SystemRefused, UserError
 from nostrvpn.identity.keys import BadKey, RootSecret, parse_nsec
-from nostrvpn.io.durable_file import AlreadyExists, make_private_directory, refusal, write_durably
+from nostrvpn.io.durable_file import (
+    AlreadyExists,
+    make_private_directory,
+    refusal,
+    sync_directory,
+    write_durably,
+)
 
 __all__ = [
     "NoIdentity",
+    "adopt_next",
     "create_identity",
     "generate_root",
     "has_identity",
     "load_identity",
+    "prepare_next",
     "read_nsec_file",
     "read_words_file",
 ]
 
 CREDENTIAL = "nostrvpn-identity"
+_NEXT, _FORMER = "identity.next", "identity.former"
 PASSPHRASE_VARIABLE = "NOSTRVPN_PASSPHRASE_FILE"
 # A key is under 200 characters and 24 words are under 250; more is another kind of file.
 _MAX_SECRET_FILE = 4096
@@ -106,6 +115,49 @@ def create_identity(state_dir: str, root: RootSecret, environ: Mapping[str, str]
             "for a second node use another --state-dir; see this one with: nostrvpn id",
         ) from error
     return path
+
+
+def prepare_next(state_dir: str, environ: Mapping[str, str]) -> RootSecret:
+    """Return the secret that is to replace this node's: a new one, kept until ``adopt_next``.
+
+    Asked again before that, it is the same one: somebody may have been told of it.
+    """
+    if _credential(environ) is not None:
+        raise UserError(
+            "this node's identity is a systemd credential, which nostrvpn cannot replace",
+            "replace it there, and let an admin run: nostrvpn peer replace",
+        )
+    path = identity_path(state_dir).with_name(_NEXT)
+    try:
+        return _parse_secret(_read_secret(path), environ)
+    except FileNotFoundError:
+        pass
+    except BadKey as error:
+        raise BadKey(
+            f"the new identity in {path} is damaged: {error}", "remove the file"
+        ) from error
+    root = generate_root()
+    text = _encrypt(root, environ) if environ.get(PASSPHRASE_VARIABLE) else root.nsec()
+    write_durably(path, (text + "\n").encode(), mode=0o600, replace=False)
+    return root
+
+
+def adopt_next(state_dir: str, environ: Mapping[str, str]) -> Path:
+    """Put the prepared secret in the place of this node's; return where the one before is kept.
+
+    Nothing is left to do if that was done before. The prepared one must be readable.
+    """
+    path = identity_path(state_dir)
+    new, former = path.with_name(_NEXT), path.with_name(_FORMER)
+    if new.exists():
+        _parse_secret(_read_secret(new), environ)
+        try:
+            write_durably(former, path.read_bytes(), mode=0o600, replace=True)
+            new.replace(path)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise refusal("replace", path, error) from error
+    return former
 
 
 def read_nsec_file(source: str, environ: Mapping[str, str]) -> RootSecret:

@@ -1,8 +1,7 @@
 """Links, addresses and routes of this network namespace, read and changed over rtnetlink.
 
 Everything here blocks, and acts in the network namespace of the calling thread; the agent calls
-it from one worker thread. pyroute2 costs 0.1 s of CPU and 21 MB to import, so it is imported on
-first use.
+it from one worker thread. pyroute2 is slow to import, so it is imported on first use.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from nostrvpn.errors import SystemRefused
@@ -44,7 +44,7 @@ from nostrvpn.io.outer_limits import (
 from nostrvpn.io.routes import add_route, our_routes, parse_destination, remove_route
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
+    from nostrvpn.io.pyroute import IPRoute
 
 __all__ = [
     "Link",
@@ -110,8 +110,7 @@ class LocalInterface:
 @contextmanager
 def _rtnetlink(action: str) -> Iterator[IPRoute]:
     """Open rtnetlink; what the kernel refuses comes out as SystemRefused naming the action."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import IPRoute, NetlinkError
 
     try:
         with IPRoute() as route:
@@ -268,6 +267,8 @@ def _apply(route: IPRoute, op: HostOp, index: int) -> None:
             if arguments:
                 route.link("set", index=index, **arguments)
         case AddAddress():
+            if op.address.version == 6:
+                _enable_ipv6(op.interface)
             with _already(errno.EEXIST):
                 # Our links have no neighbours, so there is nobody to detect a duplicate with.
                 flags = _IFA_F_NOPREFIXROUTE | (_IFA_F_NODAD if op.address.version == 6 else 0)
@@ -288,10 +289,18 @@ def _apply(route: IPRoute, op: HostOp, index: int) -> None:
             assert_never(op)
 
 
+def _enable_ipv6(interface: str) -> None:
+    """Let our own interface have IPv6 addresses where the host switched them off for all."""
+    setting = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+    with suppress(OSError):  # no IPv6 at all, or /proc is read-only: the kernel will say so
+        if setting.read_text(encoding="ascii").strip() != "0":
+            setting.write_text("0", encoding="ascii")
+
+
 @contextmanager
 def _already(*codes: int) -> Iterator[None]:
     """Accept a refusal that means: it is so already."""
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import NetlinkError
 
     try:
         yield
@@ -313,7 +322,7 @@ def _family(value: IPInterface | IPNetwork) -> int:
 
 
 def _link_at(route: IPRoute, index: int) -> Link | None:
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import NetlinkError
 
     try:
         for message in route.get_links(index):
@@ -350,12 +359,17 @@ def _address_flags(message: Any) -> int:
     return int(message["flags"] if flags is None else flags)
 
 
-def main_routes() -> frozenset[IPNetwork]:
-    """Return the destinations of the main table's routes that are not ours."""
+def main_routes(interface: str) -> frozenset[IPNetwork]:
+    """Return the destinations of the main table's routes, but for ours over ``interface``.
+
+    Those of another network of this node count: of two that want the same addresses, the kernel lets
+    only one have the route, and the other one sees it here.
+    """
     with _rtnetlink("listing routes") as route:
+        own = {link.index for link in map(_parse_link, route.get_links()) if link.name == interface}
         return frozenset(
             parse_destination(message)
             for message in route.get_routes(table=_RT_TABLE_MAIN)
-            if message["proto"] != ROUTE_PROTOCOL
+            if (message["proto"] != ROUTE_PROTOCOL or message.get("oif") not in own)
             and message["family"] in (socket.AF_INET, socket.AF_INET6)
         )

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.firewall import Firewall, render_firewall, rule_marks, table_name
+from nostrvpn.host.inbound import Inbound, inbound_marks, inbound_table, render_inbound
 
 __all__ = [
     "OWN_TABLES",
     "apply_firewall",
+    "apply_inbound",
     "apply_ruleset",
     "delete_table",
+    "has_marks",
     "list_objects",
     "list_table",
     "own_tables",
@@ -44,9 +48,13 @@ def list_table(name: str) -> list[dict[str, Any]] | None:
     return list_objects("table", f"inet {name}")
 
 
-def list_objects(*what: str) -> list[dict[str, Any]]:
-    """Return what ``nft list WHAT`` shows, in nft's JSON schema; SystemRefused if it is absent."""
-    text = _run("-j", "list", *(word for words in what for word in words.split()))
+def list_objects(*what: str, terse: bool = False) -> list[dict[str, Any]]:
+    """Return what ``nft list WHAT`` shows, in nft's JSON schema; SystemRefused if it is absent.
+
+    ``terse``: without the elements of sets, of which there may be thousands.
+    """
+    options = ("-j", "-t") if terse else ("-j",)
+    text = _run(*options, "list", *(word for words in what for word in words.split()))
     try:
         return [item for item in json.loads(text)["nftables"] if "metainfo" not in item]
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
@@ -55,8 +63,7 @@ def list_objects(*what: str) -> list[dict[str, Any]]:
 
 def own_tables() -> tuple[str, ...]:
     """Return the names of the tables that carry our mark; none where the kernel has no nftables."""
-    from pyroute2.netlink.exceptions import NetlinkError
-    from pyroute2.nftables.main import NFTables
+    from nostrvpn.io.pyroute import NetlinkError, NFTables
 
     try:
         with NFTables(nfgen_family=_INET) as nftables:
@@ -84,16 +91,35 @@ def apply_firewall(firewall: Firewall, interface: str) -> bool:
         if exists:
             delete_table(name)
         return exists
-    if _found_marks(name) == rule_marks(firewall, interface):
+    marks = rule_marks(firewall, interface)
+    return _settle(name, marks, lambda: render_firewall(firewall, interface))
+
+
+def apply_inbound(inbound: Inbound, interface: str) -> bool:
+    """Let in from the tunnel what ``inbound`` says; return whether that took a change.
+
+    Raises SystemRefused where nft is missing or refuses; then what was in force before still is.
+    """
+    marks = inbound_marks(inbound, interface)
+    return _settle(inbound_table(interface), marks, lambda: render_inbound(inbound, interface))
+
+
+def _settle(name: str, marks: tuple[str, ...], script: Callable[[], str]) -> bool:
+    """Replace a table, unless its rules carry these marks; return whether it was replaced."""
+    if has_marks(name, marks):
         return False
-    apply_ruleset(render_firewall(firewall, interface))
+    apply_ruleset(script())
     return True
+
+
+def has_marks(name: str, marks: tuple[str, ...]) -> bool:
+    """Whether the rules of table ``inet name`` carry exactly these comments, in this order."""
+    return _found_marks(name) == marks
 
 
 def _found_marks(name: str) -> tuple[str, ...]:
     """Return the comments of the table's rules; read over netlink, as it is done again and again."""
-    from pyroute2.netlink.exceptions import NetlinkError
-    from pyroute2.nftables.main import NFTables
+    from nostrvpn.io.pyroute import NetlinkError, NFTables
 
     try:
         with NFTables(nfgen_family=_INET) as nftables:

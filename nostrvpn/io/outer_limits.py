@@ -25,7 +25,7 @@ from nostrvpn.endpoint import IPAddress
 from nostrvpn.host.state import FWMARK, ROUTE_PROTOCOL, OuterLimit
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
+    from nostrvpn.io.pyroute import IPRoute
 
 __all__ = [
     "observe_outer_limits",
@@ -138,7 +138,7 @@ def _table_of(message: Any) -> int | None:
 
 def _next_hop(route: IPRoute, ip: IPAddress) -> _NextHop | None:
     """Return where the host's own routes lead marked packets to ``ip``; None if nowhere outside."""
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import NetlinkError
 
     try:
         (found,) = route.route("get", dst=str(ip), mark=_LOOKUP_MARK, family=_family(ip))
@@ -203,7 +203,7 @@ def _delete_rules(route: IPRoute, table: int, family: int) -> None:
 
 @contextmanager
 def _gone_is_fine() -> Iterator[None]:
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import NetlinkError
 
     try:
         yield

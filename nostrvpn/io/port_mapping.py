@@ -275,8 +275,7 @@ def default_gateways() -> tuple[DefaultGateway, ...]:
 
     Blocks. A default route without a next hop (PPP, a tunnel) has nobody to ask; ours do not count.
     """
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import IPRoute, NetlinkError
 
     try:
         with IPRoute() as route:
@@ -291,7 +290,7 @@ def default_gateways() -> tuple[DefaultGateway, ...]:
 
 
 def _default_gateway(route: Any, family: int) -> DefaultGateway | None:
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import NetlinkError
 
     messages = [
         message

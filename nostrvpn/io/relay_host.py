@@ -8,9 +8,11 @@ comes while the worker is busy is told all at once, so that many pairs cost as m
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import Protocol, TypeVar
 
@@ -48,6 +50,8 @@ TableChange = OpenPort | ClosePort | Forward | Unforward
 # Fine enough to stop a month's last bytes and an idle port in time, and 10 ms of nft each.
 COUNTERS_EVERY_S = 15.0
 
+_log = logging.getLogger(__name__)
+
 
 class RelayChannels(ChannelSender, Protocol):
     """Whoever has the WebSockets of clients."""
@@ -61,8 +65,9 @@ class RelayHost:
     """Runs ``server`` on the running loop, in this network namespace.
 
     ``send_control(data, destination)`` sends from WireGuard's port. ``counters``: "nft_refused",
-    "forward_dropped" (pairs left to user space for another firewall's sake) and "kernel" (those that
-    the kernel took).
+    "forward_dropped" (pairs left to user space for another firewall's sake), "kernel" (those that
+    the kernel took) and "failed" (work that ended in an error nobody foresaw). ``counted`` is called
+    whenever the machine was told what was carried.
     """
 
     def __init__(
@@ -91,7 +96,12 @@ class RelayHost:
         # What the worker knows: the pairs to forward, and what another firewall would drop.
         self._joined: dict[int, Forward] = {}
         self._obstacles: dict[int, str] = {}
+        self._untold_yet = False
         self._refused: str | None = None
+        self.failure: str | None = None
+        """The last error that nobody foresaw; the work goes on."""
+        self._logged: set[str] = set()
+        self.counted: Callable[[], None] = lambda: None
         self.counters: Counter[str] = Counter()
 
     async def start(self, interface: str, uplinks: tuple[str, ...] | None) -> None:
@@ -143,6 +153,7 @@ class RelayHost:
             except SystemRefused:
                 self.counters["nft_refused"] += 1
         self.step(CountersRead(Counter(self._kernel_carried) + self.ports.carried))
+        self.counted()
 
     async def look_around(self) -> None:
         """See what other firewalls drop now, and let the kernel forward or not; done regularly too."""
@@ -163,8 +174,21 @@ class RelayHost:
     async def _read_regularly(self) -> None:
         while True:
             await asyncio.sleep(COUNTERS_EVERY_S)
-            await self.look_around()
-            await self.read_counters()
+            # One after the other: what ails the first must not keep the second from the cap.
+            for work in (self.look_around, self.read_counters):
+                try:
+                    await work()
+                except Exception as exc:
+                    self._failed(exc)
+
+    def _failed(self, exc: Exception) -> None:
+        """Count an error that nobody foresaw, and log each kind once."""
+        kind = type(exc).__name__
+        self.failure = f"{kind}: {exc}"
+        self.counters["failed"] += 1
+        if kind not in self._logged:
+            self._logged.add(kind)
+            _log.error("relaying goes on after %s", self.failure, exc_info=exc)
 
     def _at_port(
         self, port: int, data: bytes, source: Endpoint, local_ip: IPAddress | None
@@ -209,23 +233,34 @@ class RelayHost:
             self._worker.submit(self._tell_all, self._table)
 
     def _tell_all(self, table: RelayTable) -> None:
-        """Give the kernel what has gathered; in the worker."""
+        """Give the kernel what has gathered; in the worker, where nobody waits for an error."""
         with self._untold_lock:
             changes, self._untold = self._untold, []
+        works: list[Callable[[], None]] = [table.look_again]
         if any(isinstance(change, Forward) for change in changes):
-            self._look_around()
-        table.look_again()
-        for change in changes:
-            self._note(change, table)
-        self._apply(table)
+            works.append(self._look_around)
+        works += [partial(self._note, change, table) for change in changes]
+        works.append(partial(self._apply, table))
+        for work in works:
+            try:
+                work()
+            except Exception as exc:
+                self._failed(exc)
 
     def _look_around(self) -> None:
-        """Find out what other firewalls drop; if that is news, each pair gets its other way."""
+        """Find out what other firewalls drop; if that is news, each pair gets its other way.
+
+        What could not be told before is told again.
+        """
         before, self._obstacles = self._obstacles, forward_obstacles()
         table = self._table
-        if before != self._obstacles and table is not None and self._joined:
+        if table is None:
+            return
+        if before != self._obstacles and self._joined:
             for forward in tuple(self._joined.values()):
                 self._note(forward, table)
+            self._untold_yet = True
+        if self._untold_yet:
             self._apply(table)
 
     def _note(self, change: TableChange, table: RelayTable) -> None:
@@ -261,7 +296,9 @@ class RelayHost:
         return True
 
     def _apply(self, table: RelayTable) -> None:
+        self._untold_yet = True
         refused = table.apply()
+        self._untold_yet = False
         self.counters["nft_refused"] += len(refused)
         self._refused = next(iter(refused.values()), None)
 

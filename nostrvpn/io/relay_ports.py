@@ -31,7 +31,6 @@ SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
 SO_RCVBUFFORCE = 33
-SO_MARK = 36
 IP_PKTINFO = 8
 IP_MTU_DISCOVER = 10
 IP_PMTUDISC_DONT = 0
@@ -287,7 +286,7 @@ def _open(family: int, port: int, mark: int) -> socket.socket:
     try:
         sock.setblocking(False)
         if mark:
-            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         with contextlib.suppress(PermissionError):
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         with contextlib.suppress(OSError):  # kernels before 5.0

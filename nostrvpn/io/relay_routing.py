@@ -1,4 +1,4 @@
-"""The host's routing settings that a relay needs, turned on and put back.
+"""The host's routing settings that a relay or a subnet router needs, turned on and put back.
 
 IPv4 forwards by interface (``conf/IFACE/forwarding``), so only the uplinks are changed. IPv6 forwards
 if ``conf/all/forwarding`` is on, which sets it on every interface; an interface that forwards ignores
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +48,16 @@ def turn_on_routing(
     interfaces: tuple[str, ...],
     remembered: RoutingBefore,
     remember: Callable[[RoutingBefore], None],
+    versions: Collection[int] = (4, 6),
 ) -> RoutingBefore:
     """Make packets pass between ``interfaces``; ``remember`` what was, before anything is changed.
 
-    ``remembered`` is what an earlier run had to remember, and did not put back. SystemRefused if the
-    kernel will not.
+    ``remembered`` is what an earlier run had to remember, and did not put back; ``versions`` are
+    those of IP. SystemRefused if the kernel will not.
     """
-    routed4 = {name for name in interfaces if _read(_V4 / name / "forwarding") == _OFF}
-    turn_on_v6 = bool(interfaces) and _read(_V6 / "all" / "forwarding") == _OFF
+    at4, at6 = (interfaces if version in versions else () for version in (4, 6))
+    routed4 = {name for name in at4 if _read(_V4 / name / "forwarding") == _OFF}
+    turn_on_v6 = bool(at6) and _read(_V6 / "all" / "forwarding") == _OFF
     routed6 = set(interfaces) if turn_on_v6 else set()
     advertised = set()
     if turn_on_v6:
@@ -97,8 +99,7 @@ def is_routing(interface: str, version: int) -> bool:
 
 def interface_with(ip: IPAddress) -> str | None:
     """Return the interface that has the address ``ip``."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import IPRoute, NetlinkError
 
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     with suppress(NetlinkError, OSError), IPRoute() as netlink:

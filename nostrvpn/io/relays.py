@@ -4,6 +4,9 @@ One task per relay reads and hands every text on by awaiting ``deliver``, so a s
 relay down (TCP) and nothing is dropped. A second one writes from a bounded queue; if the relay does
 not take our texts fast enough to empty it, the connection is closed with that reason. Every ``open``
 ends in exactly one ``RelayClosed``.
+
+A connection is named by the relay's URL, with ``#lane`` behind it where several to one relay are to be
+told apart (``signaling/lanes.py``); only the proxy learns of the lane.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ import aiohttp
 
 from nostrvpn import __version__
 from nostrvpn.endpoint import IPAddress
+from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
+from nostrvpn.io.proxy import CONNECT_SECONDS as PROXIED_CONNECT_SECONDS
+from nostrvpn.io.proxy import PROXY_ERRORS, SocksProxy
 from nostrvpn.io.resolver import HostLookup
 from nostrvpn.io.source_address import is_ours, source_towards
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText
@@ -27,7 +33,6 @@ __all__ = ["RelaySockets"]
 
 SocketEvent = RelayOpened | RelayClosed | RelayText
 
-CONNECT_SECONDS: Final = 10.0
 # aiohttp pings this often and gives up when no pong comes within half of it.
 HEARTBEAT_SECONDS: Final = 20.0
 # The largest wrap is below 90 kB of text; what most relays allow is 128 KiB.
@@ -37,18 +42,18 @@ MAX_MESSAGE: Final = 128 * 1024
 MAX_OUTGOING: Final = 512
 # A relay that does not answer our close frame is not worth more.
 CLOSE_SECONDS: Final = 2.0
-MAX_REASON: Final = 200
+TOO_LARGE: Final = f"oversized message (more than {MAX_MESSAGE} bytes)"
 
 
 class RelaySockets:
     """Open connections to relays, by URL; events go to ``deliver`` in the order they happened."""
 
     def __init__(
-        self, deliver: Callable[[SocketEvent], Awaitable[None]], proxy: str | None = None
+        self, deliver: Callable[[SocketEvent], Awaitable[None]], proxy: SocksProxy | None = None
     ) -> None:
-        """``proxy`` is an HTTP proxy URL for every connection."""
+        """With ``proxy`` every connection goes through it, and nothing is resolved here."""
         self._deliver = deliver
-        self._proxy = proxy
+        self.proxy = proxy
         self._session: aiohttp.ClientSession | None = None
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,21 +63,21 @@ class RelaySockets:
         """Start connecting; ``RelayOpened`` or ``RelayClosed`` follows. Nothing if it is open."""
         if url in self._links or self._is_stopping:
             return
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None)
-            agent = {"User-Agent": f"nostrvpn/{__version__}"}
-            # No cookies: with one, a relay would know us again under another address.
-            jar = aiohttp.DummyCookieJar()
-            # No cache: a lookup that waits for a name server of the last network would be shared.
-            connector = aiohttp.TCPConnector(resolver=HostLookup(), use_dns_cache=False)
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, headers=agent, cookie_jar=jar
-            )
-        link = _Link(url, self._session, self._deliver, self._proxy)
+        link = _Link(url, self._session_for(url), self._deliver, self.proxy)
         self._links[url] = link
         task = asyncio.get_running_loop().create_task(self._live(link), name=f"relay {url}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _session_for(self, url: str) -> aiohttp.ClientSession:
+        """Return the session to connect with: one for all, and behind a proxy one for each lane."""
+        if self.proxy is not None:
+            return _new_session(self.proxy.connector(url.partition("#")[2] or "relays"))
+        if self._session is None:
+            # No cache: a lookup that waits for a name server of the last network would be shared.
+            connector = aiohttp.TCPConnector(resolver=HostLookup(), use_dns_cache=False)
+            self._session = _new_session(connector)
+        return self._session
 
     def close(self, url: str) -> None:
         """Close a connection or stop connecting; ``RelayClosed`` follows. Nothing if unknown."""
@@ -121,6 +126,8 @@ class RelaySockets:
         finally:
             # Before the event: whoever hears it may open the same URL again at once.
             del self._links[link.url]
+            if self.proxy is not None:
+                await link.session.close()
         if not self._is_stopping:  # nobody may be left to take it
             await self._deliver(RelayClosed(link.url, reason))
 
@@ -133,10 +140,10 @@ class _Link:
         url: str,
         session: aiohttp.ClientSession,
         deliver: Callable[[SocketEvent], Awaitable[None]],
-        proxy: str | None,
+        proxy: SocksProxy | None,
     ) -> None:
         self.url = url
-        self._session = session
+        self.session = session
         self._deliver = deliver
         self._proxy = proxy
         self._outgoing: asyncio.Queue[str] = asyncio.Queue(MAX_OUTGOING)
@@ -184,16 +191,18 @@ class _Link:
 
     async def _connect_and_read(self) -> str:
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                socket = await self._session.ws_connect(
-                    self.url,
+            patience = CONNECT_SECONDS if self._proxy is None else PROXIED_CONNECT_SECONDS
+            async with asyncio.timeout(patience):
+                socket = await self.session.ws_connect(
+                    self.url.partition("#")[0],
                     heartbeat=HEARTBEAT_SECONDS,
                     max_msg_size=MAX_MESSAGE,
-                    proxy=self._proxy,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
                 )
-        except (aiohttp.ClientError, OSError, ValueError) as exc:
-            return _describe(exc)
+        except (aiohttp.ClientError, OSError, ValueError, *PROXY_ERRORS) as exc:
+            # Also when nothing happened in time: what stands in between is the proxy.
+            told = self._proxy.describe(exc) if self._proxy is not None else None
+            return told or describe_failure(exc, TOO_LARGE)
         writer: asyncio.Task[None] | None = None
         self.is_open = True
         self.ends = socket.get_extra_info("sockname"), socket.get_extra_info("peername")
@@ -222,17 +231,29 @@ class _Link:
                     # No relay has a reason to; the pool counts it as what it is, malformed.
                     await self._deliver(RelayText(self.url, "<binary>"))
                 case aiohttp.WSMsgType.ERROR:
-                    return _describe(message.data)
+                    return describe_failure(message.data, TOO_LARGE)
                 case _:
                     failure = socket.exception()
-                    return _describe(failure) if failure else _describe_close(socket.close_code)
+                    if failure is not None:
+                        return describe_failure(failure, TOO_LARGE)
+                    return _describe_close(socket.close_code)
 
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         try:
             while True:
                 await socket.send_str(await self._outgoing.get())
         except (aiohttp.ClientError, OSError) as exc:
-            self.stop(_describe(exc))
+            self.stop(describe_failure(exc, TOO_LARGE))
+
+
+def _new_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None),
+        headers={"User-Agent": f"nostrvpn/{__version__}"},
+        # No cookies: with one, a relay would know us again under another address.
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
 
 
 def _is_at_home(ends: tuple[object, object], interfaces: Mapping[IPAddress, str]) -> bool:
@@ -252,24 +273,3 @@ def _is_at_home(ends: tuple[object, object], interfaces: Mapping[IPAddress, str]
 
 def _describe_close(code: int | None) -> str:
     return f"closed by the relay (code {code})" if code else "closed by the relay"
-
-
-def _describe(error: object) -> str:
-    """Return one line for the user about why a connection failed or ended."""
-    match error:
-        case aiohttp.WebSocketError(code=aiohttp.WSCloseCode.MESSAGE_TOO_BIG):
-            return f"oversized message (more than {MAX_MESSAGE} bytes)"
-        case aiohttp.WSServerHandshakeError():
-            text = f"no WebSocket there (HTTP {error.status})"
-        case aiohttp.ServerTimeoutError():
-            text = "does not answer our pings"
-        case TimeoutError():
-            text = f"no connection within {CONNECT_SECONDS:g} s"
-        case aiohttp.ClientConnectorDNSError():
-            text = f"unknown host name {error.host}"
-        case aiohttp.InvalidURL():
-            text = "not a WebSocket URL"
-        case _:
-            text = str(error) or type(error).__name__
-    # It may quote what the server sent: one line, and nothing that a terminal obeys.
-    return "".join(char if char.isprintable() else " " for char in text[:MAX_REASON])

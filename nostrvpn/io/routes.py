@@ -12,7 +12,7 @@ from nostrvpn.host.diff import AddRoute
 from nostrvpn.host.state import ROUTE_PROTOCOL, IPNetwork, RouteLimit
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute
+    from nostrvpn.io.pyroute import IPRoute
 
 __all__ = ["add_route", "our_routes", "parse_destination", "remove_route"]
 
@@ -25,7 +25,7 @@ _RTN_UNICAST = 1
 
 def add_route(route: IPRoute, op: AddRoute, index: int) -> None:
     """Add or replace a route over link ``index``; SystemRefused if somebody else has it."""
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import NetlinkError
 
     arguments = _route(op.network, index)
     if op.limit is not None:

@@ -43,7 +43,7 @@ class Shim:
 
     def __init__(self, number: int, wireguard_port: int, counters: Counter[str]) -> None:
         """Bind; SystemRefused if the system has no socket or port left."""
-        self.wireguard_port = wireguard_port
+        self._port = wireguard_port
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._taken = 0
@@ -67,7 +67,7 @@ class Shim:
             if not self._taken % BATCH:
                 await asyncio.sleep(0)
             data, source = await self._loop.sock_recvfrom(self._socket, MAX_FRAME + 1)
-            if source != ("127.0.0.1", self.wireguard_port):
+            if source != ("127.0.0.1", self._port):
                 self._counters["stranger"] += 1
             elif not 0 < len(data) <= MAX_FRAME:
                 self._counters["wrong size"] += 1
@@ -77,7 +77,7 @@ class Shim:
     def deliver(self, data: bytes) -> None:
         """Send ``data`` to WireGuard's port, with this shim as its source."""
         try:
-            self._socket.sendto(data, ("127.0.0.1", self.wireguard_port))
+            self._socket.sendto(data, ("127.0.0.1", self._port))
         except OSError:
             self._counters["undelivered"] += 1
 

@@ -8,27 +8,30 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from nostrvpn.endpoint import IPAddress
 
-__all__ = ["is_ours", "outward_sources", "source_towards"]
+__all__ = ["ask_source", "is_ours", "outward_sources", "source_towards"]
 
-# Linux ABI (asm-generic/socket.h).
-_SO_MARK = 36
 # Addresses far outside (a.root-servers.net): nothing is sent to them.
 _OUTSIDE = (IPv4Address("198.41.0.4"), IPv6Address("2001:503:ba3e::2:30"))
 
 
-def source_towards(destination: IPAddress, mark: int = 0) -> IPAddress | None:
-    """Return the source address that leads to ``destination``; None if there is no route.
+def ask_source(destination: IPAddress, mark: int = 0) -> IPAddress:
+    """Return the source address that leads to ``destination``; OSError says why there is none.
 
     ``mark`` is the packets' fwmark, which policy routing may look at.
     """
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as asked:
+        if mark:
+            asked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        # The port does not matter: connecting a UDP socket sends nothing.
+        asked.connect((str(destination), 9))
+        return ip_address(asked.getsockname()[0].partition("%")[0])
+
+
+def source_towards(destination: IPAddress, mark: int = 0) -> IPAddress | None:
+    """Return the same, or None if there is no route."""
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as asked:
-            if mark:
-                asked.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
-            # The port does not matter: connecting a UDP socket sends nothing.
-            asked.connect((str(destination), 9))
-            return ip_address(asked.getsockname()[0].partition("%")[0])
+        return ask_source(destination, mark)
     except OSError:
         return None
 

@@ -11,6 +11,8 @@ What may go wrong, and what then happens:
 
 The backup holds the spaces the caller names, those that matter (membership, sequence numbers). It
 is written after each change to one of them, so it is never more than one change behind.
+
+What goes from the *secret* spaces is gone from file, log, backup and remains when ``put`` returns.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from threading import Lock
 
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.io.durable_file import make_private_directory, refusal
-from nostrvpn.io.store_backup import Rows, read_backup, write_backup
+from nostrvpn.io.store_backup import Rows, delete_remains, read_backup, write_backup
 
 __all__ = ["Record", "Recovery", "Store"]
 
@@ -87,18 +89,26 @@ class Store:
     """An open database, for one process at a time; calls from several threads are serialised."""
 
     def __init__(
-        self, path: Path, backup_spaces: frozenset[str], recovery: Recovery | None
+        self,
+        path: Path,
+        backup_spaces: frozenset[str],
+        secret_spaces: frozenset[str],
+        recovery: Recovery | None,
     ) -> None:
         """Use ``Store.open``; this takes a path whose file is known to be sound."""
         self._path = path
         self._backup_spaces = backup_spaces
+        self._secret_spaces = secret_spaces
+        self._is_unclean = False
         self._lock = Lock()
         self._connection = _connect(path)
         self.recovery = recovery
         self.backup_problem: str | None = None
 
     @classmethod
-    def open(cls, path: str, backup_spaces: Iterable[str] = ()) -> Store:
+    def open(
+        cls, path: str, backup_spaces: Iterable[str] = (), secret_spaces: Iterable[str] = ()
+    ) -> Store:
         """Open or create a database (0600), replacing a damaged one; see ``restored``."""
         target, spaces = Path(path), frozenset(backup_spaces)
         make_private_directory(target.parent)
@@ -109,8 +119,9 @@ class Store:
         except _Damage as damage:
             recovery = _recover(target, spaces, damage.reason)
         with _explained(target):
-            store = cls(target, spaces, recovery)
-        if recovery is not None:
+            store = cls(target, spaces, frozenset(secret_spaces), recovery)
+            store._empty_log()  # a run that was killed may have left traces of what it deleted
+        if recovery is not None or secret_spaces:
             store.refresh_backup()
         return store
 
@@ -125,6 +136,7 @@ class Store:
         if not rows:
             return
         important = any(record.space in self._backup_spaces for record, _ in rows)
+        self._is_unclean |= any(record.space in self._secret_spaces for record, _ in rows)
         with self._lock:
             with _explained(self._path):
                 try:
@@ -133,10 +145,24 @@ class Store:
                     if error.sqlite_errorname != "SQLITE_FULL":
                         raise
                     # The log may hold room that the database itself no longer needs.
-                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    self._empty_log()
                     self._write_rows(rows, important=important)
+                if self._is_unclean:
+                    self._empty_log()
             if important:
                 self._refresh_backup()
+            if self._is_unclean and self.backup_problem is None:
+                with _explained(self._path):
+                    delete_remains(self._path)
+                self._is_unclean = False
+
+    def _empty_log(self) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _delete_remains(self) -> None:
+        with _explained(self._path):
+            for remains in self._path.parent.glob(f"{self._path.name}.damaged-*"):
+                remains.unlink()
 
     def _write_rows(self, rows: list[tuple[Record, str | None]], *, important: bool) -> None:
         with _transaction(self._connection) as cursor:
@@ -196,6 +222,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")

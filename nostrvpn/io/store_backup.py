@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nostrvpn.io.durable_file import refusal, write_durably
 
-__all__ = ["Rows", "backup_path", "read_backup", "write_backup"]
+__all__ = ["Rows", "backup_path", "delete_remains", "read_backup", "write_backup"]
 
 _FORMAT = 1
 
@@ -46,3 +46,10 @@ def read_backup(path: Path) -> tuple[int, Rows] | None:
         return None
     except OSError as error:
         raise refusal("read", backup_path(path), error) from error
+
+
+def delete_remains(path: Path) -> None:
+    """Delete what damaged databases and interrupted writes have left beside a database."""
+    for pattern in (f"{path.name}.damaged-*", f".{path.name}.*new"):
+        for remains in path.parent.glob(pattern):
+            remains.unlink(missing_ok=True)

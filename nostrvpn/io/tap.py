@@ -29,6 +29,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
+from nostrvpn.io.source_address import ask_source
 from nostrvpn.stun.binding import looks_like_stun, render_query
 
 __all__ = ["Deliver", "Tap"]
@@ -39,7 +40,6 @@ Deliver = Callable[[bytes, Endpoint, IPAddress | None, int | None], None]
 # Linux ABI (asm-generic/socket.h, linux/in.h, linux/in6.h); Python names only some of them.
 SO_ATTACH_FILTER = 26
 SO_RCVBUFFORCE = 33
-SO_MARK = 36
 SO_RXQ_OVFL = 40
 IP_PKTINFO = 8
 IP_TTL = 2
@@ -120,7 +120,7 @@ def _open_raw(family: int, port: int, mark: int, more: range = range(0)) -> sock
             while True:
                 sock.recv(1)
         if mark:
-            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         with contextlib.suppress(PermissionError):
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
@@ -194,7 +194,7 @@ class Tap:
         self._mark = mark
         self._deliver = deliver
         self._sockets: dict[int, socket.socket] = {}
-        self._routes: OrderedDict[IPv4Address, IPv4Address] = OrderedDict()
+        self._routes: OrderedDict[IPv4Address, IPAddress] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.counters: Counter[str] = Counter()
         self.self_test_result: str | None = None
@@ -299,17 +299,11 @@ class Tap:
             self._routes.pop(ip, None)
             raise
 
-    def _source(self, ip: IPv4Address) -> IPv4Address:
-        """Return the source address that the kernel takes towards ``ip`` under our mark."""
+    def _source(self, ip: IPv4Address) -> IPAddress:
+        """Return the source address that the kernel takes towards ``ip``, asked once."""
         known = self._routes.get(ip)
         if known is None:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-                if self._mark:
-                    asked.setsockopt(socket.SOL_SOCKET, SO_MARK, self._mark)
-                # The port does not matter: connecting a UDP socket sends nothing.
-                asked.connect((str(ip), 9))
-                known = IPv4Address(asked.getsockname()[0])
-            self._routes[ip] = known
+            known = self._routes[ip] = ask_source(ip, self._mark)
             if len(self._routes) > MAX_ROUTES:
                 self._routes.popitem(last=False)
         return known

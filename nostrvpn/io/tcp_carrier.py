@@ -13,10 +13,9 @@ import struct
 import sys
 from typing import Final, Protocol
 
-__all__ = ["SO_MARK", "is_congested", "prepare_carrier"]
+__all__ = ["is_congested", "prepare_carrier"]
 
-# Linux ABI (asm-generic/socket.h, linux/sockios.h).
-SO_MARK: Final = 36
+# Linux ABI (linux/sockios.h).
 SIOCOUTQNSD: Final = 0x894B
 # 50 ms at 5 Mbit/s, and some twenty packets: below that, bursts would be cut.
 UNSENT_LIMIT: Final = 32 * 1024

@@ -1,9 +1,9 @@
 """TURN allocations (RFC 8656), by aioice's client; each remote endpoint of one is behind a shim.
 
 An allocation is kept from ``allocate`` to ``release``: when it is lost or cannot be had, ``lost``
-says why, and it is tried again. aioice refreshes it; on top of that a refresh every 15 s keeps the
-mapping of our own NAT, and notices a server that forgot us. aioice is imported at the first
-allocation, as most nodes never have one. Its sockets are made here, to carry WireGuard's fwmark.
+says why, and it is tried again. A refresh every 15 s keeps it and the mapping of our own NAT, and
+notices a server that forgot us. aioice is imported at the first allocation, as most nodes never have
+one. Its sockets are made here, to carry WireGuard's fwmark.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ MAX_HEARD: Final = 32
 HEARD_SECONDS: Final = 2.0
 # NATs forget a UDP mapping after 30 s, the worst of them.
 KEEPALIVE_SECONDS: Final = 15.0
+# Between two refreshes, whatever ICMP says: anybody can forge it.
+SUSPICION_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
 RETRY_SECONDS: Final[tuple[float, ...]] = (1.0, 5.0, 30.0, 60.0, 300.0)
+# An allocation that lasted so long was one; each is told to all peers.
+STEADY_SECONDS: Final = 60.0
 RELEASE_SECONDS: Final = 1.0
 
 
@@ -112,13 +116,6 @@ class TurnServers:
         for allocation in self._allocations.values():
             allocation.close_channel(number, "closed by us")
 
-    def use_port(self, wireguard_port: int) -> None:
-        """WireGuard listens elsewhere now."""
-        self.port = wireguard_port
-        for allocation in self._allocations.values():
-            for channel in allocation.channels.values():
-                channel.shim.wireguard_port = wireguard_port
-
     async def stop(self) -> None:
         """Give all allocations back, within two seconds."""
         for name in list(self._keepers):
@@ -137,8 +134,10 @@ class TurnServers:
             except TurnFailed as exc:
                 reason = str(exc)
             else:
-                failures = 0
+                began = asyncio.get_running_loop().time()
                 reason = await self._hold(server.name, wire, relayed)
+                if asyncio.get_running_loop().time() - began >= STEADY_SECONDS:
+                    failures = 0
             self.calls.lost(server.name, reason)
             # Several nodes that lost the same server do not come back as one.
             pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
@@ -196,6 +195,7 @@ class _Allocation:
                 return "the TURN server does not answer any more"
             except TurnFailed as exc:
                 return str(exc)
+            await asyncio.sleep(SUSPICION_SECONDS)
 
     def open(self, number: int, remote: Endpoint) -> None:
         calls = self._owner.calls

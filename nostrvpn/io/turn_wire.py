@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -16,21 +15,20 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final, Literal
 
+from nostrvpn.config import addresses
 from nostrvpn.endpoint import Endpoint
-from nostrvpn.errors import NostrvpnError, UserError
-from nostrvpn.io.tcp_carrier import SO_MARK, is_congested, prepare_carrier
+from nostrvpn.errors import NostrvpnError, UserError, one_line
+from nostrvpn.io.tcp_carrier import is_congested, prepare_carrier
+from nostrvpn.paths.candidates import refusal
+from nostrvpn.paths.settings import PathSettings
 
 __all__ = ["TurnFailed", "TurnServer", "TurnWire", "connect_turn", "parse_turn_url"]
 
-# RFC 7065 section 3.1.
-TURN_URL = re.compile(
-    r"(?P<scheme>turns?):(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)"
-    r"(?::(?P<port>[0-9]{1,5}))?(?:\?transport=(?P<transport>udp|tcp))?\Z"
-)
-PORT: Final = 3478
-TLS_PORT: Final = 5349
 CONNECT_SECONDS: Final = 10.0
-MAX_REASON: Final = 200
+# Twice as long as it takes until we refresh; a server that lends for less would have us refresh all day.
+MIN_LIFETIME: Final = 30
+# Spec: REQUESTED-TRANSPORT (RFC 8656 section 18.7): UDP.
+_UDP: Final = 17 << 24
 
 
 class TurnFailed(NostrvpnError):
@@ -63,24 +61,15 @@ def parse_turn_url(url: str, username: str, password: str) -> TurnServer:
 
     ``turns:`` is TLS over TCP; DTLS is not supported.
     """
-    found = TURN_URL.match(url)
-    port = int(found["port"] or 0) if found else 0
-    if found is None or port > 65535 or (found["port"] and not port):
+    try:
+        place = addresses.parse_turn_url(url)
+    except ValueError as exc:
         raise UserError(
-            f"not the URL of a TURN server: {url[:MAX_REASON]!r}",
+            f"not the URL of a TURN server: {exc}",
             "Write turn:HOST:PORT?transport=udp, turn:HOST:PORT?transport=tcp or turns:HOST:PORT.",
-        )
-    is_tls = found["scheme"] == "turns"
-    if is_tls and found["transport"] == "udp":
-        raise UserError(f"TURN over DTLS is not supported: {url!r}", "Leave out ?transport=udp.")
-    transport: Literal["udp", "tcp", "tls"] = "tcp" if found["transport"] == "tcp" else "udp"
-    return TurnServer(
-        found["host"].strip("[]"),
-        port or (TLS_PORT if is_tls else PORT),
-        "tls" if is_tls else transport,
-        username,
-        password,
-    )
+        ) from exc
+    transport: Literal["udp", "tcp", "tls"] = "tcp" if place.transport == "tcp" else "udp"
+    return TurnServer(place.host, place.port, "tls" if place.tls else transport, username, password)
 
 
 class TurnWire(asyncio.BaseProtocol):
@@ -133,7 +122,7 @@ class TurnWire(asyncio.BaseProtocol):
         self._fail(f"the connection to the TURN server ended{f': {exc}' if exc else ''}")
 
     def _fail(self, reason: str) -> None:
-        self.failure = self.failure or _one_line(reason)
+        self.failure = self.failure or one_line(reason)
         self.suspicion.set()
 
     def _guarded(self, take: Callable[..., None], *arguments: object) -> None:
@@ -152,16 +141,35 @@ class TurnWire(asyncio.BaseProtocol):
         return bool(self._transport.get_write_buffer_size())
 
     async def allocate(self) -> Endpoint:
-        """Ask for an allocation; return the endpoint that is lent to us."""
-        address = await self._ask(self._client.connect())
-        return Endpoint(ip_address(address[0]), address[1])
+        """Ask for an allocation; return the endpoint that is lent to us.
+
+        Not by aioice's own ``connect``, which would refresh as often as the server likes.
+        """
+        found = await self._request("ALLOCATE", **{"REQUESTED-TRANSPORT": _UDP})
+        if "XOR-RELAYED-ADDRESS" not in found:
+            raise TurnFailed("the TURN server lends no address")
+        ip, port = found["XOR-RELAYED-ADDRESS"]
+        relayed = Endpoint(ip_address(ip), port)
+        if reason := refusal(relayed, PathSettings()):
+            raise TurnFailed(f"the TURN server lends {relayed}: {reason}")
+        return relayed
 
     async def refresh(self) -> None:
         """Refresh the allocation, and the mapping of our NAT with it."""
+        await self._request("REFRESH")
+
+    async def _request(self, method: str, **attributes: object) -> Any:
+        """Ask for an allocation or its refresh; return the answer's attributes."""
         stun = self._errors
-        request = stun.Message(message_method=stun.Method.REFRESH, message_class=stun.Class.REQUEST)
+        kind = getattr(stun.Method, method)
+        request = stun.Message(message_method=kind, message_class=stun.Class.REQUEST)
         request.attributes["LIFETIME"] = self._client.lifetime
-        await self._ask(self._client.request_with_retry(request))
+        request.attributes.update(attributes)
+        response, _ = await self._ask(self._client.request_with_retry(request))
+        lifetime = response.attributes.get("LIFETIME", 0)
+        if lifetime < MIN_LIFETIME:
+            raise TurnFailed(f"the TURN server lends for {lifetime} s only")
+        return response.attributes
 
     async def send(self, data: bytes, address: tuple[str, int]) -> None:
         """Send to a remote; the first time binds a channel, which takes a round trip.
@@ -185,8 +193,6 @@ class TurnWire(asyncio.BaseProtocol):
         """Give the allocation back and close."""
         for binding in set(self._bindings):
             binding.cancel()
-        if self._client.refresh_task is not None:
-            self._client.refresh_task.cancel()
         try:
             if not self.failure:
                 with contextlib.suppress(TurnFailed):
@@ -207,7 +213,7 @@ class TurnWire(asyncio.BaseProtocol):
             if "channel number" in str(exc):
                 # They are used up for good: only a new allocation has new ones.
                 self._fail(str(exc))
-            raise TurnFailed(_one_line(str(exc))) from exc
+            raise TurnFailed(one_line(str(exc))) from exc
 
 
 class _Receiver:
@@ -238,12 +244,7 @@ def _refusal(response: Any) -> str:
         486: "the TURN server lends no more to this user (quota reached)",
         508: "the TURN server has no capacity left",
     }
-    return known.get(code) or _one_line(f"the TURN server says {code} {phrase}")
-
-
-def _one_line(text: str) -> str:
-    # It may quote what the server sent: one line, and nothing that a terminal obeys.
-    return "".join(char if char.isprintable() else " " for char in text[:MAX_REASON])
+    return known.get(code) or one_line(f"the TURN server says {code} {phrase}")
 
 
 async def connect_turn(
@@ -263,10 +264,10 @@ async def connect_turn(
         raise TurnFailed(f"no answer from the TURN server within {CONNECT_SECONDS:g} s") from exc
     except ssl.SSLCertVerificationError as exc:
         text = f"the certificate of {server.host} is not valid: {exc.verify_message}"
-        raise TurnFailed(_one_line(text)) from exc
+        raise TurnFailed(one_line(text)) from exc
     except OSError as exc:
         text = f"no connection to the TURN server: {exc.strerror or exc}"
-        raise TurnFailed(_one_line(text)) from exc
+        raise TurnFailed(one_line(text)) from exc
 
 
 async def _abandon(wire: TurnWire) -> None:
@@ -282,7 +283,7 @@ async def _connect_socket(server: TurnServer, mark: int) -> socket.socket:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         try:
             if mark:
-                sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             await loop.sock_connect(sock, address)
         except OSError as exc:
             sock.close()

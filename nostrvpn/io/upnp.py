@@ -45,7 +45,6 @@ MAX_ANSWERS = 64
 # One HTTP exchange; a map takes three.
 HTTP_TIMEOUT = 3.0
 DESCRIPTION = "nostrvpn"
-SO_MARK = 36  # asm-generic/socket.h
 
 
 class UpnpFailure(Exception):
@@ -62,7 +61,7 @@ def socket_on(family: int, kind: int, interface: str, mark: int) -> socket.socke
     try:
         sock.setblocking(False)
         if mark:
-            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         # Needs a capability on old kernels; the route to the gateway is the same without it.
         with contextlib.suppress(PermissionError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())

@@ -1,6 +1,6 @@
 """WireGuard in the kernel, over generic netlink by pyroute2.
 
-pyroute2 costs 0.1 s of CPU and 21 MB to import, so it is imported on first use.
+pyroute2 is slow to import, so it is imported on first use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nostrvpn.wireguard.device import (
 from nostrvpn.wireguard.diff import Op, PresharedKey, RemovePeer, SetDevice, SetPeer
 
 if TYPE_CHECKING:
-    from pyroute2 import WireGuard
+    from nostrvpn.io.pyroute import WireGuard
 
 __all__ = ["KernelBackend"]
 
@@ -79,7 +79,7 @@ class KernelBackend:
     def observe(self, interface: str) -> ObservedDevice | None:
         """Return the device as it is, or None if there is no WireGuard device of this name."""
         with _generic_netlink(f"reading {interface}") as wireguard:
-            from pyroute2.netlink.exceptions import NetlinkError
+            from nostrvpn.io.pyroute import NetlinkError
 
             try:
                 messages = list(wireguard.info(interface))
@@ -139,8 +139,7 @@ def _has_family(name: str) -> bool:
 
 @contextmanager
 def _generic_netlink(action: str) -> Iterator[WireGuard]:
-    from pyroute2 import WireGuard
-    from pyroute2.netlink.exceptions import NetlinkError
+    from nostrvpn.io.pyroute import NetlinkError, WireGuard
 
     try:
         with WireGuard() as wireguard:

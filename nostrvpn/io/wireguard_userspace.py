@@ -192,7 +192,7 @@ class UserspaceBackend:
 
     def _wait_ready(self, interface: str, process: subprocess.Popen[bytes]) -> bool:
         # Wanted next in any case, and slow to import: while the process starts it costs no time.
-        import pyroute2  # noqa: F401
+        import nostrvpn.io.pyroute  # noqa: F401
 
         path = _socket_path(interface)
 

@@ -41,7 +41,7 @@ def run_demo(console: Console, as_json: bool = False) -> int:
     interrupted = False
     try:
         with TwoNats(internet=Internet(delay=ONE_WAY_DELAY)) as lab:
-            meeting = Meeting(lab, narrator)
+            meeting = Meeting(lab, narrator, permissions={"inbound": "network"})
             footprint = lab.footprint()
             narrator.say(f"the network stands: {len(lab.namespaces)} namespaces, STUN, relay")
             document = _meet(meeting, console, as_json)
@@ -67,6 +67,7 @@ def _meet(meeting: Meeting, console: Console, as_json: bool) -> dict[str, Any]:
     document: dict[str, Any] = {"direct": direct, "direct_in_s": meeting.direct_in}
     if direct:
         document["ping_ms"] = meeting.ping()
+        meeting.allow()
         done = meeting.transfer()
         document["transfer"] = {
             "bytes": done.size,

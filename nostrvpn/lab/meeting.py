@@ -53,11 +53,12 @@ class Narrator:
 class Meeting:
     """The two nodes of a ``Pair``: laptop-a invites, laptop-b joins."""
 
-    def __init__(self, lab: Pair, narrator: Narrator) -> None:
+    def __init__(self, lab: Pair, narrator: Narrator, **settings: object) -> None:
+        """``settings`` are of both nodes' configuration, as in ``Lab.node``."""
         self.lab = lab
         self._say = narrator.say
-        self.a: LabNode = lab.node(lab.laptop_a, lab.server)
-        self.b: LabNode = lab.node(lab.laptop_b, lab.server)
+        self.a: LabNode = lab.node(lab.laptop_a, lab.server, **settings)
+        self.b: LabNode = lab.node(lab.laptop_b, lab.server, **settings)
         self.direct_in: float | None = None
 
     def start(self) -> None:
@@ -109,6 +110,10 @@ class Meeting:
             result[address] = mean
             self._say(f"{self.a.name}: ping {address}: {PINGS} of {PINGS}, mean {mean:.1f} ms")
         return result
+
+    def allow(self) -> None:
+        """B lets A open TCP connections to it: by default only ping gets in."""
+        self._say(f"{self.b.name}: {self.b.cli('allow', self.a.npub, 'inbound:tcp').strip()}")
 
     def transfer(self, size: int = 10_000_000) -> Transfer:
         """Send ``size`` bytes from A to B over TCP through the tunnel, and compare checksums."""

@@ -67,6 +67,8 @@ class LabNode:
             "name": self.name,
             "relays": {"urls": list(relays)},
             "stun": list(stun),
+            # Labs measure what carries data; those about permissions set this back.
+            "permissions": {"inbound": "all"},
         }
         _merge(configuration, settings)
         self.config.write_text(yaml.safe_dump(configuration, sort_keys=False))

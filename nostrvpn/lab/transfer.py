@@ -18,7 +18,7 @@ __all__ = ["Transfer", "transfer"]
 
 CHUNK = 1 << 16
 STEP_TIMEOUT = 20.0
-"""Seconds without any progress after which the transfer has failed."""
+"""Seconds without any progress after which a transfer has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,12 @@ def transfer(
     *,
     size: int = 10_000_000,
     seed: int = 0,
+    patience: float = STEP_TIMEOUT,
 ) -> Transfer:
-    """Send ``size`` pseudo-random bytes from ``source`` to ``address``, which ``target`` owns."""
+    """Send ``size`` pseudo-random bytes from ``source`` to ``address``, which ``target`` owns.
+
+    SystemRefused after ``patience`` seconds without any progress.
+    """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     payload = random.Random(seed).randbytes(size)
     with target.enter():
@@ -60,15 +64,15 @@ def transfer(
     def receive() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.settimeout(patient(STEP_TIMEOUT))
+            connection.settimeout(patient(patience))
             while chunk := connection.recv(CHUNK):
                 received.update(chunk)
             finished.append(time.monotonic())
             connection.sendall(b"k")
 
     with listener, client:
-        listener.settimeout(patient(STEP_TIMEOUT))
-        client.settimeout(patient(STEP_TIMEOUT))
+        listener.settimeout(patient(patience))
+        client.settimeout(patient(patience))
         listener.bind((str(address), 0))
         listener.listen(1)
         receiver = threading.Thread(target=receive, daemon=True)
@@ -83,7 +87,7 @@ def transfer(
             raise SystemRefused(
                 f"the transfer from {source.label} to {address} failed: {exc}"
             ) from exc
-        receiver.join(patient(STEP_TIMEOUT))
+        receiver.join(patient(patience))
     if not finished:
         raise SystemRefused(f"the transfer from {source.label} to {address} was cut off")
     sent = hashlib.sha256(payload).hexdigest()

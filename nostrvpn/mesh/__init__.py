@@ -1,13 +1,23 @@
 """Who belongs to the network, and under which address.
 
-Decides: which signed operations make a valid roster, who may join by which invite, what a link means,
-and which overlay addresses a member has. Knows nothing of sockets, paths or WireGuard, and how its
-messages travel is not its business. Open ``roster.py`` first, then ``membership.py``.
+Decides: which signed operations have an effect and what they come to, who may join by which link, what
+members may do to each other, and which overlay addresses a member has. Knows nothing of sockets, paths
+or WireGuard, and how its messages travel is not its business. Open ``roster.py`` first, then
+``membership.py``.
 
+- ``roster``      the log of signed operations as a value: merging, signing, catching up
+- ``operations``  one operation: shape, bounds, signature; ``history``: the graph they make
+- ``fold``        a set of operations -> what holds, by ``authority`` (may it?) and ``state`` (and then)
+- ``members``     who and what a roster speaks of, as values; ``names``: what they may be called
+- ``log_text``    operations packed for messages
 - ``addressing``  network id and member -> overlay addresses
-- ``roster``      the log of signed operations and its fold
-- ``invites``     the ``nostrvpn://`` link and the inviter's own record of it
+- ``membership``  the machine: inviting, joining, catching up; with ``ledger`` (the roster it holds),
+                  ``joining`` and ``admission`` (the two sides), ``administration`` (what users decide)
+                  and ``upkeep`` (what admins do by the clock)
+- ``invites``     the link for one, and the inviter's own record of it; ``tokens``: the link for several
 - ``answers``     how often applicants are answered
 - ``effects``     what the machine asks the node to do
-- ``membership``  the machine: creating, inviting, joining, removing, catching up
+- ``permissions`` rules as values; ``policy``: what they come to at one node
+- ``subnets``     networks behind members: which may be shared, what a user shares and accepts
+- ``zone``        names in DNS; ``zone_answers``: what is answered to whom
 """

@@ -6,16 +6,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from nostrvpn.mesh.invites import Link
+from nostrvpn.mesh.tokens import TokenLink
 from nostrvpn.nostr.event import Event
 
 __all__ = [
     "JoinState",
     "Joining",
+    "MakeKey",
     "MembersChanged",
     "MembershipEffect",
     "RequestJoin",
     "SendRefusal",
     "SendRoster",
+    "SpreadOperations",
     "Store",
     "Welcome",
 ]
@@ -34,12 +37,17 @@ class JoinState(Enum):
 class Joining:
     """The applicant's record of a link it wants to join by."""
 
-    link: Link
+    link: Link | TokenLink
     state: JoinState = JoinState.ASKING
     reason: str = ""
     attempts: int = 0
     due: float = 0.0
     stored_at: float | None = None
+
+    @property
+    def inviter(self) -> str | None:
+        """Who gave the link (a public key), or None by a token: then any member may answer."""
+        return self.link.inviter if isinstance(self.link, Link) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +69,12 @@ class RequestJoin:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Tell ``applicant`` that it is a member, with a part of the log from position ``start`` on."""
+    """Tell ``applicant`` that it is a member: part ``part`` of ``total`` of the log, packed."""
 
     applicant: str
-    operations: tuple[Event, ...]
-    start: int
+    part: int
+    total: int
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +95,31 @@ class SendRoster:
 
 
 @dataclass(frozen=True, slots=True)
+class SpreadOperations:
+    """Tell everybody what this node signed, also those that one of the operations removed."""
+
+    operations: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeKey:
+    """Make the network key that an operation of this step names: 16 hex digits."""
+
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class MembersChanged:
     """The roster, or this node's own membership, is another than before."""
 
 
-MembershipEffect = Store | RequestJoin | Welcome | SendRefusal | SendRoster | MembersChanged
+MembershipEffect = (
+    Store
+    | RequestJoin
+    | Welcome
+    | SendRefusal
+    | SendRoster
+    | SpreadOperations
+    | MakeKey
+    | MembersChanged
+)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import npub, parse_npub
+from nostrvpn.mesh.members import Role
+from nostrvpn.mesh.names import dns_label
 
-__all__ = ["Invite", "Link", "invite_id", "parse_link", "render_link"]
+__all__ = ["Invite", "Link", "Terms", "invite_id", "parse_link", "render_link"]
 
 SECRET_SIZE = 16
 MAX_LINK = 2_000  # what fits a QR code of version 40 at medium error correction
@@ -50,6 +52,46 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """As what somebody is admitted. ``own``: as a device of the inviter's own person.
+
+    ``lasts_s``: seconds from the admission on, or None for good. ``name``: a label, or empty for the one
+    that it gives itself.
+    """
+
+    role: Role = Role.MEMBER
+    tags: tuple[str, ...] = ()
+    own: bool = False
+    lasts_s: int | None = None
+    ephemeral: bool = False
+    name: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return a JSON-able form for the store."""
+        return {
+            "role": self.role.value,
+            "tags": list(self.tags),
+            "own": self.own,
+            "lasts_s": self.lasts_s,
+            "ephemeral": self.ephemeral,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_json(cls, stored: object) -> Terms:
+        """Rebuild terms from :meth:`to_json`; ValueError or KeyError if they are damaged."""
+        if not isinstance(stored, dict) or not isinstance(stored["tags"], list):
+            raise ValueError("damaged terms of an invite")
+        lasts_s = stored["lasts_s"]
+        if lasts_s is not None and type(lasts_s) is not int:
+            raise ValueError("damaged terms of an invite")
+        tags = tuple(str(tag) for tag in stored["tags"])
+        flags = stored["own"] is True, stored["ephemeral"] is True
+        name = dns_label(stored["name"], "")
+        return cls(Role(stored["role"]), tags, flags[0], lasts_s, flags[1], name)
+
+
+@dataclass(frozen=True, slots=True)
 class Invite:
     """The inviter's record of a link. ``used_by`` is the public key that was admitted by it."""
 
@@ -58,6 +100,7 @@ class Invite:
     expires: int
     created: int
     used_by: str | None = None
+    terms: Terms = field(default_factory=Terms)
 
     def __repr__(self) -> str:
         return f"<Invite {invite_id(self.secret)}>"
@@ -85,6 +128,7 @@ class Invite:
             "expires": self.expires,
             "created": self.created,
             "used_by": self.used_by,
+            "terms": self.terms.to_json(),
         }
 
     @classmethod
@@ -100,6 +144,7 @@ class Invite:
             expires,
             created,
             str(used_by) if used_by is not None else None,
+            Terms.from_json(stored["terms"]),
         )
 
 

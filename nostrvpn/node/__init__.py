@@ -16,8 +16,14 @@ returns effects. Open ``events.py`` first (what goes in and out), then ``node.py
 - ``waking``    which peers a node connects to without being asked
 - ``stun_lookup``  when to look STUN servers' names up
 - ``peers``     what is known of each peer, and its tunnel's progress
+- ``names``     the node's zone, and what ``resolve`` says
 - ``services``  what the services beside the node say of themselves
 - ``commands``  the control commands, each an event with an answer
+- ``roster_commands``  those about the network; ``spreading``: answers that wait for a relay;
+                ``chronicle``: the network's log in words
+- ``policy``    this node's own rules, and all rules made into a filter; ``policy_commands``: theirs
+- ``subnets``   networks behind members: through which router, and this node as one;
+                ``subnet_commands``: their commands
 - ``desired``   node -> WireGuard device, host state, packet filter
 - ``status``    node -> the document behind ``nostrvpn status --json``; ``netcheck`` likewise
 - ``why``       why a path is as it is: from ``situation`` (the facts) by ``reasons`` (rules as data)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import NostrvpnError, UserError
-from nostrvpn.identity.keys import npub, parse_npub
+from nostrvpn.identity.keys import npub
 from nostrvpn.identity.reference import find_peer
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.effects import JoinState
-from nostrvpn.mesh.invites import parse_link
 from nostrvpn.node.events import (
     Command,
     NodeEffect,
@@ -26,8 +25,11 @@ from nostrvpn.node.events import (
     SendEcho,
     ShutDown,
 )
+from nostrvpn.node.names import resolve_document
 from nostrvpn.node.netcheck import netcheck_document
+from nostrvpn.node.policy_commands import POLICY_COMMANDS, run_policy_command
 from nostrvpn.node.problems import refusal_words
+from nostrvpn.node.roster_commands import ROSTER_COMMANDS, run_roster_command
 from nostrvpn.node.services import via_name
 from nostrvpn.node.situation import situation_of
 from nostrvpn.node.status import (
@@ -35,6 +37,7 @@ from nostrvpn.node.status import (
     peers_document,
     status_document,
 )
+from nostrvpn.node.subnet_commands import SUBNET_COMMANDS, run_subnet_command
 from nostrvpn.node.why import why_document
 
 if TYPE_CHECKING:
@@ -70,8 +73,8 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
             peer = _peer(node, args)
             document = why_document(situation_of(node, peer, moment))
             return [Reply(call, {"peer": npub(peer)} | document)]
-        case "invite":
-            return _invite(node, command, moment)
+        case "resolve":
+            return [Reply(call, resolve_document(node, str(args["name"])))]
         case "join":
             return _join(node, command, moment)
         case "peer_remove":
@@ -91,6 +94,12 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
             return [Reply(call, _export(node, moment))]
         case "stop":
             return [Reply(call, {"stopping": True}), ShutDown()]
+        case name if name in POLICY_COMMANDS:
+            return run_policy_command(node, command, moment)
+        case name if name in ROSTER_COMMANDS:
+            return run_roster_command(node, command, moment)
+        case name if name in SUBNET_COMMANDS:
+            return run_subnet_command(node, command, moment)
         case _:
             raise UserError(f"unknown command {command.name!r}", "see `nostrvpn --help`")
 
@@ -98,25 +107,6 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
 def _peer(node: Node, args: dict[str, object]) -> str:
     known = {peer: node.peer_name(peer) for peer in node.peers}
     return find_peer(str(args["peer"]), known)
-
-
-def _invite(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
-    wanted, once = command.args.get("npub"), command.args.get("once")
-    if bool(wanted) == bool(once):
-        raise UserError("an invite is either for an npub or --once", "see `nostrvpn invite --help`")
-    bound_to = parse_npub(str(wanted)) if wanted else None
-    expires_s = command.args.get("expires_s", 86_400)
-    assert isinstance(expires_s, int)
-    relays = [relay for relay in node.post.pool.snapshot() if relay.state != "standby"]
-    relays.sort(key=lambda relay: relay.state != "connected")
-    urls = tuple(relay.url for relay in relays[:4])
-    link, effects = node.membership.invite(bound_to, expires_s, urls, moment)
-    answer = {
-        "link": link,
-        "npub": npub(bound_to) if bound_to else None,
-        "expires_at": parse_link(link).expires,
-    }
-    return [*node.take_membership(effects, moment), Reply(command.call, answer)]
 
 
 def _join(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
@@ -147,14 +137,14 @@ def _join_answer(node: Node, call: int) -> NodeEffect:
         hint = f"ask for a new invite for {node.settings.secret.npub}"
         text = f"the invite was refused: {refusal_words(joining.reason)}"
         return Refuse(call, "join_refused", text, hint)
-    inviter = joining.link.inviter if joining is not None else roster.owner if roster else node.me
+    inviter = joining.inviter if joining is not None else roster.owner if roster else node.me
     network = (
         joining.link.network_id if joining is not None else roster.network_id if roster else ""
     )
     state = joining.state if joining is not None else JoinState.JOINED
     answer = {
         "network": network,
-        "inviter": npub(inviter),
+        "inviter": npub(inviter) if inviter is not None else None,
         "state": "waiting" if state is JoinState.ASKING else "joined",
     }
     return Reply(call, answer)

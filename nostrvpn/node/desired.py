@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from types import MappingProxyType
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.host.firewall import Firewall, Guard, Pin
+from nostrvpn.host.inbound import Inbound
 from nostrvpn.host.state import (
     FWMARK,
     IPV6_MIN_MTU,
@@ -20,6 +22,7 @@ from nostrvpn.host.state import (
     OuterLimit,
     RouteLimit,
 )
+from nostrvpn.host.subnet_gateway import Gateway
 from nostrvpn.mesh.addressing import ipv4_prefix, ipv6_prefix
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.peers import Peer
@@ -51,12 +54,15 @@ class Desired:
     """The state the reconciler brings the kernel to.
 
     ``awake``: the endpoints in it that are a peer's own, by the peer's (Nostr) public key.
+    ``inbound`` None: nobody asks for a filter. ``gateway``: what is forwarded into networks behind us.
     """
 
     device: Device
     host: HostState
     firewall: Firewall = field(default_factory=Firewall)
     awake: Mapping[str, Endpoint] = field(default_factory=dict)
+    inbound: Inbound | None = None
+    gateway: Gateway = field(default_factory=Gateway)
 
 
 def overlapping_route(
@@ -79,11 +85,12 @@ def desired_state(
     ipv4: bool,
     now: float,
     complete: bool = False,
+    subnets: Mapping[IPNetwork, str] = MappingProxyType({}),
 ) -> Desired:
     """Return the device and interface for a node ``me``.
 
     ``ipv4`` False leaves the overlay's IPv4 out; ``complete`` lists also the peers that WireGuard is
-    not told yet.
+    not told yet. ``subnets``: networks behind members, each with the member (public key) to send to.
     """
     addresses: list[IPInterface] = []
     routes: list[IPNetwork] = []
@@ -98,18 +105,21 @@ def desired_state(
         if ipv4:
             addresses.append(ip_interface(f"{own.ipv4}/32"))
             routes.append(ipv4_prefix(roster.network_id))
+        routes += subnets
+        behind = _behind(subnets)
         tunnel_peers = [
-            _tunnel_peer(peer, roster, settings.keepalive, now)
+            _tunnel_peer(peer, _prefixes(peer, roster, behind), settings.keepalive, now)
             for peer in members
             if (complete and peer.wireguard_key is not None) or _is_due(peer, me)
         ]
         awake = {peer.public_key: _endpoint(peer, now) for peer in members}
     device = Device(settings.private_key, settings.listen_port, FWMARK, tuple(tunnel_peers))
-    limits = _peer_limits(members, roster, settings.mtu, ipv4=ipv4)
+    limits = _peer_limits(members, roster, settings.mtu, _behind(subnets), ipv4=ipv4)
     mtu = max([settings.mtu, *(limit.mtu for limit in limits)])
     if mtu > settings.mtu:
         # One peer's wide path widens the link; to all others no more goes than was configured.
-        limits += [RouteLimit(route, settings.mtu) for route in routes]
+        limited = {limit.network for limit in limits}
+        limits += [RouteLimit(route, settings.mtu) for route in routes if route not in limited]
     host = HostState(
         settings.interface,
         mtu,
@@ -141,10 +151,32 @@ def _inner(peer: Peer) -> int | None:
     return inner_mtu(peer.mtu, ipv6=peer.endpoint.ip.version == 6)
 
 
+def _behind(subnets: Mapping[IPNetwork, str]) -> dict[str, list[IPNetwork]]:
+    """Return the networks behind each router, by its public key."""
+    found: dict[str, list[IPNetwork]] = {}
+    for network, router in subnets.items():
+        found.setdefault(router, []).append(network)
+    return found
+
+
+def _prefixes(
+    peer: Peer, roster: Roster, behind: Mapping[str, list[IPNetwork]]
+) -> frozenset[IPNetwork]:
+    """Return what WireGuard sends to a peer, and takes from it: its addresses and its subnets."""
+    address = roster.address(peer.public_key)
+    own = {ip_network(f"{address.ipv6}/128"), ip_network(f"{address.ipv4}/32")}
+    return frozenset({*own, *behind.get(peer.public_key, ())})
+
+
 def _peer_limits(
-    peers: Iterable[Peer], roster: Roster | None, configured: int, *, ipv4: bool
+    peers: Iterable[Peer],
+    roster: Roster | None,
+    configured: int,
+    behind: Mapping[str, list[IPNetwork]],
+    *,
+    ipv4: bool,
 ) -> list[RouteLimit]:
-    """Return a route of its own for each peer whose packets need another limit than the link's."""
+    """Return routes of its own for each peer whose packets need another limit than the link's."""
     limits = []
     for peer in peers:
         inner = _inner(peer)
@@ -156,9 +188,14 @@ def _peer_limits(
             continue
         address = roster.address(peer.public_key)
         mss = inner - IPV6_TCP_HEADERS if inner < IPV6_MIN_MTU else None
-        limits.append(RouteLimit(ip_network(f"{address.ipv6}/128"), max(inner, IPV6_MIN_MTU), mss))
-        if ipv4:
-            limits.append(RouteLimit(ip_network(f"{address.ipv4}/32"), max(inner, MIN_MTU)))
+        targets: list[IPNetwork] = [ip_network(f"{address.ipv6}/128")]
+        targets += [ip_network(f"{address.ipv4}/32")] if ipv4 else []
+        limits += [
+            RouteLimit(network, max(inner, IPV6_MIN_MTU), mss)
+            if network.version == 6
+            else RouteLimit(network, max(inner, MIN_MTU))
+            for network in [*targets, *behind.get(peer.public_key, ())]
+        ]
     return limits
 
 
@@ -199,14 +236,15 @@ def _is_due(peer: Peer, me: str) -> bool:
     return peer.heard is not None and not peer.starts_handshake(me)
 
 
-def _tunnel_peer(peer: Peer, roster: Roster, keepalive: int, now: float) -> TunnelPeer:
-    address = roster.address(peer.public_key)
+def _tunnel_peer(
+    peer: Peer, prefixes: frozenset[IPNetwork], keepalive: int, now: float
+) -> TunnelPeer:
     endpoint, generation = _endpoint(peer, now), peer.endpoint_generation
     if endpoint is None:
         keepalive, generation = 0, 0 if peer.doorbell is None else -1 - generation
     return TunnelPeer(
         peer.wireguard_key or _nobodys_key(peer.public_key),
-        frozenset({ip_network(f"{address.ipv6}/128"), ip_network(f"{address.ipv4}/32")}),
+        prefixes,
         # Keepalive begins with the endpoint: WireGuard then starts the handshake at once.
         keepalive,
         endpoint or peer.doorbell,

@@ -34,6 +34,7 @@ from nostrvpn.wireguard.device import ObservedDevice
 
 __all__ = [
     "Command",
+    "HeardThrough",
     "HostChanged",
     "LendTo",
     "Log",
@@ -49,8 +50,10 @@ __all__ = [
     "ResolveStun",
     "Resumed",
     "SendEcho",
+    "SendThrough",
     "ShutDown",
     "StunResolved",
+    "ThroughFailed",
     "TunnelSeen",
 ]
 
@@ -78,6 +81,21 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class HeardThrough:
+    """A message came through the tunnel, from this overlay address."""
+
+    address: IPv6Address
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughFailed:
+    """The message with this token did not get through the tunnel."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class StunResolved:
     """The STUN servers' names were looked up; ``unresolved`` names got no address."""
 
@@ -97,10 +115,17 @@ class ReconcileFinished:
     """The kernel was brought to the desired state, or refused (``error`` says why).
 
     ``firewall_error``: only the packet filter was refused, and everything else stands.
+    ``inbound_error``: permissions are not enforced; ``obstacle``: another firewall (its chain, and the
+    command that helps) drops what members may send. ``gateway_error`` and ``forward_obstacle`` are
+    the same for what this host would forward into networks behind it.
     """
 
     error: str | None = None
     firewall_error: str | None = None
+    inbound_error: str | None = None
+    obstacle: tuple[str, str] | None = None
+    gateway_error: str | None = None
+    forward_obstacle: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +150,8 @@ NodeEvent = (
     | TurnHeard
     | TurnLost
     | Wake
+    | HeardThrough
+    | ThroughFailed
     | HostChanged
     | Resumed
     | StunResolved
@@ -173,6 +200,15 @@ class SendEcho:
 
 
 @dataclass(frozen=True, slots=True)
+class SendThrough:
+    """Send a message through the tunnel to this overlay address; ThroughFailed if it is not taken."""
+
+    address: IPv6Address
+    text: str = field(repr=False)
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Poke:
     """Send something small to a peer through the tunnel, so that WireGuard speaks over a new path."""
 
@@ -205,7 +241,9 @@ class LendTo:
 
 @dataclass(frozen=True, slots=True)
 class ShutDown:
-    """Take everything down and end the daemon."""
+    """Take everything down and end the daemon; ``restart``: begin anew, as it was started."""
+
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +266,7 @@ NodeEffect = (
     | Reply
     | Refuse
     | SendEcho
+    | SendThrough
     | Poke
     | Reconcile
     | ObserveTunnel

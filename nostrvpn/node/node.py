@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import assert_never
@@ -23,48 +23,43 @@ from typing import assert_never
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.machine import Moment, Tick, earliest
-from nostrvpn.mesh.addressing import ipv4_prefix, ipv6_prefix
-from nostrvpn.mesh.effects import (
-    JoinState,
-    MembersChanged,
-    MembershipEffect,
-    RequestJoin,
-    SendRefusal,
-    SendRoster,
-    Store,
-    Welcome,
-)
+from nostrvpn.mesh.effects import JoinState, MembershipEffect
 from nostrvpn.mesh.membership import Membership
+from nostrvpn.mesh.policy import LocalPolicy
+from nostrvpn.node.board import Presence, read_board, say_presence
 from nostrvpn.node.commands import answer_joins, run_command
 from nostrvpn.node.desired import Desired, TunnelSettings, desired_state, overlapping_route
 from nostrvpn.node.events import (
     Command,
+    HeardThrough,
     HostChanged,
     NodeEffect,
     NodeEvent,
-    Persist,
     Reconcile,
     ReconcileFinished,
     Resumed,
     StunResolved,
+    ThroughFailed,
     TunnelSeen,
 )
-from nostrvpn.node.inbox import deliver
+from nostrvpn.node.inbox import deliver, hear_through
+from nostrvpn.node.membership_effects import members_changed, take_membership
 from nostrvpn.node.moves import Move, Moves
 from nostrvpn.node.outbox import Outbox
 from nostrvpn.node.path_effects import poke, take_path
 from nostrvpn.node.peers import Peer
+from nostrvpn.node.policy import Permissions
 from nostrvpn.node.post import Post
 from nostrvpn.node.relaying import MeshRelays, RelayRole
+from nostrvpn.node.spreading import Spreading, answer_spread
 from nostrvpn.node.stun_lookup import StunLookup
+from nostrvpn.node.subnets import Subnets, overlay_of
 from nostrvpn.node.tunnel import Tunnel
+from nostrvpn.node.tunnel_post import TunnelPost, say_keys, through_failed
 from nostrvpn.node.volunteers import Volunteers, put_up_offer, read_notices
-from nostrvpn.node.waking import starts_asleep
 from nostrvpn.paths.agent import Paths
 from nostrvpn.paths.candidates import LocalAddress
-from nostrvpn.paths.description import parse_cached_session
 from nostrvpn.paths.events import (
-    AddPeer,
     ChannelAnswered,
     ChannelClosed,
     ChannelOpened,
@@ -74,7 +69,6 @@ from nostrvpn.paths.events import (
     NetworkChanged,
     PathEvent,
     RelayOffers,
-    RemovePeer,
     StunServers,
     TurnAllocated,
     TurnHeard,
@@ -101,6 +95,9 @@ class NodeSettings:
     paths: PathSettings
     relay: RelayRole | None = None
     volunteers: bool = True
+    policy: LocalPolicy = field(default_factory=LocalPolicy)
+    epoch: int = 0  # of the WireGuard key
+    is_proxied: bool = False
 
 
 class Node:
@@ -121,6 +118,8 @@ class Node:
             settings.relays,
             settings.active_relays,
             reserved if isinstance(reserved, int) else 0,
+            records.get("keys", {}),
+            is_isolated=settings.is_proxied,
         )
         self.tunnel = Tunnel(self.peers, partial(poke, self))
         self.dropped: Counter[str] = Counter()
@@ -132,6 +131,10 @@ class Node:
         self.tap_counters: dict[str, int] = {}  # what the tap dropped, by reason
         self.reconcile_error: str | None = None
         self.firewall_error: str | None = None
+        self.inbound_error: str | None = None
+        self.obstacle: tuple[str, str] | None = None
+        self.permissions = Permissions(settings.policy)
+        self.subnets = Subnets()
         self.addresses: tuple[LocalAddress, ...] = ()
         self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()
         self.moves = Moves(settings.paths.skip_interfaces)
@@ -140,16 +143,26 @@ class Node:
         self.turn_states: dict[str, str] = {}
         self.relay_snapshot: dict[str, object] | None = None
         self.relay_error: str | None = None
+        self.dns: dict[str, object] = {}
         self.awaiting_join: dict[int, float] = {}
+        self.spreading: list[Spreading] = []
+        self.run = ""  # tells one run of a node from the next
         self.sessions = dict(records.get("session", {}))
         self.relays = MeshRelays(settings.relay, self.peers)
         self.volunteers = Volunteers(self.me)
+        self.presence = Presence()
+        self.tunnel_post = TunnelPost()
         self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key, self.relays)
         self._restore(records)
 
     def _restore(self, records: Mapping[str, Mapping[str, object]]) -> None:
+        self.notes += [("record_damaged", text) for text in self.post.damaged]
         for text in self.membership.restore(records):
             self.notes.append(("record_damaged", text))
+        if damage := self.permissions.restore(records.get("policy", {})):
+            self.notes.append(("policy_damaged", damage))
+        if damage := self.subnets.restore(records.get("policy", {}), self.outbox):
+            self.notes.append(("record_damaged", damage))
         for public_key, stored in records.get("peer", {}).items():
             try:
                 peer = Peer.from_json(public_key, stored)
@@ -167,19 +180,26 @@ class Node:
 
     def start(self, moment: Moment) -> list[NodeEffect]:
         """Begin: the first effects of a run."""
+        self.run = f"{moment.wall:.3f}"
+        self.permissions.tell_time(moment)
         effects = self.post.use_relays(self._known_relays(), moment)
         effects += self.post.relay_event(Tick(), moment)
-        effects += self._members_changed(moment)
+        effects += members_changed(self, moment)
         effects += self.offers_changed(moment)
         effects += self.stun_lookup.now(moment)
         return effects + self.outbox.flush(moment)
 
     def step(self, event: NodeEvent, moment: Moment) -> list[NodeEffect]:
         """Handle one event; return what is to be done, in this order."""
+        self.permissions.tell_time(moment)
         effects = self._dispatch(event, moment)
         effects += deliver(self, moment)
+        effects += read_board(self, moment)
         effects += read_notices(self, moment)
+        effects += say_keys(self, moment)
         effects += answer_joins(self, moment)
+        effects += answer_spread(self, moment)
+        effects += self.subnets.review(self, moment)
         return effects + self.outbox.flush(moment)
 
     @property
@@ -193,7 +213,11 @@ class Node:
             self.moves.deadline,
             self.membership.deadline,
             self.volunteers.put_up_at,
+            self.volunteers.lapses_at,
+            self.subnets.deadline,
+            self.presence.due,
             *self.awaiting_join.values(),
+            *(waiting.until for waiting in self.spreading),
         )
 
     def adopt(self, device: ObservedDevice | None) -> None:
@@ -206,15 +230,23 @@ class Node:
 
     def desired(self, now: float, *, complete: bool = False) -> Desired:
         """What the kernel should look like at ``now``; ``complete`` with every member as a peer."""
-        return desired_state(
+        roster, ipv4 = self.membership.roster, self.overlap is None
+        desired = desired_state(
             self.settings.tunnel,
             self.me,
-            self.membership.roster,
+            roster,
             self.peers.values(),
-            ipv4=self.overlap is None,
+            ipv4=ipv4,
             now=now,
             complete=complete,
+            subnets=self.subnets.used,
         )
+        gateway = self.subnets.gateway(roster, self.me)
+        inbound = self.permissions.inbound(
+            roster, self.me, now, ipv4=ipv4, advertised=gateway.networks
+        )
+        firewall = replace(desired.firewall, clamp_forwarded=bool(gateway.networks))
+        return replace(desired, inbound=inbound, gateway=gateway, firewall=firewall)
 
     @property
     def overlap(self) -> IPv4Network | None:
@@ -228,7 +260,8 @@ class Node:
         roster = self.membership.roster
         if roster is None:
             return self.settings.paths
-        overlay = (ipv6_prefix(roster.network_id), ipv4_prefix(roster.network_id))
+        # Nor what lies behind members: a path through the tunnel would lead into itself.
+        overlay = (*overlay_of(roster), *self.subnets.used)
         return replace(self.settings.paths, overlay=overlay)
 
     def peer_name(self, public_key: str) -> str:
@@ -237,7 +270,7 @@ class Node:
         if peer is not None and peer.alias:
             return peer.alias
         if roster is not None and roster.members.get(public_key):
-            return roster.members[public_key]
+            return roster.members[public_key].name
         return npub(public_key)[:12]
 
     def _dispatch(self, event: NodeEvent, moment: Moment) -> list[NodeEffect]:
@@ -245,7 +278,8 @@ class Node:
             case RelayOpened():
                 self.membership.hurry(moment)
                 opened = self.post.relay_event(event, moment)
-                return opened + self._tick_membership(moment) + put_up_offer(self, moment)
+                opened += self._tick_membership(moment) + put_up_offer(self, moment)
+                return opened + say_presence(self, moment)
             case RelayClosed() | RelayText():
                 return self.post.relay_event(event, moment)
             case (
@@ -260,6 +294,10 @@ class Node:
                 | Wake()
             ):
                 return self.step_paths(event, moment)
+            case HeardThrough():
+                return hear_through(self, event, moment)
+            case ThroughFailed():
+                return through_failed(self, event, moment)
             case HostChanged():
                 return self._host_changed(event, moment)
             case Resumed():
@@ -274,6 +312,8 @@ class Node:
                 return effects
             case ReconcileFinished():
                 self.reconcile_error, self.firewall_error = event.error, event.firewall_error
+                self.inbound_error, self.obstacle = event.inbound_error, event.obstacle
+                self.subnets.applied(event)
                 return []
             case Command():
                 return run_command(self, event, moment)
@@ -289,7 +329,8 @@ class Node:
         effects += self.tunnel.tick(moment)
         effects += self.stun_lookup.tick(moment)
         effects += put_up_offer(self, moment)
-        return effects + self._tick_membership(moment)
+        effects += self._tick_membership(moment)
+        return effects + say_presence(self, moment)
 
     def _tick_membership(self, moment: Moment) -> list[NodeEffect]:
         return self.take_membership(self.membership.tick(moment), moment)
@@ -311,73 +352,22 @@ class Node:
         effects += self.post.relay_event(RetryNow(), moment)
         effects += self.tunnel.renew(moment)
         self.membership.hurry(moment)
+        self.presence.changed(moment)
         return effects + self.stun_lookup.now(moment)
 
     # -- membership -------------------------------------------------------------------------
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether this node waits to be admitted."""
+        joining = self.membership.joining
+        return joining is not None and joining.state is JoinState.ASKING
 
     def take_membership(
         self, effects: Sequence[MembershipEffect], moment: Moment
     ) -> list[NodeEffect]:
         """Carry out what the membership machine asked for."""
-        out: list[NodeEffect] = []
-        for effect in effects:
-            match effect:
-                case Store():
-                    out.append(Persist(effect.space, effect.key, effect.value))
-                case RequestJoin():
-                    self.outbox.request_join(effect)
-                case Welcome():
-                    self.outbox.welcome(effect)
-                case SendRefusal() | SendRoster():
-                    out += self.outbox.send(effect, moment)
-                case MembersChanged():
-                    out += self._members_changed(moment)
-                case _:
-                    assert_never(effect)
-        return out
-
-    def _followed(self) -> dict[str, None]:
-        """The peers the path engine must know: members, and the inviter we wait for."""
-        followed = dict.fromkeys(self.membership.peers if self.membership.is_member else ())
-        joining = self.membership.joining
-        if joining is not None and joining.state is JoinState.ASKING:
-            followed[joining.link.inviter] = None
-        return followed
-
-    def _members_changed(self, moment: Moment) -> list[NodeEffect]:
-        effects: list[NodeEffect] = []
-        followed = self._followed()
-        for gone in [peer for peer in self.peers if peer not in followed]:
-            offered = self.peers.pop(gone).relay_offer
-            self.outbox.forget(gone)
-            self.sessions.pop(gone, None)
-            effects += [Persist("session", gone, None), Persist("peer", gone, None)]
-            effects += self.step_paths(RemovePeer(gone), moment)
-            if offered:
-                effects += self.offers_changed(moment)
-        effects += self.relays.lend(followed)
-        invites = [invite.secret for invite in self.membership.open_invites(moment.wall)]
-        effects += self.post.listen(followed, invites, moment)
-        for peer in followed:
-            if peer not in self.peers:
-                self.peers[peer] = Peer(peer)
-            if self.paths.snapshot(peer) is None:
-                effects += self._follow(peer, moment)
-        joining = self.membership.joining
-        if joining is not None and joining.state is JoinState.ASKING:
-            effects += self.post.use_relays(joining.link.relays, moment)
-        return [*effects, Reconcile()]
-
-    def _follow(self, peer: str, moment: Moment) -> list[NodeEffect]:
-        cached = self.sessions.get(peer)
-        session = None
-        if cached is not None:
-            try:
-                session = parse_cached_session(cached, self.path_settings)
-            except PeerMisbehaved as exc:
-                self.dropped[exc.code] += 1
-        asleep = starts_asleep(self, peer, moment)
-        return self.step_paths(AddPeer(peer, self.me < peer, session, asleep), moment)
+        return take_membership(self, effects, moment)
 
     # -- paths ------------------------------------------------------------------------------
 
@@ -393,6 +383,6 @@ class Node:
         # Whoever relays can be reached, and needs no relay.
         may_read = self.settings.volunteers and self.settings.relay is None
         alone = may_read and not self.relays.of_members
-        self.relays.strangers = self.volunteers.offers(moment.wall) if alone else ()
+        self.relays.strangers = self.volunteers.offers if alone else ()
         effects = self.post.read_board(alone, moment)
         return effects + self.step_paths(RelayOffers(self.relays.offers), moment)

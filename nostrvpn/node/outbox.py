@@ -2,7 +2,7 @@
 
 A step may change a peer's description several times and admit the peer as well; it shall cost one
 message. So join requests, welcomes and descriptions gather here and leave together, each with what
-the recipient should know of this node: WireGuard key, relays, roster version, candidates.
+the recipient should know of this node: WireGuard key, relays, roster sample, candidates.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from nostrvpn.mesh.effects import (
     SendRoster,
     Welcome,
 )
+from nostrvpn.mesh.invites import Link
+from nostrvpn.mesh.log_text import pack_operations
 from nostrvpn.mesh.membership import Membership
+from nostrvpn.mesh.tokens import TokenLink, token_mailbox
 from nostrvpn.node.events import NodeEffect
 from nostrvpn.node.peers import MAX_PEER_RELAYS
 from nostrvpn.node.post import Post
 from nostrvpn.node.relaying import MeshRelays
-from nostrvpn.nostr.event import event_json
 from nostrvpn.paths.description import Description, description_to_json
 from nostrvpn.paths.relay_offers import offer_to_json
 from nostrvpn.signaling.messages import MessageType
@@ -45,7 +47,10 @@ class Outbox:
         self._post = post
         self._wireguard_key = wireguard_key
         self._relays = relays
+        self.advertised: tuple[str, ...] = ()
+        """The networks behind this node that it offers to carry packets to."""
         self._descriptions: dict[str, Description] = {}
+        self._to_tell: dict[str, None] = {}
         self._to_describe: dict[str, None] = {}
         self._welcomes: list[Welcome] = []
         self._request: RequestJoin | None = None
@@ -54,6 +59,10 @@ class Outbox:
         """Tell ``peer`` how this node can be reached."""
         self._descriptions[peer] = description
         self._to_describe[peer] = None
+
+    def tell(self, peer: str) -> None:
+        """Tell ``peer`` what this node says of itself, beside how it can be reached."""
+        self._to_tell[peer] = None
 
     def welcome(self, effect: Welcome) -> None:
         """Tell an applicant that it was admitted."""
@@ -67,13 +76,14 @@ class Outbox:
         """Drop what was to be said to ``peer``."""
         self._descriptions.pop(peer, None)
         self._to_describe.pop(peer, None)
+        self._to_tell.pop(peer, None)
 
     def send(self, effect: SendRefusal | SendRoster, moment: Moment) -> list[NodeEffect]:
         """Send at once what needs nothing of this step's outcome."""
         if isinstance(effect, SendRefusal):
             body: dict[str, object] = {"invite": effect.invite_id, "reason": effect.reason}
             return self._publish(effect.applicant, MessageType.REFUSED, body, moment, STORED_S)
-        body = {"ops": [event_json(operation) for operation in effect.operations]}
+        body = {"ops": pack_operations(effect.operations)}
         return self._publish(effect.recipient, MessageType.ROSTER, body, moment, STORED_S)
 
     def flush(self, moment: Moment) -> list[NodeEffect]:
@@ -86,15 +96,21 @@ class Outbox:
         for welcome in self._welcomes:
             self._to_describe.pop(welcome.applicant, None)
             body = self._about_us(welcome.applicant) | {
-                "ops": [event_json(operation) for operation in welcome.operations],
-                "start": welcome.start,
+                "ops": welcome.text,
+                "part": welcome.part,
+                "total": welcome.total,
             }
             kind = MessageType.WELCOME
             effects += self._publish(welcome.applicant, kind, body, moment, STORED_S)
         self._welcomes.clear()
         for peer in list(self._to_describe):
             effects += self._publish(peer, MessageType.DESCRIBE, self._about_us(peer), moment)
+            self._to_tell.pop(peer, None)
         self._to_describe.clear()
+        for peer in self._to_tell:
+            body = self._about_us(peer) | {"desc": None}
+            effects += self._publish(peer, MessageType.DESCRIBE, body, moment)
+        self._to_tell.clear()
         return effects
 
     def _flush_request(self, moment: Moment) -> list[NodeEffect]:
@@ -102,36 +118,42 @@ class Outbox:
         self._request = None
         if joining is None or joining.state is not JoinState.ASKING:
             return []
-        link = joining.link
-        if link.inviter in self._to_describe:
+        link, inviter = joining.link, joining.inviter
+        if inviter in self._to_describe:
             # News for the inviter travels in the request until we are admitted.
-            del self._to_describe[link.inviter]
+            del self._to_describe[inviter]
             request = request or RequestJoin(joining, stored=False)
         if request is None:
             return []
-        body = self._about_us(link.inviter) | {
-            "invite": link.invite_id,
-            "secret": link.secret.hex(),
-            "name": self._membership.name,
-        }
+        asked = self._membership.join_request(moment.entropy.take(32))
+        # By a token whoever of the members reads it first answers: nobody yet to describe a path to.
+        body = (self.about_us() if inviter is None else self._about_us(inviter)) | asked
         return self._post.send(
-            link.inviter,
+            inviter or "",
             MessageType.JOIN,
             link.network_id,
             body,
             moment,
             expires_s=STORED_S if request.stored else None,
-            invite=link.secret,
+            invite=link.secret if isinstance(link, Link) else None,
+            token=token_mailbox(link.secret) if isinstance(link, TokenLink) else None,
         )
 
-    def _about_us(self, peer: str) -> dict[str, object]:
-        description, roster = self._descriptions.get(peer), self._membership.roster
+    def about_us(self) -> dict[str, object]:
+        """Return what this node says of itself to everybody."""
         relays = [r.url for r in self._post.pool.snapshot() if r.state == "connected"]
-        offer = self._relays.offer_for(peer)
         return {
             "wg": self._wireguard_key,
             "relays": relays[:MAX_PEER_RELAYS],
-            "ver": roster.version if roster is not None else 0,
+            "routes": list(self.advertised),
+        }
+
+    def _about_us(self, peer: str) -> dict[str, object]:
+        description, roster = self._descriptions.get(peer), self._membership.roster
+        offer, key = self._relays.offer_for(peer), self._post.keyring.current
+        return self.about_us() | {
+            "sample": list(roster.sample()) if roster is not None else [],
+            "key": key.id if key is not None else "",
             "relay": None if offer is None else offer_to_json(offer),
             "desc": description_to_json(description) if description is not None else None,
         }

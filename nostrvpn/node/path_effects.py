@@ -35,6 +35,10 @@ __all__ = ["poke", "take_path"]
 def take_path(node: Node, effect: PathEffect, moment: Moment) -> list[NodeEffect]:
     """Carry out one effect of the path engine."""
     match effect:
+        case SendDatagram() if node.subnets.carries(effect.destination.ip):
+            # A path through the tunnel would die with it, or lead into itself.
+            node.dropped["into_tunnel"] += 1
+            return []
         case SendDatagram() | OpenChannel() | CloseChannel():
             return [effect]
         case Describe():
@@ -88,12 +92,13 @@ def _remember(node: Node, effect: Remember) -> list[NodeEffect]:
 
 
 def _link_changed(node: Node, effect: LinkChanged, moment: Moment) -> list[NodeEffect]:
-    if effect.snapshot.crossed:
-        node.tunnel.proven(effect.peer)
     state = f"{effect.snapshot.state}, path {effect.snapshot.path}"
     effects: list[NodeEffect] = [
         Log("info", f"peer {node.peer_name(effect.peer)}: {state}"),
     ]
+    if effect.snapshot.crossed:
+        node.tunnel.proven(effect.peer)
+        effects += node.post.tunnel_up(effect.peer, moment)
     if effect.snapshot.state == "failed":
         effects += wake_relays(node, moment)
     if effect.snapshot.state == "degraded":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.mesh.subnets import IPNetwork, parse_advertised
 from nostrvpn.paths.description import Description
 from nostrvpn.paths.relay_offers import RelayOffer, offer_to_json, parse_offer
 from nostrvpn.paths.settings import PathSettings
@@ -29,6 +30,7 @@ class Peer:
     sequence number of the newest message in which the peer spoke of itself. ``guard`` is (old, new)
     while late packets of the old path may come, ``pin`` (local port, remote) where the peer is not
     reached from WireGuard's port, ``mtu`` the largest outer IP packet known to reach it, in bytes.
+    ``advertised`` are the networks behind it that it offers to carry packets to.
     ``doorbell`` is where WireGuard's packets for it go while it sleeps; ``used_day`` is the last day
     (Unix time, UTC) on which it had a path that did not sleep.
     """
@@ -38,10 +40,14 @@ class Peer:
     alias: str = ""
     relays: tuple[str, ...] = ()
     relay_offer: RelayOffer | None = None
+    advertised: tuple[IPNetwork, ...] = ()
     heard_seq: int = 0
     relays_at: float | None = None  # when it named other relays last (Moment.now)
+    shared_at: float | None = None  # when the networks behind it were persisted last
     stored_at: float | None = None  # when what it said was persisted last
     roster_at: float | None = None  # when it was sent a part of the roster last
+    asked_at: float | None = None  # when it was asked for one
+    heard_at: float | None = None  # when it said anything last
     endpoint: Endpoint | None = None
     endpoint_generation: int = 0
     doorbell: Endpoint | None = None
@@ -78,6 +84,7 @@ class Peer:
             "alias": self.alias,
             "relays": list(self.relays),
             "relay": None if self.relay_offer is None else offer_to_json(self.relay_offer),
+            "routes": [str(network) for network in self.advertised],
             "seq": self.heard_seq,
             "used": self.used_day,
         }
@@ -97,6 +104,7 @@ class Peer:
             str(stored.get("alias", "")),
             parse_relay_list(stored.get("relays", [])),
             None if offer is None else parse_offer(offer, public_key, PathSettings()),
+            parse_advertised(stored.get("routes")),
             heard_seq=seq,
             used_day=used,
         )

@@ -33,6 +33,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "no Nostr relay can be reached ({reason})",
         "check the internet connection; live tunnels stay up meanwhile",
     ),
+    "proxy_down": (
+        "error",
+        "no Nostr relay can be reached: {reason}",
+        "start the proxy, or correct proxy: in the configuration; live tunnels stay up meanwhile",
+    ),
     "relay_unfit": (
         "warning",
         "relay {url} does not carry our messages: {reason}",
@@ -70,6 +75,16 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "the kernel does not forward for members that relay through this node: {reason}",
         "nothing to do: the daemon forwards itself, at the cost of some processor time",
     ),
+    "relay_not_saved": (
+        "warning",
+        "the bytes relayed this month cannot be stored: {reason}",
+        "free space on the disk that holds the state directory; else the count is lost with a crash",
+    ),
+    "relay_failed": (
+        "warning",
+        "relaying for others met {count} unexpected errors, the last: {reason}",
+        "it goes on by itself; the daemon's log says where each happened first",
+    ),
     "turn_failed": (
         "warning",
         "the TURN server {server} does not serve this node: {reason}",
@@ -80,10 +95,35 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "the router opened no port for this node: {reason}",
         "switch on UPnP, NAT-PMP or PCP there, or forward UDP port {port}",
     ),
+    "names_failed": (
+        "warning",
+        "members' names do not resolve on this host: {reason}",
+        "tunnels work all the same; `nostrvpn resolve NAME` gives addresses",
+    ),
     "guard_missing": (
         "warning",
         "the firewall rules for moving tunnels cannot be set: {reason}",
         "install nftables (sudo apt install nftables); until then a path may change more slowly",
+    ),
+    "not_enforced": (
+        "error",
+        "permissions are not enforced, so all members reach everything here: {reason}",
+        "install nftables (sudo apt install nftables), then `nostrvpn down` and `nostrvpn up`",
+    ),
+    "firewall_drops": (
+        "warning",
+        "the firewall chain {where} of this host drops what members may send here",
+        "let it in, nostrvpn's own rules still hold: {remedy}",
+    ),
+    "shields_up": (
+        "info",
+        "shields are up: nothing is let in from the network",
+        "`nostrvpn shields-up off` ends it",
+    ),
+    "policy_damaged": (
+        "error",
+        "{text}; shields are up",
+        "see `nostrvpn rules`, make the rules again, then `nostrvpn shields-up off`",
     ),
     "clock_skew": (
         "warning",
@@ -120,6 +160,21 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "the overlay's IPv4 range {prefix} overlaps {route}, so only IPv6 is used",
         "reach peers by their IPv6 addresses",
     ),
+    "routes_refused": (
+        "error",
+        "the networks behind this host cannot be reached through it: {reason}",
+        "install nftables and run as root, or share none: `nostrvpn routes advertise --withdraw CIDR`",
+    ),
+    "routes_blocked": (
+        "error",
+        "another firewall of this host drops what it would forward: chain {where}",
+        "let it through: {remedy}",
+    ),
+    "route_overlap": (
+        "warning",
+        "{network} behind {name} is not used: {reason}",
+        "`nostrvpn routes accept {name} {network} --force` if you want that, else `routes refuse`",
+    ),
     "state_restored": (
         "warning",
         "{text}",
@@ -144,6 +199,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "info",
         "{name} tried to join and was refused: {reason}",
         "if you know this npub, invite it with `nostrvpn invite`",
+    ),
+    "key_replaced": (
+        "error",
+        "another key has taken this node's place in the network",
+        "if this node was given a new npub, run `nostrvpn rotate` to finish it; else ask an admin",
     ),
     "removed": (
         "error",

@@ -53,7 +53,8 @@ def _peer_hard(s: Situation) -> bool:
 
 def _checked(s: Situation) -> bool:
     """A round of direct checks between two described nodes found nothing, and UDP is not the reason."""
-    return s.tried and s.answered and not s.stun_silent and not _no_family(s)
+    mute = s.stun_silent or _no_family(s) or _peer_udp_blocked(s)
+    return s.tried and s.answered and not mute
 
 
 def _no_family(s: Situation) -> bool:
@@ -65,6 +66,11 @@ def _no_family(s: Situation) -> bool:
 
 def _udp_blocked(s: Situation) -> bool:
     return s.stun_silent and s.nostr and not s.udp_works and s.path != "direct"
+
+
+def _peer_udp_blocked(s: Situation) -> bool:
+    """The peer says that nothing answers it by UDP; before a round is over it may not know better."""
+    return s.tried and s.answered and s.link is not None and s.link.peer_udp is False
 
 
 def _relays(s: Situation, outcome: str) -> bool:
@@ -141,6 +147,12 @@ BLOCKS: tuple[Rule, ...] = (
         _udp_blocked,
         "no UDP answer comes from anywhere, so this network seems to block UDP",
         ("open_udp", "websocket", "turn_tcp"),
+    ),
+    Rule(
+        "peer_udp_blocked",
+        _peer_udp_blocked,
+        "{name} says that no UDP answer reaches it, so its network seems to block UDP",
+        ("peer_open_udp", "websocket", "turn_tcp"),
     ),
     Rule(
         "stun_silent",
@@ -262,7 +274,7 @@ def _lacks_turn(s: Situation) -> bool:
 
 def _relay_by_udp(s: Situation) -> bool:
     """Nothing carries data, and a relay that is reached by UDP could."""
-    return _dark(s) and not _udp_blocked(s)
+    return _dark(s) and not _udp_blocked(s) and not _peer_udp_blocked(s)
 
 
 def _always(_s: Situation) -> bool:
@@ -276,6 +288,7 @@ HELPS: dict[str, tuple[Callable[[Situation], bool], str]] = {
     "peer_port": (_always, "forward a UDP port to {name}, or switch on UPnP or PCP on its router"),
     "open_firewall": (_always, "let UDP port {port} in and out in the firewalls of both hosts"),
     "open_udp": (_always, "allow UDP out of this network"),
+    "peer_open_udp": (_always, "allow UDP out of {name}'s network"),
     "ipv6": (_always, "IPv6 on both sides: it needs no NAT"),
     "both_families": (_always, "give both hosts IPv6, or both IPv4"),
     "offer_relay": (

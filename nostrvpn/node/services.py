@@ -64,7 +64,12 @@ def services(node: Node) -> Services:
 
 
 def relay_document(relay: RelaySnapshot) -> dict[str, object]:
-    """Return what is shown of our own relay: no user, no address of anybody. Bytes are this month's."""
+    """Return what is shown of our own relay: no user, no address of anybody. Bytes are this month's.
+
+    Its host adds what is wrong there: ``slow`` and ``unsaved`` say why the kernel does not forward and
+    why the month's bytes are not stored, or are None; ``forward_dropped`` counts the pairs that another
+    firewall kept from the kernel; ``failures`` errors that nobody foresaw, ``failure`` is the last.
+    """
     limits = relay.settings
     return {
         "pairs": len(relay.pairs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nostrvpn.identity.keys import npub
@@ -11,6 +12,7 @@ from nostrvpn.mesh.effects import JoinState
 from nostrvpn.node.problems import Problem, problem, refusal_words
 from nostrvpn.node.services import services, via_name
 from nostrvpn.node.situation import is_hard, is_stun_silent, situation_of, udp_works
+from nostrvpn.node.subnets import offers_of
 from nostrvpn.node.why import first_reason
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def status_document(node: Node, moment: Moment) -> dict[str, object]:
         "relays": relays_document(node),
         "peers": peers_document(node, moment),
         "joining": _joining(node),
+        "dns": node.dns,
         "dropped_messages": drops,
         "dropped_datagrams": dict(node.paths.counters) | node.tap_counters,
         "problems": [item.to_json() for item in _problems(node, moment)],
@@ -85,7 +88,7 @@ def _joining(node: Node) -> dict[str, object] | None:
     if joining is None or joining.state is JoinState.JOINED:
         return None
     return {
-        "inviter": npub(joining.link.inviter),
+        "inviter": npub(joining.inviter) if joining.inviter is not None else None,
         "state": joining.state.value,
         "reason": joining.reason,
         "attempts": joining.attempts,
@@ -99,7 +102,7 @@ def peers_document(node: Node, moment: Moment) -> list[dict[str, object]]:
     for peer in node.peers.values():
         link = node.paths.snapshot(peer.public_key)
         member = roster is not None and peer.public_key in roster.members
-        age = None if peer.handshake_wall is None else max(0.0, moment.wall - peer.handshake_wall)
+        age = node.tunnel.handshake_age(peer, moment)
         endpoint = link.endpoint if link is not None else None
         addresses = []
         if roster is not None and member:
@@ -110,6 +113,11 @@ def peers_document(node: Node, moment: Moment) -> list[dict[str, object]]:
                 "npub": npub(peer.public_key),
                 "name": node.peer_name(peer.public_key),
                 "addresses": addresses,
+                "routes": sorted(
+                    str(network)
+                    for network, router in node.subnets.used.items()
+                    if router == peer.public_key
+                ),
                 "state": (link.state if link is not None else "idle") if member else "joining",
                 "path": link.path if link is not None else "none",
                 "via": via_name(node, link)
@@ -153,6 +161,7 @@ def _problems(node: Node, moment: Moment) -> list[Problem]:
     found += _relay_problems(node)
     found += _path_problems(node, moment)
     found += _service_problems(node)
+    found += _subnet_problems(node, moment)
     for sender, offset in list(node.post.clock_offsets.items())[-MAX_SKEWED_SHOWN:]:
         minutes = round(abs(offset) / 60)
         found.append(problem("clock_skew", name=node.peer_name(sender), minutes=minutes))
@@ -163,7 +172,12 @@ def _membership_problems(node: Node, moment: Moment) -> list[Problem]:
     membership, found = node.membership, []
     joining = membership.joining
     if joining is not None and joining.state is JoinState.ASKING:
-        found.append(problem("join_waiting", name=node.peer_name(joining.link.inviter)))
+        found.append(
+            problem(
+                "join_waiting",
+                name=node.peer_name(joining.inviter or "") if joining.inviter else "a member",
+            )
+        )
     elif joining is not None and joining.state in (JoinState.REFUSED, JoinState.EXPIRED):
         npub_text = node.settings.secret.npub
         reason = refusal_words(joining.reason)
@@ -171,7 +185,8 @@ def _membership_problems(node: Node, moment: Moment) -> list[Problem]:
     elif membership.roster is None:
         found.append(problem("no_network"))
     if membership.roster is not None and not membership.is_member:
-        found.append(problem("removed"))
+        is_replaced = membership.roster.is_rotated(node.me)
+        found.append(problem("key_replaced" if is_replaced else "removed"))
     for wall, applicant, reason in membership.refusals:
         if moment.wall - wall < REFUSAL_SHOWN_S:
             words = refusal_words(reason)
@@ -192,7 +207,11 @@ def _relay_problems(node: Node) -> list[Problem]:
     ]
     if not any(relay.state == "connected" for relay in relays):
         reasons = sorted({relay.reason for relay in relays if relay.reason})
-        found.append(problem("relays_down", reason="; ".join(reasons[:2]) or "connecting"))
+        about_proxy = [reason for reason in reasons if reason.startswith("the proxy ")]
+        if about_proxy:
+            found.append(problem("proxy_down", reason=about_proxy[0]))
+        else:
+            found.append(problem("relays_down", reason="; ".join(reasons[:2]) or "connecting"))
     return found
 
 
@@ -220,8 +239,10 @@ def _service_problems(node: Node) -> list[Problem]:
     told, found = services(node), []
     if told.relay_error:
         found.append(problem("relay_refused", reason=told.relay_error))
-    if told.relay_snapshot is not None and told.relay_snapshot.get("slow"):
-        found.append(problem("relay_slow", reason=str(told.relay_snapshot["slow"])))
+    found += _own_relay_problems(told.relay_snapshot or {}, saves=node.storage_error is None)
+    if node.dns.get("failure"):
+        found.append(problem("names_failed", reason=node.dns["failure"]))
+    found += _permission_problems(node)
     if told.firewall_error:
         found.append(problem("guard_missing", reason=told.firewall_error))
     for server, reason in told.failed_turn.items():
@@ -230,4 +251,46 @@ def _service_problems(node: Node) -> list[Problem]:
     if mapping.get("required") and mapping.get("error") and not mapping.get("external"):
         port = node.settings.tunnel.listen_port
         found.append(problem("port_mapping_failed", reason=mapping["error"], port=port))
+    return found
+
+
+def _subnet_problems(node: Node, moment: Moment) -> list[Problem]:
+    found, subnets = [], node.subnets
+    if subnets.gateway_error is not None:
+        found.append(problem("routes_refused", reason=subnets.gateway_error))
+    if subnets.forward_obstacle is not None:
+        where, remedy = subnets.forward_obstacle
+        found.append(problem("routes_blocked", where=where, remedy=remedy))
+    accepts = any(choice.accept for choice in subnets.settings.choices)
+    for offer in offers_of(node, moment.wall) if accepts else ():
+        if offer.obstacle is not None and offer.obstacle[0] == "hides":
+            name = node.peer_name(offer.router)
+            reason, network = offer.obstacle[1], str(offer.network)
+            found.append(problem("route_overlap", network=network, name=name, reason=reason))
+    return found
+
+
+def _permission_problems(node: Node) -> list[Problem]:
+    found = []
+    # Where they must be enforced, the tunnel itself was refused, and that is said already.
+    if node.inbound_error and not node.reconcile_error:
+        found.append(problem("not_enforced", reason=node.inbound_error))
+    if node.obstacle is not None:
+        where, remedy = node.obstacle
+        found.append(problem("firewall_drops", where=where, remedy=remedy))
+    if node.permissions.local.shields_up:
+        found.append(problem("shields_up"))
+    return found
+
+
+def _own_relay_problems(relay: Mapping[str, object], *, saves: bool) -> list[Problem]:
+    found = []
+    if relay.get("slow"):
+        pairs = relay.get("forward_dropped")
+        count = f" ({pairs} pairs so far)" if pairs else ""
+        found.append(problem("relay_slow", reason=f"{relay['slow']}{count}"))
+    if relay.get("unsaved") and saves:  # else the same disk is a problem already
+        found.append(problem("relay_not_saved", reason=relay["unsaved"]))
+    if relay.get("failures"):
+        found.append(problem("relay_failed", count=relay["failures"], reason=relay["failure"]))
     return found

@@ -87,7 +87,7 @@ class Tunnel:
             peer.doorbell = self.doorbell(peer.public_key)
         # Not the engine's number: it does not count our own renewals.
         peer.endpoint_generation += 1
-        age = self._age(peer, moment)
+        age = self.handshake_age(peer, moment)
         fresh = age is None or age > SESSION_S
         if effect.endpoint is not None and fresh and not peer.starts_handshake(me):
             peer.held_until = moment.now + HOLD_S
@@ -163,7 +163,7 @@ class Tunnel:
             elif progress.has_moved and tunnel.rx_bytes != progress.rx_before:
                 progress.has_moved = False
                 self._rest(peer)
-            age = self._age(peer, moment)
+            age = self.handshake_age(peer, moment)
             progress.seen_at = moment.now
             news.append(
                 TunnelObserved(
@@ -191,7 +191,7 @@ class Tunnel:
         if not self._of(peer).is_unpoked:
             peer.poke_at = None
 
-    def _age(self, peer: Peer, moment: Moment) -> float | None:
+    def handshake_age(self, peer: Peer, moment: Moment) -> float | None:
         """Return how many seconds ago the last handshake was; None without one, or if unknown."""
         wall, known = peer.handshake_wall, self._of(peer)
         if wall is None:

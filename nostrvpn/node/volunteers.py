@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nostrvpn.errors import PeerMisbehaved
-from nostrvpn.machine import Moment
+from nostrvpn.machine import Moment, earliest
 from nostrvpn.node.events import NodeEffect
 from nostrvpn.paths.relay_offers import RelayOffer, offer_to_json, parse_offer
 from nostrvpn.paths.settings import PathSettings
@@ -42,6 +42,7 @@ STRANGERS = "anyone"
 class _Known:
     offer: RelayOffer
     created: int
+    lapses_at: float
 
 
 class Volunteers:
@@ -52,16 +53,30 @@ class Volunteers:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self.put_up_at: float | None = None
 
-    def offers(self, wall: float) -> tuple[RelayOffer, ...]:
-        """Return the offers to use, at most six, of those that still stand."""
-        standing = [
-            known.offer for known in self._known.values() if known.created + EXPIRES_S > wall
-        ]
+    @property
+    def offers(self) -> tuple[RelayOffer, ...]:
+        """The offers to use, at most six, of those that did not lapse."""
+        standing = [known.offer for known in self._known.values()]
         return tuple(sorted(standing, key=self._order)[:MAX_USED])
 
-    def take(self, notice: Notice, settings: PathSettings, wall: float) -> bool:
+    @property
+    def lapses_at(self) -> float | None:
+        """When the next offer lapses, in Moment.now's seconds; None: there is none."""
+        return earliest(*(known.lapses_at for known in self._known.values()))
+
+    def lapse(self, now: float) -> bool:
+        """Forget the offers that stand no more; return whether those to use changed."""
+        before = self.offers
+        self._known = OrderedDict(
+            (author, known) for author, known in self._known.items() if known.lapses_at > now
+        )
+        return self.offers != before
+
+    def take(self, notice: Notice, settings: PathSettings, moment: Moment) -> bool:
         """Take a notice; return whether the offers to use changed. PeerMisbehaved if it is no offer."""
-        if notice.created + EXPIRES_S <= wall:
+        # From here on our own clock counts: the wall clock may be set meanwhile.
+        stands_s = min(EXPIRES_S, notice.created + EXPIRES_S - moment.wall)
+        if stands_s <= 0:
             raise PeerMisbehaved("expired", "an offer that does not stand any more")
         body = notice.body.get("relay")
         offer = parse_offer(body, notice.author, settings)
@@ -71,12 +86,12 @@ class Volunteers:
         known = self._known.get(notice.author)
         if known is not None and known.created >= notice.created:
             return False
-        before = self.offers(wall)
-        self._known[notice.author] = _Known(offer, notice.created)
+        before = self.offers
+        self._known[notice.author] = _Known(offer, notice.created, moment.now + stands_s)
         self._known.move_to_end(notice.author)
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
-        return self.offers(wall) != before
+        return self.offers != before
 
     def is_due(self, now: float) -> bool:
         """Say whether it is time to put our own offer up; then ``was_put_up`` says how that went."""
@@ -106,12 +121,15 @@ def _is_public(offer: RelayOffer) -> bool:
 
 
 def read_notices(node: Node, moment: Moment) -> list[NodeEffect]:
-    """Take every notice that arrived in this step; what is no offer is dropped and counted."""
-    changed = False
+    """Take every notice that arrived in this step, and let old offers lapse.
+
+    What is no offer is dropped and counted.
+    """
+    changed = node.volunteers.lapse(moment.now)
     while node.post.notices:
         notice = node.post.notices.pop(0)
         try:
-            changed |= node.volunteers.take(notice, node.path_settings, moment.wall)
+            changed |= node.volunteers.take(notice, node.path_settings, moment)
         except PeerMisbehaved as exc:
             node.dropped[exc.code] += 1
     return node.offers_changed(moment) if changed else []

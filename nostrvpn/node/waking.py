@@ -35,7 +35,7 @@ def starts_asleep(node: Node, peer: str, moment: Moment) -> bool:
         return False
     if settings.relay is not None or len(node.membership.peers) <= AWAKE_PEERS:
         return False
-    if joining is not None and joining.state is JoinState.ASKING and joining.link.inviter == peer:
+    if joining is not None and joining.state is JoinState.ASKING and joining.inviter == peer:
         return False
     return node.peers[peer].used_day < int(moment.wall // DAY_S) - USED_DAYS
 

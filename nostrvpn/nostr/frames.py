@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.errors import PeerMisbehaved, one_line
 from nostrvpn.nostr.event import Event, decode_json, encode_json, event_json, parse_event
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
 
 # Larger than any frame we ask for (NIP-44's largest payload is 87,472 characters).
 MAX_FRAME = 131_072
-# A relay's own words are shown in status; the rest of a longer text is cut off.
-MAX_REASON = 200
 # A challenge goes into an event we sign, so it may not be arbitrarily long.
 MAX_CHALLENGE = 512
 
@@ -88,26 +86,21 @@ def parse_frame(text: str) -> RelayFrame:
         case ["EVENT", str(subscription), obj]:
             return EventFrame(subscription, parse_event(obj))
         case ["OK", str(identifier), bool(accepted), str(reason)]:
-            return OkFrame(identifier, accepted, _words(reason))
+            return OkFrame(identifier, accepted, one_line(reason))
         case ["OK", str(identifier), bool(accepted)]:  # some relays leave the reason out
             return OkFrame(identifier, accepted, "")
         case ["EOSE", str(subscription)]:
             return EoseFrame(subscription)
         case ["CLOSED", str(subscription), str(reason)]:
-            return ClosedFrame(subscription, _words(reason))
+            return ClosedFrame(subscription, one_line(reason))
         case ["CLOSED", str(subscription)]:
             return ClosedFrame(subscription, "")
         case ["NOTICE", str(words)]:
-            return NoticeFrame(_words(words))
+            return NoticeFrame(one_line(words))
         case ["AUTH", str(challenge)] if 0 < len(challenge) <= MAX_CHALLENGE:
             return AuthFrame(challenge)
         case _:
             raise PeerMisbehaved("malformed_frame", "not a frame of NIP-01 or NIP-42")
-
-
-def _words(text: str) -> str:
-    """Return a relay's words fit for a log and a terminal: bounded, on one line, no controls."""
-    return "".join(char if char.isprintable() else " " for char in text[:MAX_REASON])
 
 
 def render_event(event: Event) -> str:

@@ -37,12 +37,13 @@ __all__ = [
     "gift_wrap",
     "open_seal",
     "open_wrap",
+    "rumor_json",
     "seal_rumor",
 ]
 
 SEAL = 13
-STORED_WRAP = 1059
-EPHEMERAL_WRAP = 21059
+STORED_WRAP = 1059  # kept until its NIP-40 expiration
+EPHEMERAL_WRAP = 21059  # relays pass it on and keep nothing (NIP-01 kind ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +72,25 @@ def fresh_secret(entropy: Entropy) -> bytes:
     return bytes(secret)
 
 
+def rumor_json(rumor: Rumor) -> str:
+    """Return the text that a seal encrypts."""
+    return encode_json(
+        {
+            "id": rumor.id,
+            "pubkey": rumor.pubkey,
+            "created_at": rumor.created_at,
+            "kind": rumor.kind,
+            "tags": rumor.tags,
+            "content": rumor.content,
+        }
+    )
+
+
 def seal_rumor(
     rumor: Rumor, sender_secret: bytes, conversation: bytes, *, created_at: int, entropy: Entropy
 ) -> Event:
     """Encrypt ``rumor`` under the key sender and recipient share; the sender signs."""
-    obj = {
-        "id": rumor.id,
-        "pubkey": rumor.pubkey,
-        "created_at": rumor.created_at,
-        "kind": rumor.kind,
-        "tags": rumor.tags,
-        "content": rumor.content,
-    }
-    content = nip44.encrypt(conversation, encode_json(obj).encode(), entropy.take(32))
+    content = nip44.encrypt(conversation, rumor_json(rumor).encode(), entropy.take(32))
     aux = entropy.take(32)
     seal = sign_event(
         sender_secret, kind=SEAL, tags=(), content=content, created_at=created_at, aux=aux

@@ -8,6 +8,7 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 
 - ``agent``        Paths: events in, effects out; tells datagrams apart, limits, one Link per peer
 - ``events``       the closed unions of events and effects
+- ``agenda``       what is due on which link, and which link asked what
 - ``link``         one peer, as events see it: descriptions, checks, moves, time
 - ``link_path``    its parts, its state, and the path it uses: chosen, lost, replaced
 - ``link_sleep``   a path that nobody uses is let go, until somebody wants it
@@ -18,7 +19,10 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``pair``         one endpoint of the peer and how its checks go
 - ``announcer``    our session towards one peer: what to describe, and when to say it again
 - ``remote``       the peer's side of it, and the memory against replays
-- ``selection``    the pair in use: endpoint, nomination, heartbeat, proof
+- ``selection``    the pair in use: endpoint, heartbeat, proof, and when it is left
+- ``nomination``   which pair both sides use: said by one, followed by the other
+- ``nomination``   which pair both sides use: one side nominates, the other follows
+- ``path_mtu``     how large a packet may be on one path (RFC 8899)
 - ``guards``       late packets of the old path, when the endpoint of a live tunnel changes
 - ``heartbeat``    is a path alive (RFC 7675), at the price of few wake-ups
 - ``detours``      what a link has beside direct paths, and which of it takes over
@@ -28,6 +32,7 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``relay_end``    our end of one pair on one relay
 - ``relay_requests``  what was asked of a relay, and whether an answer is one
 - ``relay_offers`` what nodes tell each other about relays, as JSON
+- ``openings``     how often members make us open WebSockets
 - ``relay_book``   what this node knows of relays and of UDP, for all its links
 - ``turn_routes``  the peer's addresses as seen from our TURN servers
 - ``proof``        did WireGuard's own packets cross, and is the tunnel in use

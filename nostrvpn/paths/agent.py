@@ -283,7 +283,8 @@ class Paths:
     def _survey(self, moment: Moment) -> list[PathEffect]:
         """Work out our candidates again, and tell the links if they differ."""
         self._book.describe_nat(self._probe.mapping)
-        self._book.stun_servers = self._probe.mapping_servers
+        # While they are asked anew none has answered, and a plan for a search may come just then.
+        self._book.stun_servers = self._probe.mapping_servers or self._book.stun_servers
         endpoints = (self._mapped, self._probe.endpoints, tuple(self._book.turn.values()))
         known = (self._addresses, self._port, self._probe.pending, *endpoints)
         if known == self._surveyed:

@@ -85,18 +85,22 @@ class CheckList:
     @property
     def deadline(self) -> float | None:
         """When ``tick`` is due next."""
-        due = [self.ends_at]
+        first = self.ends_at
         for pair in self.pairs.values():
             if pair.openers_left:
-                due.append(pair.opener_at)
+                first = earliest(first, pair.opener_at)
             if pair.due is not None:
                 unpaced = pair.triggered or self._burst > 0
-                due.append(pair.due if unpaced else max(pair.due, self._slot))
-        return earliest(*due)
+                first = earliest(first, pair.due if unpaced else max(pair.due, self._slot))
+        return first
 
     def knows(self, transaction: bytes) -> bool:
         """Say whether a check with this transaction id is open."""
         return transaction in self._open
+
+    def forget(self) -> None:
+        """The link falls asleep: no answer is awaited any more."""
+        self._open.clear()
 
     def results(self) -> tuple[PairResult, ...]:
         """Return every pair's result, best pair first, for ``why``."""
@@ -149,9 +153,10 @@ class CheckList:
 
     def set_routes(self, carriers: Mapping[Endpoint, str], now: float) -> None:
         """Take the endpoints that lead through relays: check the new ones, forget the old ones."""
-        for endpoint in [e for e, pair in self.pairs.items() if pair.own_route]:
-            if endpoint not in carriers:
-                del self.pairs[endpoint]
+        for endpoint in [
+            e for e, pair in self.pairs.items() if pair.own_route and e not in carriers
+        ]:
+            del self.pairs[endpoint]
         for endpoint, carrier in carriers.items():
             pair = self.pairs.get(endpoint)
             if pair is not None and pair.own_route:
@@ -242,6 +247,9 @@ class CheckList:
         """Send the openers and checks that are due; end the round when its time is over."""
         now = moment.now
         effects: list[SendDatagram] = []
+        first = self.deadline
+        if first is None or first > now:
+            return effects
         ordered = sorted(self.pairs.values(), key=lambda pair: pair.rank, reverse=True)
         for pair in ordered:
             if pair.openers_left and pair.opener_at <= now:
@@ -270,13 +278,13 @@ class CheckList:
         moment: Moment,
         *,
         ttl: int | None = None,
-        use_candidate: bool = False,
+        nomination: int | None = None,
         calls: int | None = None,
         probe: Probe | None = None,
     ) -> list[SendDatagram]:
         """Send one check now, unless the endpoint's probe budget is spent.
 
-        ``calls``: the number of the round that it calls; ``probe``: what it is padded to.
+        ``nomination``, ``calls`` and ``probe`` are as in ``OpenChecks.render``.
         """
         if self._credentials is None:
             return []
@@ -288,7 +296,7 @@ class CheckList:
             pair.endpoint,
             self._credentials,
             moment,
-            use_candidate=use_candidate,
+            nomination=nomination,
             calls=calls,
             probe=probe,
         )
@@ -297,8 +305,11 @@ class CheckList:
 
     def has_contacted(self, endpoint: Endpoint) -> tuple[bool, bool]:
         """Say whether anything was sent to the endpoint, and whether to its address at all."""
-        contacted = {known for known, pair in self.pairs.items() if pair.contacted}
-        return endpoint in contacted, any(known.ip == endpoint.ip for known in contacted)
+        known = self.pairs.get(endpoint)
+        if known is not None and known.contacted:
+            return True, True
+        ip = endpoint.ip
+        return False, any(at.ip == ip for at, pair in self.pairs.items() if pair.contacted)
 
     def match(self, message: StunMessage, source: Endpoint, now: float) -> tuple[Pair, Sent]:
         """Take an authentic answer: return its pair, now succeeded, and the check it answers.
@@ -351,8 +362,7 @@ class CheckList:
         for pair in self.pairs.values():
             pair.due, pair.openers_left, pair.triggered = None, 0, False
             if not pair.works:
-                pair.state = PairState.FAILED
-                pair.reason = pair.reason or f"no answer to {pair.tries} checks"
+                pair.fail(pair.reason or f"no answer to {pair.tries} checks")
 
     def _has_room(self) -> bool:
         if len(self.pairs) < MAX_PAIRS:
@@ -362,12 +372,6 @@ class CheckList:
                 del self.pairs[endpoint]
                 return True
         return False
-
-    def hasten(self, now: float) -> None:
-        """Check the relayed pairs that do not work at once."""
-        for pair in self.pairs.values():
-            if pair.own_route and not pair.works:
-                self._hasten(pair, now)
 
     def _rank(self, candidate: Candidate) -> tuple[bool, int, int, int]:
         ip = candidate.endpoint.ip

@@ -37,7 +37,8 @@ class Detours:
     @property
     def routes(self) -> dict[Endpoint, Route]:
         """The endpoints that are not direct, with what is known of the way."""
-        return self.relays.routes | self.turn.routes
+        turn = self.turn.routes
+        return self.relays.routes | turn if turn else self.relays.routes
 
     def update(
         self, candidates: tuple[Candidate, ...], versions: frozenset[int], moment: Moment
@@ -61,8 +62,13 @@ class Detours:
     def keep_warm(self, checks: CheckList, selection: Selection, now: float) -> None:
         """Choose who waits beside the selected pair: the nearest relayed one that works."""
         selected = selection.pair
-        waiting = [pair for pair in checks.working() if pair.is_relayed and pair is not selected]
-        waiting.sort(key=lambda pair: (-pair.rank[2], pair.smooth or 0.0, str(pair.endpoint)))
+        waiting = [
+            pair
+            for pair in checks.pairs.values()
+            if pair.is_relayed and pair.works and pair is not selected
+        ]
+        if len(waiting) > 1:
+            waiting.sort(key=lambda pair: (-pair.rank[2], pair.smooth or 0.0, str(pair.endpoint)))
         needed = selected is not None and self.relays.demand.wanted
         self.standby.keep(waiting[:1] if needed else [], now)
 

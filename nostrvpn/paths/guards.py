@@ -5,11 +5,20 @@ from __future__ import annotations
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.paths.events import Guard, PathEffect, Unguard
 
-__all__ = ["PathGuard"]
+__all__ = ["PathGuard", "passes_on"]
 
 # Both sides change over within two round trips and a heartbeat; measured: late packets of a busy
 # tunnel end within 2 s.
 GUARD_FOR = 4.0
+
+
+def passes_on(old: Endpoint, new: Endpoint) -> bool:
+    """Say whether a packet from ``old`` can be made one from ``new``; else a guard drops it.
+
+    No header holds an address of the other IP version, and the kernel takes none from the loopback
+    network that comes from elsewhere.
+    """
+    return old.ip.version == new.ip.version and not (old.ip.is_loopback or new.ip.is_loopback)
 
 
 class PathGuard:

@@ -174,6 +174,7 @@ class Link(LinkSleep):
 
         ``arrived_at``: our address and port; port None is WireGuard's. PeerMisbehaved if it is a
         replay from elsewhere, claims our own role, or came to a port that is not listened on any more.
+        The answer to a nomination says that we follow, so there is none if we do not.
         """
         now, (ip, port) = moment.now, arrived_at
         if port is not None and not self.hard.listens(port):
@@ -183,7 +184,9 @@ class Link(LinkSleep):
         if password is None:
             raise PeerMisbehaved("unknown_session", "a check of a session that is gone")
         response = render_response(message.transaction, source, password)
-        effects: list[PathEffect] = [SendDatagram(response, source, None, ip, source_port=port)]
+        answer = SendDatagram(response, source, None, ip, source_port=port)
+        effects: list[PathEffect] = [answer]
+        nominates = message.use_candidate and not self.controlling
         if port is not None:
             return effects + self._hard_done(self.hard.asked(source, port, moment), moment)
         self._record.stage("first_inbound", now)
@@ -191,7 +194,7 @@ class Link(LinkSleep):
         self.detours.standby.heard(source, now)
         if refusal(source, self._settings) is not None and source not in self.detours.routes:
             self._record.counters["refused_source"] += 1
-            return effects
+            return [] if nominates else effects
         if self._remote.description is None:
             self._remote.note_early(source)
             return effects
@@ -201,7 +204,7 @@ class Link(LinkSleep):
         pair = self.checks.trigger(source, now)
         if pair is None:
             self._record.counters["no_room_for_pair"] += 1
-            return effects
+            return [] if nominates else effects
         if self.rounds.called(message.round, now):
             # The peer holds its checks back until this is answered: our NATs are to be open by then.
             self.checks.open_nats(now)
@@ -212,8 +215,9 @@ class Link(LinkSleep):
         if self.state is LinkState.FAILED:
             effects += self._enter(LinkState.CHECKING, "the peer checks")
             self.rounds.retry_at = None
-        pair.nominated = message.use_candidate
-        if pair.nominated and not self.controlling and pair.works:
+        if nominates and not self._selection.take_nomination(pair, message):
+            effects.remove(answer)
+        elif nominates and pair.works:
             effects += self._consider(pair, moment)
         return effects + self._tick_checks(moment)
 
@@ -227,9 +231,9 @@ class Link(LinkSleep):
             return []
         if pair.own_route:
             self.detours.relays.proved(pair.endpoint, moment.now - sent.at, moment.now)
-        if sent.use_candidate and pair is self._selection.pair:
+        if sent.nomination is not None and pair is self._selection.pair:
             self._record.stage("nominated", moment.now)
-            self._selection.nominated()
+            self._selection.nominated(sent.nomination)
         effects: list[PathEffect] = []
         if self.rounds.answered(sent.round):
             self._search(moment.now, hold=0.0)
@@ -251,7 +255,7 @@ class Link(LinkSleep):
         pair = self.checks.pairs.get(source)
         if pair is not None and pair.own_route and pair.works:
             # It did not know our address: what it let fall is repeated now.
-            effects += self.checks.send(pair, moment, use_candidate=False)
+            effects += self.checks.send(pair, moment)
         return effects
 
     def observed(self, event: TunnelObserved, moment: Moment) -> list[PathEffect]:
@@ -276,7 +280,7 @@ class Link(LinkSleep):
             return []
         if not self._selection.roamed(self.checks.pairs.get(endpoint), moment.now):
             return []
-        self._selection.follow(endpoint, moment.now)
+        self._selection.follow(endpoint)
         pair = self.checks.trigger(endpoint, moment.now)
         if pair is not None and pair.works:
             return self._consider(pair, moment)

@@ -34,6 +34,7 @@ from nostrvpn.paths.hard_nat.task import SearchTask
 from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.paths.pair import Pair, PairState
 from nostrvpn.paths.path_mtu import MtuProber
+from nostrvpn.paths.patience import HUSHED_ROUNDS
 from nostrvpn.paths.record import Record
 from nostrvpn.paths.relay_book import RelayBook
 from nostrvpn.paths.remote import RemoteSide
@@ -83,6 +84,7 @@ class LinkPath:
         self._offering_anew = not self.announcer.answered
         self._gather_until: float | None = None
         self._searching = False
+        self._routed = False
         self._now = moment.now
 
     @property
@@ -180,12 +182,13 @@ class LinkPath:
         latest = self.announcer.latest
         if latest is None:
             return True
-        hard = self._book.maps_by_destination
-        said, now = places(latest.candidates, hard), places(self._surroundings.candidates, hard)
-        changed = said != now
         if self._nat_is_news(latest.nat):
             return True
-        return changed or bool(set(self.detours.relays.tickets) - set(latest.relays))
+        said, now = latest.candidates, self._surroundings.candidates
+        hard = self._book.maps_by_destination
+        if said != now and places(said, hard) != places(now, hard):
+            return True
+        return any(ticket not in latest.relays for ticket in self.detours.relays.tickets)
 
     def _nat_is_news(self, said: NatInfo | None) -> bool:
         """Whether the peer has to know more of our NAT, to take its part in a search."""
@@ -211,6 +214,10 @@ class LinkPath:
         if self.state in (LinkState.CHECKING, LinkState.DEGRADED):
             self.rounds.failed(moment.now)
             effects += self._enter(LinkState.FAILED, "no path answered")
+            if self.announcer.answered and self.rounds.failures <= HUSHED_ROUNDS:
+                effects += self._selection.hush(moment.now)
+            else:
+                effects += self._selection.speak(moment.now)
             effects += self._search_ports(moment)
         elif searched and self.state in LIVE and self._selection.kind is PathKind.RELAYED:
             self.rounds.failed(moment.now)
@@ -275,7 +282,7 @@ class LinkPath:
         if due is Due.CHECK:
             if self._selection.doubtful:
                 self.detours.doubt(pair, moment.now)
-            return [*self.checks.send(pair, moment, use_candidate=self.controlling)]
+            return [*self.checks.send(pair, moment, nomination=self._selection.nomination)]
         pair.fail("stopped answering")
         self._selection.drop()
         return self._replace(pair, moment)
@@ -342,8 +349,11 @@ class LinkPath:
         remote = self._remote.description
         candidates = () if remote is None else remote.candidates
         effects = self.detours.update(candidates, self._surroundings.versions, moment)
-        carriers = {endpoint: route.carrier for endpoint, route in self.detours.routes.items()}
-        self.checks.set_routes(carriers, now)
+        routes = self.detours.routes
+        if routes or self._routed:
+            carriers = {endpoint: route.carrier for endpoint, route in routes.items()}
+            self.checks.set_routes(carriers, now)
+            self._routed = bool(routes)
         return effects
 
     def _call_round(self, moment: Moment) -> list[PathEffect]:
@@ -351,7 +361,8 @@ class LinkPath:
         number, pair = self.rounds.next_call(moment.now), self._selection.pair
         if number is None or pair is None:
             return []
-        return [*self.checks.send(pair, moment, use_candidate=self.controlling, calls=number)]
+        nomination = self._selection.nomination
+        return [*self.checks.send(pair, moment, nomination=nomination, calls=number)]
 
     def _authorize(self, remote: Description) -> None:
         """Give the check list what the peer's side and ours are now."""

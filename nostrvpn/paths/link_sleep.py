@@ -57,5 +57,7 @@ class LinkSleep(LinkPath):
         self._gather_until = None
         self.rounds.succeeded()
         self.hard.stop()
+        # The memory against replays stays: the credentials still open a check.
+        self.checks.forget()
         effects = self._enter(LinkState.ASLEEP, "nobody used it")
         return effects + self._selection.release(now)

@@ -33,7 +33,7 @@ class Sent:
     endpoint: Endpoint
     at: float
     password: str = field(repr=False)
-    use_candidate: bool
+    nomination: int | None
     round: int | None
 
 
@@ -54,13 +54,14 @@ class OpenChecks:
         credentials: Credentials,
         moment: Moment,
         *,
-        use_candidate: bool = False,
+        nomination: int | None = None,
         calls: int | None = None,
         probe: Probe | None = None,
     ) -> bytes:
         """Return a check to send to ``endpoint`` now.
 
-        ``calls``: the number of the round that it calls; ``probe``: what it is padded to.
+        ``nomination``: the number of the choice that it nominates; ``calls``: that of the round that
+        it calls; ``probe``: what it is padded to.
         """
         wide = endpoint.ip.version == 6
         check = Check(
@@ -70,11 +71,12 @@ class OpenChecks:
             priority=candidate_priority(CandidateKind.PEER_REFLEXIVE, endpoint.ip.version),
             controlling=self._controlling,
             tie_breaker=self._tie_breaker,
-            use_candidate=use_candidate and self._controlling,
+            use_candidate=nomination is not None,
             round=calls,
+            nomination=nomination,
         )
         self._sent[check.transaction] = Sent(
-            endpoint, moment.now, check.password, check.use_candidate, calls
+            endpoint, moment.now, check.password, nomination, calls
         )
         if len(self._sent) > MAX_TRANSACTIONS:
             self._sent.popitem(last=False)
@@ -87,6 +89,10 @@ class OpenChecks:
         if not message.is_authentic(sent.password):
             raise PeerMisbehaved("forged_answer", "an answer that is not the peer's")
         return sent
+
+    def clear(self) -> None:
+        """Await no answer any more."""
+        self._sent.clear()
 
     def close(self, transaction: bytes) -> None:
         """Its answer came."""

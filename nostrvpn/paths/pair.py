@@ -31,7 +31,8 @@ class Pair:
 
     ``withdrawn_at``: since when the peer does not name it any more; an answer later than that says that
     it still is the peer's. ``own_route``: the endpoint is a relay's or a channel's that we made
-    usable ourselves, so nobody else chose it as a target.
+    usable ourselves, so nobody else chose it as a target. ``refuted``: nothing answered there when it
+    was tried last; a check that runs again does not lift this, its answer does.
     """
 
     endpoint: Endpoint
@@ -49,7 +50,7 @@ class Pair:
     smooth: float | None = None
     succeeded_at: float | None = None
     heard_at: float | None = None
-    nominated: bool = False
+    refuted: bool = False
     contacted: bool = False
     withdrawn_at: float | None = None
     reason: str = ""
@@ -77,12 +78,12 @@ class Pair:
     def restart(self) -> None:
         """Wait for the checks of a new round."""
         self.state, self.tries, self.reason = PairState.WAITING, 0, ""
-        self.due, self.triggered, self.nominated = None, False, False
+        self.due, self.triggered, self.refuted = None, False, False
 
     def answered(self, rtt: float, now: float) -> None:
         """An authentic answer came."""
         self.state, self.reason, self.due, self.triggered = PairState.SUCCEEDED, "", None, False
-        self.openers_left = 0
+        self.openers_left, self.refuted = 0, False
         self.rtt, self.succeeded_at = rtt, now
         if self.withdrawn_at is not None and now - rtt >= self.withdrawn_at:
             self.withdrawn_at = None
@@ -90,7 +91,7 @@ class Pair:
 
     def fail(self, reason: str) -> None:
         """Nothing answers."""
-        self.state, self.reason, self.due = PairState.FAILED, reason, None
+        self.state, self.reason, self.due, self.refuted = PairState.FAILED, reason, None, True
 
     def result(self) -> PairResult:
         """Return what ``why`` shows."""

@@ -16,8 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from nostrvpn.machine import Moment
-from nostrvpn.stun.binding import HEADER, TRANSACTION
-from nostrvpn.stun.codec import stun
+from nostrvpn.stun.binding import INTEGRITY_ATTRIBUTE, TRANSACTION, sealed
 
 __all__ = ["LARGEST_PROBE", "MtuProber", "Probe", "inner_mtu", "pad_check"]
 
@@ -47,8 +46,6 @@ MAX_OUTSTANDING = 8
 
 # Ours, from the range that a receiver skips if it does not know it (RFC 8489 section 18.3).
 PADDING_ATTRIBUTE = 0xC9D4
-INTEGRITY_ATTRIBUTE = b"\0\x08"
-FINGERPRINT_ATTRIBUTE = 0x8028
 # MESSAGE-INTEGRITY and FINGERPRINT, with their headers.
 TAIL = 24 + 8
 ATTRIBUTE_HEADER = 4
@@ -67,14 +64,10 @@ def pad_check(check: bytes, size: int, password: str, *, ipv6: bool) -> bytes:
     """
     body = check[:-TAIL]
     room = size - HEADERS[ipv6] - len(check) - ATTRIBUTE_HEADER
-    if check[-TAIL:][:2] != INTEGRITY_ATTRIBUTE or room < 0 or room % 4:
+    if check[-TAIL:][:2] != INTEGRITY_ATTRIBUTE.to_bytes(2, "big") or room < 0 or room % 4:
         raise ValueError(f"a check of {len(check)} bytes cannot be padded to {size}")
     padded = body + struct.pack("!HH", PADDING_ATTRIBUTE, room) + bytes(room)
-    # Each of the two covers a header whose length ends with itself (RFC 8489 sections 14.5, 14.7).
-    mac: bytes = stun.message_integrity(padded, password.encode())
-    padded += struct.pack("!2sH", INTEGRITY_ATTRIBUTE, len(mac)) + mac
-    padded += struct.pack("!HHI", FINGERPRINT_ATTRIBUTE, 4, stun.message_fingerprint(padded))
-    return bytes(stun.set_body_length(padded, len(padded) - HEADER))
+    return sealed(padded, password)
 
 
 @dataclass(frozen=True, slots=True)

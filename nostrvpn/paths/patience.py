@@ -6,6 +6,7 @@ __all__ = [
     "ANSWER_GAP",
     "FALLBACK_AGE",
     "HOLD_UNANSWERED",
+    "HUSHED_ROUNDS",
     "LOST_AGAIN",
     "ROUND_GAP",
     "retry_gap",
@@ -14,6 +15,9 @@ __all__ = [
 # After a failed round: conntrack forgets an unanswered flow in 30 s, and a retry before that keeps
 # a bad entry alive; then ever more rarely, as news (a description, a network change) resets it.
 BACKOFF = (35.0, 60.0, 300.0, 1800.0, 3600.0)
+# After this many rounds in vain WireGuard sends nothing meanwhile, so that NATs can forget; later it
+# does: should the lost path work again, it notices before the next of rounds that have become rare.
+HUSHED_ROUNDS = 2
 # A direct path broke and a relay took over: the next search for one, after the first, second, …
 # loss within an hour. A path that comes and goes is worse than a relay.
 LOST_AGAIN = (1.0, 35.0, 300.0, 1800.0)

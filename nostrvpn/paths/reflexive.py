@@ -114,8 +114,11 @@ class ReflexiveProbe:
     @property
     def urgent(self) -> float | None:
         """When what cannot be put off is due: an answer is awaited."""
-        retries = [server.retry_at for server in self._servers.values()]
-        return earliest(self._hairpin.due, *retries)
+        first = self._hairpin.due
+        for server in self._servers.values():
+            if server.retry_at is not None:
+                first = earliest(first, server.retry_at)
+        return first
 
     @property
     def mapping(self) -> Mapping:

@@ -6,6 +6,7 @@ from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.paths.budgets import Budget
 from nostrvpn.paths.description import NatInfo
 from nostrvpn.paths.hard_nat.roles import SearchBudget
+from nostrvpn.paths.openings import Openings
 from nostrvpn.paths.relay_offers import RelayOffer
 from nostrvpn.paths.snapshot import Mapping
 
@@ -33,6 +34,7 @@ class RelayBook:
         self.stun_servers: tuple[Endpoint, ...] = ()
         """The IPv4 servers that answered."""
         self.searches = SearchBudget()
+        self.openings = Openings()
         self.turn: dict[str, Endpoint] = {}
         self.udp_passes = False
         """Whether anything came back by UDP from beyond since the network changed."""
@@ -61,6 +63,8 @@ class RelayBook:
     def ranked(self, without: set[str], *, first: str = "") -> list[RelayOffer]:
         """Return the relays but ``without`` some: ``first``, then the nearest, unknown ones last."""
         usable = [offer for offer in self._offers.values() if offer.relay not in without]
+        if len(usable) < 2:
+            return usable
         far = float("inf")
         return sorted(usable, key=lambda o: (o.relay != first, self._rtt.get(o.relay, far)))
 
@@ -86,12 +90,15 @@ class RelayBook:
         """What was known of UDP and of our NAT may be wrong."""
         self.udp_passes, self._asked_at = False, None
         self.nat = None
+        self.openings.clear()
 
     def describe_nat(self, mapping: Mapping) -> None:
         """Note how our NAT maps; it is not forgotten while the servers are asked again."""
         if mapping is Mapping.UNKNOWN and self.nat is not None:
             mapping = self.nat.mapping
-        self.nat = NatInfo(mapping, self.udp_passes)
+        # Whoever asked nobody knows nothing of UDP, and shall not say that it is blocked.
+        is_known = self.udp_passes or self._asked_at is not None or mapping is not Mapping.UNKNOWN
+        self.nat = NatInfo(mapping, self.udp_passes) if is_known else None
 
     @property
     def maps_by_destination(self) -> bool:

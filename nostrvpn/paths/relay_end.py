@@ -64,6 +64,7 @@ class RelayEnd:
     asked_anew: bool = False
     by_channel: bool = False
     """Whether its WebSocket answered where UDP did not."""
+    _ticket: RelayTicket | None = field(default=None, repr=False)
 
     @property
     def is_ours(self) -> bool:
@@ -90,8 +91,10 @@ class RelayEnd:
         """What the peer needs, if the port was lent to us."""
         if self.user is None or not self.endpoints:
             return None
-        key = side_key(self.user.key, self.pair, Side.OTHER)
-        return RelayTicket(self.pair, self.endpoints, Side.OTHER, key, self.websocket)
+        if self._ticket is None or self._ticket.endpoints != self.endpoints:
+            key = side_key(self.user.key, self.pair, Side.OTHER)
+            self._ticket = RelayTicket(self.pair, self.endpoints, Side.OTHER, key, self.websocket)
+        return self._ticket
 
     def targets(self, versions: frozenset[int]) -> list[Endpoint]:
         """Return where the next request may go, in our families; IPv4 first, as both sides have it."""

@@ -20,6 +20,7 @@ from nostrvpn.paths.events import (
     SendDatagram,
     WebSocketTarget,
 )
+from nostrvpn.paths.openings import PATIENCE
 from nostrvpn.paths.relay_book import RelayBook
 from nostrvpn.paths.relay_demand import RELAYS, RelayDemand
 from nostrvpn.paths.relay_end import MAX_TRIES, End, RelayEnd, end_from_offer, end_from_ticket
@@ -39,8 +40,8 @@ OPENINGS_PER_MINUTE = 2
 # Requests of one link: its peer's tickets say where to. Four ends with five tries each, some times.
 REQUESTS = 120
 REQUESTS_PER_SECOND = 2
-# A WebSocket, its TLS and its upgrade take some round trips.
-CHANNEL_PATIENCE = 10.0
+# How soon to look again whether another link's WebSocket to the same relay was answered.
+LOOK_AGAIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,8 @@ class LinkRelays:
             return []
         end, message = request.end, parse_stun(data)
         request.authenticate(message)
+        if end.websocket is not None and message.kind is StunKind.RESPONSE:
+            self._book.openings.answered(self._namer(end), end.websocket)
         if message.kind is StunKind.RESPONSE and request.state is End.BINDING:
             end.state, end.due, end.reason, end.failures = End.BOUND, None, "", 0
             return []
@@ -276,6 +279,8 @@ class LinkRelays:
             return
         self._forget(channel)
         end = request.end
+        if end.websocket is not None and end.state is not End.BOUND:
+            self._book.openings.failed(end.websocket)
         if end.state is not End.BOUND or end.failures:
             end.give_up(End.SILENT, reason, now)
         else:
@@ -294,8 +299,9 @@ class LinkRelays:
             end.sent(moment.now)
             return effects or self._open(end, moment)
         target = targets[end.tries % len(targets)]
-        if end.nonce is not None and end.bound_at in targets:
-            target = end.bound_at  # the challenge was for this way
+        if end.bound_at in targets and (end.nonce is not None or end.proven_at is not None):
+            # The challenge was for this way; or the pair in use would lose its endpoint to the other.
+            target = end.bound_at
         end.sent(moment.now)
         allowed = self._requests.spend(self._peer, moment.now)
         if not allowed or not self._book.may_send(target, moment.now):
@@ -314,11 +320,18 @@ class LinkRelays:
             return []
         if not self._openings.spend(self._peer, moment.now):
             return []
+        if not self._book.openings.may_open(self._namer(end), end.websocket, moment.now):
+            end.reason = "its WebSocket was tried too often in vain"
+            return []
         end.channel = self._book.next_channel()
         where = (end.control or end.endpoints)[0]
         self._channels[end.channel] = RelayRequest(end, end.state, where, moment.now)
         target = WebSocketTarget(end.websocket, end.hello(moment))
         return [OpenChannel(end.channel, self._peer, target)]
+
+    def _namer(self, end: RelayEnd) -> str:
+        """Return who named the WebSocket of ``end``: the relay in its offer, or the peer in a ticket."""
+        return end.relay if end.is_ours else self._peer
 
     def _forget(self, channel: int) -> list[PathEffect]:
         request = self._channels.pop(channel)
@@ -347,19 +360,28 @@ class LinkRelays:
         opened = self._open(end, moment)
         if opened:
             effects += opened
-            end.due = now + CHANNEL_PATIENCE
+            end.due = now + PATIENCE
         elif end.channel is not None:
-            until = self._channels[end.channel].at + CHANNEL_PATIENCE
+            until = self._channels[end.channel].at + PATIENCE
             if now < until:
                 end.due = until
                 return
             effects += self._forget(end.channel)
+            if end.websocket is not None:
+                self._book.openings.failed(end.websocket)
             end.give_up(End.SILENT, "no answer by UDP or WebSocket", now)
+        elif end.websocket is not None and self._book.openings.is_pending(
+            self._namer(end), end.websocket, now
+        ):
+            end.due = now + LOOK_AGAIN
         elif end.state is End.BINDING and end.is_ours and not end.asked_anew:
             end.asked_anew = True
             end.begin(End.ALLOCATING, now)
-        elif end.bound_at is not None and (end.is_ours or end.nonce is not None):
-            # The relay lives, and says nothing to an address that is bound already.
+        elif end.bound_at is not None and (
+            end.is_ours or end.nonce is not None or end.proven_at is not None
+        ):
+            # The relay lives, and says nothing to an address that is bound already; or chance took
+            # all requests, and the heartbeat has yet to find that the path is lost.
             end.state, end.due = End.BOUND, None
         else:
             end.give_up(End.SILENT, "no answer", now)

@@ -40,11 +40,6 @@ class Rounds:
         """When a round or a call is due next."""
         return earliest(self.retry_at, self._call_at)
 
-    @property
-    def calling(self) -> bool:
-        """Whether a call waits for its answer."""
-        return self._number is not None
-
     def reset(self) -> None:
         """There is news: what failed so far says nothing any more."""
         self.failures = 0

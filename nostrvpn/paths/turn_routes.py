@@ -42,6 +42,9 @@ class TurnRoutes:
 
     def update(self, candidates: tuple[Candidate, ...], *, wanted: bool) -> list[PathEffect]:
         """Open what is missing, close what is not needed any more."""
+        if not self._book.turn and not self._targets:
+            self._refused.clear()
+            return []
         targets = self._choose(candidates) if wanted else set()
         effects: list[PathEffect] = []
         for target, channel in list(self._targets.items()):

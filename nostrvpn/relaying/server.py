@@ -21,7 +21,6 @@ from ipaddress import IPv4Address
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, Tick, earliest
-from nostrvpn.paths.relay_offers import RelayOffer
 from nostrvpn.relaying.events import (
     AllocateReceived,
     Channel,
@@ -50,6 +49,7 @@ from nostrvpn.relaying.pairs import Pair, Pairs, origin_of
 from nostrvpn.relaying.requests import Request, parse_request
 from nostrvpn.relaying.settings import RelaySettings
 from nostrvpn.relaying.snapshot import RelaySnapshot, snapshot_of
+from nostrvpn.stun.binding import render_response
 from nostrvpn.stun.relaying import (
     ERROR_CAPACITY,
     ERROR_MISMATCH,
@@ -57,9 +57,7 @@ from nostrvpn.stun.relaying import (
     ERROR_STALE_NONCE,
     ERROR_UNAUTHORIZED,
     Side,
-    relay_user,
     render_allocated,
-    render_bound,
     render_relay_error,
     side_key,
     user_key,
@@ -96,12 +94,6 @@ class RelayServer:
     def deadline(self) -> float | None:
         """When to look for ports to take back; not later than the first is due."""
         return self._due
-
-    def offer_for(
-        self, recipient: str, endpoints: tuple[Endpoint, ...], websocket: str | None = None
-    ) -> RelayOffer:
-        """Return the offer for ``recipient`` (its public key); it names no relay: the message does."""
-        return RelayOffer("", endpoints, relay_user(self._secret, recipient), websocket)
 
     def step(self, event: RelayEvent, moment: Moment) -> list[RelayEffect]:
         """Take one event; return what to do, in this order."""
@@ -241,14 +233,14 @@ class RelayServer:
         other = pair.other(side)
         if other is not None and other.source == source:
             return self._drop("both_sides_at_one_address")
-        answer = render_bound(request.message.transaction, source, key)
+        answer = render_response(request.message.transaction, source, key)
         return self._bound(request, pair, side, answer, moment)
 
     def _channel_bound_answer(self, request: Request, key: str) -> bytes:
         # By WebSocket there is no mapped port; the address is the one that the server saw.
         assert isinstance(request.source, Channel)
         seen = Endpoint(self._channels[request.source.number], 1)
-        return render_bound(request.message.transaction, seen, key)
+        return render_response(request.message.transaction, seen, key)
 
     def _is_fresh(
         self, nonce: bytes, source: Endpoint, pair: Pair, side: Side, moment: Moment

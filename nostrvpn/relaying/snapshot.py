@@ -22,7 +22,6 @@ class PairSnapshot:
     a: str | None
     b: str | None
     carried_bytes: int
-    age_s: float
     idle_s: float
 
 
@@ -47,7 +46,6 @@ def snapshot_of(pair: Pair, now: float) -> PairSnapshot:
         a=_carrier(pair.ends.get(Side.ALLOCATOR)),
         b=_carrier(pair.ends.get(Side.OTHER)),
         carried_bytes=pair.carried,
-        age_s=now - pair.made_at,
         idle_s=now - pair.active_at,
     )
 

@@ -2,7 +2,7 @@
 
 JSON, so that a second implementation needs nothing new::
 
-    {"v":1, "type":"describe", "net":"<network id>", "seq":1763719200123, "body":{…}}
+    {"v":2, "type":"describe", "net":"<network id>", "seq":1763719200123, "body":{…}}
 
 ``seq`` grows with every message of a sender (milliseconds of its clock, or one more than its last):
 newer replaces older where a type says so. Bodies are described in ``docs/protocol/messages.md``.
@@ -19,6 +19,7 @@ from nostrvpn.nostr.event import decode_json
 
 __all__ = ["MAX_MESSAGE", "RUMOR_KIND", "Message", "MessageType", "parse_message", "render_message"]
 
+VERSION = 2
 # The rumor is never published, so its kind only has to be told from chat messages (NIP-59).
 RUMOR_KIND = 21910
 # NIP-44 takes 65,535 bytes of plaintext a layer; two layers of padding and base64 leave this much.
@@ -33,6 +34,9 @@ class MessageType(Enum):
     REFUSED = "refused"
     DESCRIBE = "describe"
     ROSTER = "roster"
+    KEYS = "keys"
+    PRESENCE = "presence"
+    NEWS = "news"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def render_message(message: Message) -> str:
     """Return the rumor's content; ValueError if it is larger than ``MAX_MESSAGE`` bytes."""
     text = json.dumps(
         {
-            "v": 1,
+            "v": VERSION,
             "type": message.type.value,
             "net": message.network_id,
             "seq": message.seq,
@@ -76,7 +80,7 @@ def parse_message(text: str) -> Message:
         version, network, seq, body = (document[key] for key in ("v", "net", "seq", "body"))
     except (PeerMisbehaved, ValueError, KeyError, TypeError) as exc:
         raise PeerMisbehaved("bad_message", "not a message of ours") from exc
-    if version != 1:
+    if version != VERSION:
         raise PeerMisbehaved("unknown_version", f"a message of version {version!r}")
     if type(network) is not str or len(network) != 64 or set(network) - set("0123456789abcdef"):
         raise PeerMisbehaved("bad_message", "a message without a network id")

@@ -16,17 +16,12 @@ from dataclasses import dataclass, field
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment
-from nostrvpn.nostr import nip44
-from nostrvpn.nostr.event import Event, decode_json, public_key
-from nostrvpn.nostr.nip59 import (
-    STORED_WRAP,
-    Rumor,
-    gift_wrap,
-    open_seal,
-    open_wrap,
-    seal_rumor,
-)
-from nostrvpn.signaling.mailboxes import Mailbox, noticeboard_mailboxes_around
+from nostrvpn.nostr.event import Event, decode_json
+from nostrvpn.signaling.allowance import Allowance
+from nostrvpn.signaling.courier import LIVE_SKEW_S
+from nostrvpn.signaling.mailboxes import noticeboard_mailboxes_around
+from nostrvpn.signaling.postings import Boards, make_posting
+from nostrvpn.signaling.ratchet import DAY_S
 
 __all__ = ["NOTICE_KIND", "Notice", "Noticeboard", "post_notice"]
 
@@ -37,7 +32,6 @@ MAX_NOTICE = 2048
 # Notices looked at: each costs two decryptions and a signature, about 2 ms.
 NOTICES_PER_MINUTE = 60.0
 BURST = 120.0
-SKEW_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +47,30 @@ def post_notice(
     secret: bytes, body: dict[str, object], moment: Moment, *, expires_s: int
 ) -> dict[int, Event]:
     """Return the wraps (by kind) of a notice by the author with this secret."""
-    now, entropy = int(moment.wall), moment.entropy
-    board = noticeboard_mailboxes_around(moment.wall, overlap_s=0)[0]
-    rumor = Rumor(public_key(secret), now, NOTICE_KIND, (), json.dumps(body))
-    conversation = nip44.conversation_key(secret, board.public_key)
-    seal = seal_rumor(rumor, secret, conversation, created_at=now, entropy=entropy)
-    wrap = gift_wrap(
-        seal,
-        board.public_key,
-        kind=STORED_WRAP,
-        created_at=now,
-        expiration=now + expires_s,
-        entropy=entropy,
-    )
-    return {STORED_WRAP: wrap}
+    today = int(moment.wall) // DAY_S
+    boards = noticeboard_mailboxes_around(moment.wall)
+    board = next(board for board in boards if board.day == today)
+    return make_posting(board, secret, NOTICE_KIND, json.dumps(body), moment, expires_s=expires_s)
 
 
 class Noticeboard:
     """Reads notices; ``dropped`` counts what was none, by reason."""
 
     def __init__(self) -> None:
-        self._boards: dict[str, Mailbox] = {}
-        self._allowance = BURST
-        self._spent_at = 0.0
+        self._boards = Boards(Allowance(BURST, NOTICES_PER_MINUTE / 60))
         self.dropped: Counter[str] = Counter()
 
     def open(self, wall: float) -> tuple[str, ...]:
         """Read the boards of now; return their addresses (public keys)."""
-        boards = noticeboard_mailboxes_around(wall)
-        self._boards = {board.public_key: board for board in boards}
-        return tuple(self._boards)
+        return self._boards.open(noticeboard_mailboxes_around(wall))
 
     def close(self) -> None:
         """Read nothing any more."""
-        self._boards.clear()
+        self._boards.close()
 
     def owns(self, wrap: Event) -> bool:
         """Say whether a wrap was left on a board that is read."""
-        return not self._boards.keys().isdisjoint(wrap.tag_values("p"))
+        return self._boards.owns(wrap)
 
     def read(self, wrap: Event, moment: Moment) -> Notice | None:
         """Return the notice in a wrap, or None after counting why it is none."""
@@ -101,23 +81,12 @@ class Noticeboard:
             return None
 
     def _read(self, wrap: Event, moment: Moment) -> Notice:
-        board = next(self._boards[key] for key in wrap.tag_values("p") if key in self._boards)
-        self._spend(moment.now)
-        seal = open_wrap(wrap, board.secret)
-        rumor = open_seal(seal, board.secret)
+        rumor = self._boards.unseal(wrap, self._boards.read(wrap, moment.now))
         if rumor.kind != NOTICE_KIND or len(rumor.content) > MAX_NOTICE:
             raise PeerMisbehaved("bad_notice", "a rumor of a foreign kind, or a long one")
-        if rumor.created_at > moment.wall + SKEW_S:
+        if rumor.created_at > moment.wall + LIVE_SKEW_S:
             raise PeerMisbehaved("clock_skew", "a notice of the future")
         body = decode_json(rumor.content)
         if not isinstance(body, dict):
             raise PeerMisbehaved("bad_notice", "a notice that is no object")
         return Notice(rumor.pubkey, body, rumor.created_at)
-
-    def _spend(self, now: float) -> None:
-        gained = (now - self._spent_at) * NOTICES_PER_MINUTE / 60
-        self._allowance = min(BURST, self._allowance + gained)
-        self._spent_at = now
-        if self._allowance < 1:
-            raise PeerMisbehaved("notice_flood", "more notices than anybody reads")
-        self._allowance -= 1

@@ -62,8 +62,9 @@ SlotOutput = SendFrame | EventArrived | Answered | Hangup
 class RelaySlot:
     """State of one relay; every method returns, in order, what the pool must do about it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_tested: bool = True) -> None:
         self.url = url
+        self._is_tested = is_tested
         self.state = SlotState.STANDBY
         self.is_closing = False  # CloseRelay was asked for, RelayClosed has not come yet
         self.fitness = Fitness.TESTING
@@ -138,7 +139,7 @@ class RelaySlot:
         self._start_test(throwaway)
         out = self.listen(mailboxes, moment)
         out += self._digest(self.dispatch.flush(self.fitness, connection, moment), moment)
-        return out + self._begin_test(moment)
+        return out + self._begin_test(moment) if self._is_tested else out
 
     def lost(self, reason: str, cap: float, moment: Moment) -> list[SlotOutput]:
         """The connection is gone or never came up: wait (at most ``cap`` seconds), then retry."""

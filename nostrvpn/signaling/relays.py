@@ -83,11 +83,15 @@ _WRAPS = frozenset((STORED_WRAP, EPHEMERAL_WRAP))
 class RelayPool:
     """The pure machine over all relays; see the module docstring."""
 
-    def __init__(self, urls: Sequence[str], *, active: int) -> None:
-        """``urls`` are in order of preference; ``active`` of them are kept connected."""
+    def __init__(self, urls: Sequence[str], *, active: int, is_tested: bool = True) -> None:
+        """``urls`` are in order of preference; ``active`` of them are kept connected.
+
+        ``is_tested`` False: relays that another pool tests are not tested again by this one.
+        """
         if active < 1:
             raise ValueError("at least one relay must be active")
         self._active = active
+        self._is_tested = is_tested
         self._slots: dict[str, RelaySlot] = {}
         self._adopt(urls)
         # Relays taken out of the list whose connections are being closed.
@@ -106,17 +110,14 @@ class RelayPool:
         return earliest(*(slot.deadline for slot in self._slots.values()))
 
     @property
+    def is_settled(self) -> bool:
+        """Whether every relay has answered for every message."""
+        return not len(self._outbox)
+
+    @property
     def connected(self) -> int:
         """How many relays are connected and not known to be unfit."""
         return sum(1 for slot in self._slots.values() if _is_useful(slot))
-
-    @property
-    def wants_stored(self) -> bool:
-        """Whether an active relay does not pass ephemeral wraps on, so that 1059 is needed too."""
-        return any(
-            slot.state is SlotState.CONNECTED and slot.fitness is Fitness.STORED_ONLY
-            for slot in self._slots.values()
-        )
 
     def snapshot(self) -> tuple[RelayStatus, ...]:
         """Return every relay of the list, in order, as the user sees it."""
@@ -161,7 +162,9 @@ class RelayPool:
     def _adopt(self, urls: Iterable[str]) -> None:
         known = self._slots
         wanted = list(dict.fromkeys(urls))[:MAX_RELAYS]
-        self._slots = {url: known.get(url) or RelaySlot(url) for url in wanted}
+        self._slots = {
+            url: known.get(url) or RelaySlot(url, is_tested=self._is_tested) for url in wanted
+        }
 
     def _use(self, urls: Sequence[str], moment: Moment, out: list[RelayEffect]) -> None:
         before = self._slots

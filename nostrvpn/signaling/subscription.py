@@ -15,8 +15,8 @@ from nostrvpn.nostr.relay import ConnectionOutput, RelayConnection
 
 __all__ = ["MailSubscription"]
 
-# Wraps wait on relays for up to a week; one day more for clocks that differ.
-SINCE_SECONDS = 8 * 86_400
+# News wait on relays for up to thirty days; one day more for clocks that differ.
+SINCE_SECONDS = 31 * 86_400
 # Relays limit the values of one filter (strfry: none, others from 100 to 1,000).
 KEYS_PER_FILTER = 100
 # Within this time a relay without EOSE is taken to have opened the subscription.

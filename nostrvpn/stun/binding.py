@@ -5,6 +5,7 @@ Everything the codec raises for bytes from outside becomes PeerMisbehaved here.
 
 from __future__ import annotations
 
+import hmac
 import struct
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,6 +26,7 @@ __all__ = [
     "render_check",
     "render_query",
     "render_response",
+    "sealed",
 ]
 
 # RFC 8489 section 5.
@@ -34,6 +36,9 @@ HEADER = stun.HEADER_LENGTH
 # that is padded to see whether a large packet passes fills an Ethernet frame.
 MAX_STUN = 1500
 TRANSACTION = 12
+# RFC 8489 section 18.3.
+INTEGRITY_ATTRIBUTE = 0x0008
+FINGERPRINT_ATTRIBUTE = 0x8028
 # Ours, comprehension-optional (RFC 8489 section 18.3), in a check: "a round of checks over every other
 # path begins, open your NATs". Its 32 bits tell one round from another.
 _ROUND: tuple[int, str, object, object] = (
@@ -42,7 +47,16 @@ _ROUND: tuple[int, str, object, object] = (
     stun.pack_unsigned,
     stun.unpack_unsigned,
 )
-stun.ATTRIBUTES_BY_TYPE[_ROUND[0]] = stun.ATTRIBUTES_BY_NAME[_ROUND[1]] = _ROUND
+# draft-thatcher-ice-renomination, with libwebrtc's number: which choice of the controlling side it is.
+_NOMINATION: tuple[int, str, object, object] = (
+    0xC001,
+    "NOMINATION",
+    stun.pack_unsigned,
+    stun.unpack_unsigned,
+)
+for _attribute in (_ROUND, _NOMINATION):
+    stun.ATTRIBUTES_BY_TYPE[_attribute[0]] = _attribute
+    stun.ATTRIBUTES_BY_NAME[_attribute[1]] = _attribute
 
 
 class StunMethod(Enum):
@@ -74,8 +88,8 @@ _KINDS = {
 class StunMessage:
     """A parsed message. ``sender_controls`` is None where the sender names no role.
 
-    ``nonce``, ``relayed``, ``lifetime`` (seconds) and ``round`` (which round of checks begins) are
-    None where the message has none.
+    ``tie_breaker``, ``nonce``, ``relayed``, ``lifetime`` (seconds), ``round`` (which round of checks
+    begins) and ``nomination`` (the how manieth choice) are None where the message has none.
     """
 
     method: StunMethod
@@ -91,6 +105,8 @@ class StunMessage:
     relayed: Endpoint | None
     lifetime: int | None
     round: int | None
+    nomination: int | None
+    tie_breaker: int | None
     has_fingerprint: bool
     size: int
     _message: stun.Message = field(repr=False)
@@ -112,6 +128,7 @@ class Check:
     tie_breaker: int
     use_candidate: bool
     round: int | None = None
+    nomination: int | None = None
 
 
 def looks_like_stun(data: bytes) -> bool:
@@ -153,6 +170,8 @@ def parse_stun(data: bytes) -> StunMessage:
         relayed=relayed,
         lifetime=attributes.get("LIFETIME"),
         round=attributes.get(_ROUND[1]),
+        nomination=attributes.get(_NOMINATION[1]),
+        tie_breaker=attributes.get("ICE-CONTROLLING" if controls else "ICE-CONTROLLED"),
         has_fingerprint="FINGERPRINT" in attributes,
         size=len(data),
         _message=message,
@@ -186,16 +205,29 @@ def render_check(check: Check) -> bytes:
     }
     if check.use_candidate:
         attributes["USE-CANDIDATE"] = None
+    if check.nomination is not None:
+        attributes[_NOMINATION[1]] = check.nomination
     if check.round is not None:
         attributes[_ROUND[1]] = check.round
     message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST, check.transaction, attributes)
-    message.add_message_integrity(check.password.encode())
-    return bytes(message)
+    return sealed(bytes(message), check.password)
 
 
 def render_response(transaction: bytes, mapped: Endpoint, password: str) -> bytes:
-    """Return the answer to a check that came from ``mapped``, authenticated with our password."""
+    """Return the answer to a check or a bind from ``mapped``; ``password`` is what the asker used."""
     attributes = {"XOR-MAPPED-ADDRESS": (str(mapped.ip), mapped.port)}
     message = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE, transaction, attributes)
-    message.add_message_integrity(password.encode())
-    return bytes(message)
+    return sealed(bytes(message), password)
+
+
+def sealed(message: bytes, password: str) -> bytes:
+    """Return a rendered message with MESSAGE-INTEGRITY and FINGERPRINT added.
+
+    Each covers a header whose length ends with itself (RFC 8489 sections 14.5 and 14.7). The codec
+    would render the whole message anew for each of them.
+    """
+    covered = stun.set_body_length(message, len(message) - HEADER + stun.INTEGRITY_LENGTH)
+    mac = hmac.digest(password.encode(), covered, "sha1")
+    message += struct.pack("!HH", INTEGRITY_ATTRIBUTE, len(mac)) + mac
+    message += struct.pack("!HHI", FINGERPRINT_ATTRIBUTE, 4, stun.message_fingerprint(message))
+    return bytes(stun.set_body_length(message, len(message) - HEADER))

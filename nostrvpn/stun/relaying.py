@@ -10,7 +10,8 @@ short, with STUN's own words:
 - Bind, a Binding request to the lent port: USERNAME is ``PAIR:SIDE``, side ``a`` for who allocated and
   ``b`` for the other. The first is answered by error 401 with a NONCE that is tied to the source
   address; repeated with the nonce, it binds that address as this side's, and the answer has
-  XOR-MAPPED-ADDRESS. So nobody can bind an address at which he does not receive.
+  XOR-MAPPED-ADDRESS (``binding.render_response``). So nobody can bind an address at which he does
+  not receive.
 
 Both are authenticated by MESSAGE-INTEGRITY, and no answer is longer than its request: a nonce has at
 most 12 bytes.
@@ -40,7 +41,6 @@ __all__ = [
     "render_allocate",
     "render_allocated",
     "render_bind",
-    "render_bound",
     "render_relay_error",
     "side_key",
     "user_key",
@@ -122,14 +122,6 @@ def render_bind(transaction: bytes, pair: str, side: Side, key: str, nonce: byte
     if nonce is not None:
         attributes["NONCE"] = nonce
     message = stun.Message(stun.Method.BINDING, stun.Class.REQUEST, transaction, attributes)
-    message.add_message_integrity(key.encode())
-    return bytes(message)
-
-
-def render_bound(transaction: bytes, mapped: Endpoint, key: str) -> bytes:
-    """Return the answer to a bind: ``mapped`` is now the side's address."""
-    attributes = {"XOR-MAPPED-ADDRESS": (str(mapped.ip), mapped.port)}
-    message = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE, transaction, attributes)
     message.add_message_integrity(key.encode())
     return bytes(message)
 

@@ -125,11 +125,13 @@ def diff(
     if device_op is not None:
         ops.append(device_op)
     wanted = {peer.public_key for peer in desired.peers}
-    # Removals come first, so that an address one peer gives up is free before another takes it.
+    # Removals come first: what a peer that goes had is free before another one takes it.
     ops += [RemovePeer(interface, p.public_key) for p in found.peers if p.public_key not in wanted]
     present = {peer.public_key: peer for peer in found.peers}
+    # An address that is given to another peer leaves its old one by itself, without a moment between.
+    given = {prefix for peer in desired.peers for prefix in peer.allowed_ips}
     for peer in desired.peers:
-        op = _diff_peer(present.get(peer.public_key), peer, applied, interface)
+        op = _diff_peer(present.get(peer.public_key), peer, given, applied, interface)
         if op is not None:
             ops.append(op)
     return ops
@@ -153,7 +155,11 @@ def _diff_device(found: ObservedDevice, desired: Device, interface: str) -> SetD
 
 
 def _diff_peer(
-    found: ObservedPeer | None, peer: Peer, applied: Mapping[str, int], interface: str
+    found: ObservedPeer | None,
+    peer: Peer,
+    given: set[IPNetwork],
+    applied: Mapping[str, int],
+    interface: str,
 ) -> SetPeer | None:
     new = found is None
     found = found or ObservedPeer(peer.public_key)
@@ -166,7 +172,7 @@ def _diff_peer(
     decided = decided or (peer.endpoint_held and peer.endpoint != found.endpoint)
     keepalive = peer.persistent_keepalive
     additions = peer.allowed_ips - found.allowed_ips
-    replace = bool(found.allowed_ips - peer.allowed_ips)
+    replace = bool(found.allowed_ips - peer.allowed_ips - given)
     allowed = peer.allowed_ips if replace else additions or None
     op = SetPeer(
         interface,

@@ -139,11 +139,6 @@ async def test_packets_pass_and_strangers_do_not(wireguard: WireGuard) -> None:
         wireguard.send(bytes(1501), near)
         await until(lambda: told.channels.counters["wrong size"] == 2)
         assert told.channels.counters["stranger"] == 1
-        moved = WireGuard()
-        told.channels.use_port(moved.port)
-        wireguard.send(b"late", near)
-        await until(lambda: told.channels.counters["stranger"] == 2)
-        moved.socket.close()
     finally:
         await told.channels.close_all()
         await far.channels.close_all()

@@ -22,6 +22,7 @@ from nostrvpn.io.netlink import (
     delete_link,
     find_link,
     local_addresses,
+    main_routes,
     marked_interfaces,
     observe_host,
     remove_limits,
@@ -247,8 +248,7 @@ def test_without_the_privilege_the_hint_says_so(pair: Any) -> None:
     )
     # Imported while still root: nobody else may be able to read where the package is.
     imports = (
-        "import pyroute2.iproute.linux, nostrvpn.io.netlink\n"
-        "from pyroute2 import IPRoute; IPRoute().close()\n"
+        "from nostrvpn.io.pyroute import IPRoute; IPRoute().close()\n"
         "from nostrvpn.io.netlink import apply_host\nfrom nostrvpn.host.diff import SetLink\n"
     )
     said = pair.run(sys.executable, "-c", imports + code)
@@ -327,6 +327,17 @@ def test_monitor_makes_one_report_of_a_burst(pair: Any) -> None:
     assert len(pair.call(watch, burst)) < 20
 
 
+def test_what_pyroute2_has_beside_the_parts_in_use_is_imported_when_asked_for() -> None:
+    code = (
+        "import sys; from nostrvpn.io import pyroute\n"
+        "with pyroute.IPRoute() as route: assert list(route.get_links())\n"
+        "assert 'pyroute2.ndb.main' not in sys.modules\n"
+        "from pyroute2 import NDB, IPRoute, config\n"
+        "assert IPRoute is pyroute.IPRoute and NDB.__module__ == 'pyroute2.ndb.main'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30, env=dict(os.environ))
+
+
 def test_importing_netlink_does_not_import_pyroute2() -> None:
     code = (
         "import sys, nostrvpn.io.wireguard, nostrvpn.io.wireguard_userspace,"
@@ -334,3 +345,18 @@ def test_importing_netlink_does_not_import_pyroute2() -> None:
         "sys.exit('pyroute2' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30, env=dict(os.environ))
+
+
+def test_of_two_networks_with_the_same_addresses_one_sees_the_other(pair: Any) -> None:
+    wanted = ip_network("10.64.0.0/16")
+    pair.ip("link", "add", "e10", "type", "veth", "peer", "name", "e11")
+    pair.ip("link", "set", "e11", "up")
+    settle(pair, replace(DESIRED, interface="e10", routes=frozenset([wanted])))
+    assert wanted not in pair.call(main_routes, "e10")
+    assert wanted in pair.call(main_routes, "e0")
+    with pytest.raises(SystemRefused, match="another route to"):
+        settle(pair, replace(DESIRED, routes=frozenset([wanted])))
+    # What is not ours is respected on every interface.
+    pair.ip("route", "add", "192.0.2.0/24", "dev", "e0")
+    for interface in ("e0", "e10", "e99"):
+        assert ip_network("192.0.2.0/24") in pair.call(main_routes, interface)

@@ -87,13 +87,14 @@ IMPORTS = (
     "nostrvpn.daemon.relay_service",
     "nostrvpn.lab.relay",
     "nostrvpn.lab.stun",
-    "nostrvpn.cli.network",
+    "nostrvpn.cli.joining",
+    "nostrvpn.cli.members",
+    "nostrvpn.cli.permissions",
     "nostrvpn.cli.running",
     "nostrvpn.cli.setup",
     "nostrvpn.cli.status",
     "nostr_sdk",
-    "pyroute2",
-    "pyroute2.nftables.main",
+    "nostrvpn.io.pyroute",
     *PLUGINS,
 )
 

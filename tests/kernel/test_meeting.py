@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nostrvpn.errors import SystemRefused
 from nostrvpn.io.wireguard_kernel import KernelBackend
 from nostrvpn.lab.core import Engine, Internet
 from nostrvpn.lab.leftovers import leftovers
@@ -29,6 +30,8 @@ DELAY = 0.02
 ROUND_TRIP_MS = 2 * DELAY * 1000
 SIZE = 1_000_000
 DOWN_TIMEOUT = 10.0
+# Seconds without an answer to a SYN, after which there will be none.
+REFUSED_S = 0.5
 
 
 class KernelTwoNats(TwoNats):
@@ -62,6 +65,7 @@ def test_two_laptops_meet_on_kernel_wireguard(needs: Callable[[bool, str], None]
         footprint = lab.footprint()
         before = machine(b)
         two_nodes_meet(lab, a, b)
+        a_denied_member_only_pings(a, b)
         a_crashed_daemon_adopts_its_device(a, b)
         told("crash and restart")
         b.cli("down", f"--timeout={patient(DOWN_TIMEOUT)}")
@@ -96,6 +100,18 @@ def two_nodes_meet(lab: KernelTwoNats, a: NearNode, b: NearNode) -> None:
         assert ping(a, address) >= ROUND_TRIP_MS
         assert transfer(a.namespace, b.namespace, ip_address(address), size=SIZE).intact
     told("ping and transfer")
+
+
+def a_denied_member_only_pings(a: NearNode, b: NearNode) -> None:
+    """The packet filter judges what the kernel's own WireGuard brings."""
+    address = ip_address(b.status()["addresses"][0])
+    b.cli("deny", a.npub, "inbound:tcp")
+    with pytest.raises(SystemRefused):
+        transfer(a.namespace, b.namespace, address, size=1, patience=REFUSED_S)
+    assert ping(a, str(address)) >= ROUND_TRIP_MS
+    b.cli("allow", a.npub, "inbound:tcp")
+    assert transfer(a.namespace, b.namespace, address, size=1).intact
+    told("permissions")
 
 
 def a_crashed_daemon_adopts_its_device(a: NearNode, b: NearNode) -> None:

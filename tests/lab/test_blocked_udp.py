@@ -11,11 +11,11 @@ from nostrvpn.lab.core import Internet
 from nostrvpn.lab.gathering import gather
 from nostrvpn.lab.nat import NatKind
 from nostrvpn.lab.node import LabNode
-from nostrvpn.lab.patience import patient
+from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.topology import Lab, Server
 from nostrvpn.lab.transfer import transfer
 from nostrvpn.lab.turn import PASSWORD, USERNAME, Coturn
-from tests.lab.homes import peer_of, ping, problems, watched
+from tests.lab.homes import Pinging, peer_of, ping, problems, watched
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
 
@@ -102,6 +102,45 @@ def carries(a: LabNode, b: LabNode) -> None:
 
 
 PAIRS = [("tcp-a", "tcp-b"), ("tcp-a", "hard")]
+FLOW_SECONDS = 4.0
+FLOW_INTERVAL = 0.02
+
+
+def endpoint_in_use(node: LabNode, peer: LabNode) -> str:
+    """Return where WireGuard itself sends what is for ``peer``: late packets may have moved it."""
+    address = f"{peer.status()['addresses'][0]}/"
+    lines = node.namespace.run("wg", "show", node.interface, "dump").stdout.splitlines()
+    return next(line.split("\t")[2] for line in lines if address in line)
+
+
+def endpoints_set(*nodes: LabNode) -> int:
+    """Return how often the nodes set endpoints of WireGuard's so far."""
+    return sum(
+        line.count("endpoint ")
+        for node in nodes
+        for line in node.log.read_text(errors="replace").splitlines()
+        if "wg set" in line
+    )
+
+
+def flows_steadily(a: LabNode, b: LabNode) -> None:
+    """Fail unless echoes come back, 50 a second, over the pair that both ends selected."""
+    before = endpoints_set(a, b)
+    used: set[tuple[bool, bool]] = set()
+    with Pinging(a, b, interval=FLOW_INTERVAL) as pinging:
+        for _ in range(8):
+            pinging.wait_more(int(FLOW_SECONDS / FLOW_INTERVAL) // 8)
+            used.add(
+                (
+                    endpoint_in_use(a, b) == peer_of(a, b)["endpoint"],
+                    endpoint_in_use(b, a) == peer_of(b, a)["endpoint"],
+                )
+            )
+        sent, lost = pinging.totals()
+    assert sent >= FLOW_SECONDS / FLOW_INTERVAL
+    assert lost <= sent * 0.03
+    assert used == {(True, True)}
+    assert endpoints_set(a, b) == before
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
@@ -125,12 +164,24 @@ def test_that_udp_is_blocked_is_said(member: WithMember) -> None:
     assert "websocket" in a.cli("ping", "tcp-b", "--count", "3")
 
 
+def test_why_says_that_the_peers_network_blocks_udp(member: WithMember) -> None:
+    hard, blocked = member.laptops["hard"], member.laptops["tcp-a"]
+
+    def is_said() -> bool:
+        codes = [block["code"] for block in hard.query("why", blocked.npub)["blocks"]]
+        return "peer_udp_blocked" in codes and "udp_blocked" not in codes
+
+    wait_until(is_said, "the peer's word")
+    assert "tcp-a says that no UDP answer reaches it" in hard.cli("why", "tcp-a")
+
+
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_a_turn_server_carries_by_tcp(turn: WithTurn, one: str, other: str) -> None:
     a, b = turn.laptops[one], turn.laptops[other]
     for node, peer in ((a, b), (b, a)):
         found = node.wait_for_peer(peer.npub, path="relayed", timeout=40)
         assert found["via"].startswith("turn ")
+    flows_steadily(a, b)
     carries(a, b)
     assert peer_of(a, b)["path"] == "relayed"
     assert "via turn" in a.cli("ping", other, "--count", "3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import partial
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
 SHORT_TIMEOUT = 2
 """Seconds after which the impatient router forgets a mapping; the shortest that is seen."""
 KEEPALIVE = 1
+LAZY = 25
 QUIET = 8
 
 
@@ -107,6 +109,10 @@ def test_down_gives_the_port_back(lab: Mapped, name: str) -> None:
 class Impatient(Lab):
     """Two laptops; one's router forgets a mapping after two seconds without a packet."""
 
+    def __init__(self, keepalive: int) -> None:
+        super().__init__()
+        self._keepalive = keepalive
+
     server: Server
 
     def build(self) -> None:
@@ -114,25 +120,57 @@ class Impatient(Lab):
         self.homes = [self.router("nat-a"), self.router("nat-b", udp_timeout=SHORT_TIMEOUT)]
         for router in self.homes:
             host = self.host(f"laptop-{router.name[-1]}", router)
-            self.node(host, self.server, wireguard={"keepalive": KEEPALIVE})
+            self.node(host, self.server, wireguard={"keepalive": self._keepalive})
 
 
-def test_a_keepalive_of_a_second_holds_a_mapping_that_lives_for_two() -> None:
-    with watched(Impatient()) as lab:
+def flows_at(lab: Impatient) -> partial[CompletedProcess[str]]:
+    """Return what lists the impatient router's entries for the tunnel."""
+    outside = str(lab.homes[0].address)
+    return partial(lab.homes[1].namespace.run, "conntrack", "-L", "-p", "udp", "-d", outside)
+
+
+def one_ping(source: LabNode, target: LabNode) -> str:
+    address = target.status()["addresses"][0]
+    ping = ("ping", "-n", "-c", "1", "-W", "1", address)
+    return source.namespace.run(*ping, check=False).stdout
+
+
+def test_without_it_the_mapping_is_gone_and_nothing_gets_in() -> None:
+    with watched(Impatient(LAZY)) as lab:
         a, b = lab.nodes
         launch(a, b)
         admit(a, b)
         wait_direct(a, b)
         ping(a, b)
-        outside = str(lab.homes[0].address)
+        flows = flows_at(lab)
+        assert "dport=" in flows().stdout
+
+        said = []
+        for _ in range(3):  # a ping may meet the very moment of a keepalive
+            wait_until(
+                lambda: "dport=" not in flows().stdout, "the mapping to be forgotten", timeout=40
+            )
+            said.append(one_ping(a, b))
+            if "0 received" in said[-1]:
+                break
+        else:
+            raise AssertionError(f"a closed NAT let packets in: {said}")
+
+
+def test_a_keepalive_of_a_second_holds_a_mapping_that_lives_for_two() -> None:
+    with watched(Impatient(KEEPALIVE)) as lab:
+        a, b = lab.nodes
+        launch(a, b)
+        admit(a, b)
+        wait_direct(a, b)
+        ping(a, b)
+        outside = lab.homes[0].address
         # Nobody says anything but what the agents and WireGuard say by themselves.
-        flows = partial(lab.homes[1].namespace.run, "conntrack", "-L", "-p", "udp", "-d", outside)
+        flows = flows_at(lab)
         lab.server.run(
             "ping", "-q", "-w", str(QUIET), str(outside), timeout=QUIET + 10, check=False
         )
         listed = flows().stdout
         assert "dport=" in listed, listed
-        address = b.status()["addresses"][0]
-        said = a.namespace.run("ping", "-n", "-c", "1", "-W", "1", address, check=False).stdout
-        assert "1 received" in said
+        assert "1 received" in one_ping(a, b)
         sys.stdout.write(f"idle for {QUIET} s behind a router of {SHORT_TIMEOUT} s\n")

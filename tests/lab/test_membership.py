@@ -130,7 +130,7 @@ def test_a_new_member_meets_everybody(trio: tuple[LabNode, LabNode, LabNode]) ->
     assert peer_of(member, guest)["name"] == "laptop-c"
     refusal = member.attempt("invite", "--once")
     assert refusal.returncode == 1
-    assert f"only the network's owner can invite: {owner.npub}" in refusal.stderr
+    assert f"only the network's owner and admins can invite: {owner.npub}" in refusal.stderr
 
 
 def test_a_removed_member_is_gone_everywhere(trio: tuple[LabNode, LabNode, LabNode]) -> None:
@@ -138,7 +138,7 @@ def test_a_removed_member_is_gone_everywhere(trio: tuple[LabNode, LabNode, LabNo
     wait_direct(owner, member, guest)
     forbidden = guest.attempt("peer", "remove", "laptop-b")
     assert forbidden.returncode == 1
-    assert f"only the network's owner can remove members: {owner.npub}" in forbidden.stderr
+    assert f"only the network's owner and admins can remove members: {owner.npub}" in forbidden.stderr
     address = peer_of(owner, member)["addresses"][0]
 
     removed = owner.query("peer", "remove", "laptop-b")

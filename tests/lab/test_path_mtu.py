@@ -28,11 +28,12 @@ from nostrvpn.lab.topology import Host, Lab
 from nostrvpn.lab.transfer import transfer
 from nostrvpn.machine import Entropy, Moment
 from nostrvpn.mesh.addressing import OverlayAddress
-from nostrvpn.mesh.roster import Roster, create_network
+from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.desired import TunnelSettings, desired_state
 from nostrvpn.node.peers import Peer
 from nostrvpn.paths.path_mtu import HEADERS, MtuProber, inner_mtu
 from nostrvpn.wireguard.device import SecretKey
+from tests.networks import admit, network_of
 
 pytestmark = pytest.mark.lab
 
@@ -42,7 +43,6 @@ SIZE = 1 << 20
 IP_MTU_DISCOVER = 10
 IPV6_MTU_DISCOVER = 23
 PMTUDISC_PROBE = 3
-SO_MARK = 36
 # An answer takes well below a millisecond here; the prober's own patience passes in virtual time.
 ANSWER_S = 0.05
 
@@ -123,7 +123,7 @@ def measure(source: End, target: End, version: int) -> int | None:
     )
     with echo, asking:
         asking.setsockopt(*option, PMTUDISC_PROBE)
-        asking.setsockopt(socket.SOL_SOCKET, SO_MARK, FWMARK)
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, FWMARK)
         asking.settimeout(ANSWER_S)
         echo.bind((str(target.outside(version)), 0))
         asking.connect(echo.getsockname()[:2])
@@ -162,12 +162,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def ends(lab: Lab) -> Iterator[tuple[End, End]]:
     secrets = [RootSecret(bytes([n]) * 32) for n in (1, 2)]
-    roster = create_network(
-        secrets[0].reveal(), "home", "a", wall=1000, nonce=b"n" * 16, aux=b"\0" * 32
-    )
-    roster = roster.sign(
-        secrets[0].reveal(), "add", secrets[1].public_key, "b", wall=1001, aux=b"\1" * 32
-    )
+    roster = admit(network_of(secrets[0], "a"), secrets[0], secrets[1].public_key, "b")
     a, b = (
         End(
             lab.host(f"host-{n}"), secret, SecretKey(os.urandom(32)), roster, f"nvm{os.getpid()}{n}"

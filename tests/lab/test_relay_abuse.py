@@ -203,6 +203,17 @@ def test_the_months_end_is_the_end_of_relaying_and_why_says_so(lab: Abused) -> N
     assert lab.shown()["bytes"] == carried
 
 
+def test_a_killed_relay_does_not_begin_its_month_anew(lab: Abused) -> None:
+    carried = lab.shown()["bytes"]
+    lab.relay.kill()
+    lab.relay.start()
+    lab.relay.wait_for_relay()
+    shown = lab.shown()
+    assert shown["bytes"] == carried >= GIGABYTE
+    assert shown["exhausted"]
+    assert shown["pairs"] == 0
+
+
 def test_a_killed_relay_leaves_nothing_after_cleanup(lab: Abused) -> None:
     lab.relay.kill()
     assert machine(lab.relay) != lab.before

@@ -10,18 +10,24 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from nostrvpn.paths.events import NetworkChanged, RelayOffers, Wake
-from tests.sim.big_network import DEPENDENT, MIXTURE, STRICT, BigNetwork
+from tests.sim.big_nats import DEPENDENT, MIXTURE, STRICT, spoils
+from tests.sim.big_network import BigNetwork
+from tests.sim.big_talk import Talk
 from tests.sim.network import Conditions, Host
 from tests.sim.relays import Relay
 
 HOUR = 3600.0
 # A conversation sends this often, each way.
 EVERY = 0.5
+# What still arrives after a relay's death had passed it.
+ON_THE_WAY = 0.1
 LOOK = 0.05
+# How soon the first packet gets through is measured by so much, if it does so within this time.
+CLOSELY = 20.0
 # Where phones and laptops go.
 ELSEWHERE = ("symmetric", "counting", "port-restricted", "linux", "double", "no-udp")
 # After this long without an answer WireGuard asks again (whitepaper, 5.4: Rekey-Timeout).
@@ -59,34 +65,6 @@ class DaySettings:
             relays=relays,
             always=min(1, relays),
         )
-
-
-@dataclass
-class Talk:
-    """One conversation, and what happened to those who had it."""
-
-    number: int
-    first: Host
-    second: Host
-    began: float
-    until: float
-    possible: bool
-    connected: float | None = None
-    events: list[tuple[float, str]] = field(default_factory=list)
-    gaps: list[tuple[float, float, str]] = field(default_factory=list)
-    kinds: tuple[str, ...] = ()
-    states: tuple[object, ...] = ()
-    ended: float = 0.0
-    over: bool = False
-
-    @property
-    def hosts(self) -> tuple[Host, Host]:
-        return (self.first, self.second)
-
-    @property
-    def keys(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """Where each one notes what it hears of the other."""
-        return ((self.second.key, self.first.key), (self.first.key, self.second.key))
 
 
 class Day:
@@ -166,13 +144,13 @@ class Day:
                     sim.at(at, partial(self._to_one, of, happen))
         for relay in sim.carriers.relays[s.always :]:
             for at in self._times(4 * s.hours / 24, length):
-                sim.at(at, partial(self._kill, relay))
+                sim.at(at, partial(self.kill, relay))
         sim.run(length)
         for talk in list(self._current):
             self._end(talk)
         # Whoever may sleep sleeps by now.
-        self.settled = sim.now + 2400.0
         sim.run(2400.0)
+        self.settled = sim.now
         self.datagrams = {host.name: host.counts["SendDatagram"] for host in self.hosts}
         self.steps = {host.name: host.wakeups for host in self.hosts}
         sim.run(600.0)
@@ -192,29 +170,52 @@ class Day:
                 talk.events.append((self.sim.now, what))
 
     def _look_for_ways(self) -> None:
-        """Nothing can be asked of a conversation from when there is no way any more."""
+        """Nothing can be asked of a conversation while there is no way."""
         for talk in self._current:
-            if not self.is_possible(*talk.hosts):
-                talk.possible = False
+            way = self._way(*talk.hosts)
+            if talk.ways[-1][1] != way:
+                talk.ways.append((self.sim.now, way))
+
+    def _way(self, first: Host, second: Host) -> str:
+        if not self.is_possible(first, second):
+            return "none"
+        return "open" if first.signaling and second.signaling else "mute"
+
+    def _note_spoilt(self, moved: Host) -> None:
+        """What ``moved`` sends from its new place comes unasked: some NATs take offence."""
+        if any(relay.alive for relay in self.sim.carriers.relays):
+            return
+        for talk in self._current:
+            if moved in talk.hosts and any(spoils(host.nat) for host in talk.hosts):
+                talk.events.append((self.sim.now, "spoilt"))
 
     def _rebind(self, host: Host) -> None:
         self._note("rebind", host)
         self.sim.rebind(host)
+        self._note_spoilt(host)
 
     def _roam(self, host: Host) -> None:
         if host.online:
             self._note("roam", host)
+            self._note_spoilt(host)
             self.sim.roam(host, self.rng.choice(ELSEWHERE))
-            self._look_for_ways()
-            host.signaling = False
-            self.sim.at(self.rng.uniform(0.2, 1.0), lambda: setattr(host, "signaling", True))
+            self._note_spoilt(host)
+            self._mute(host, self.rng.uniform(0.2, 1.0))
 
     def _outage(self, host: Host) -> None:
         """No relay of signaling can be reached for a while."""
         if host.signaling:
             self._note("outage", host)
-            host.signaling = False
-            self.sim.at(self.rng.uniform(5.0, 60.0), lambda: setattr(host, "signaling", True))
+            self._mute(host, self.rng.uniform(5.0, 60.0))
+
+    def _mute(self, host: Host, duration: float) -> None:
+        def speak() -> None:
+            host.signaling = True
+            self._look_for_ways()
+
+        host.signaling = False
+        self._look_for_ways()
+        self.sim.at(duration, speak)
 
     def _nap(self, host: Host) -> None:
         """A laptop is closed, and opened after a while."""
@@ -230,10 +231,17 @@ class Day:
         host.online = True
         self.sim.step(host, NetworkChanged())
 
-    def _kill(self, relay: Relay) -> None:
+    def kill(self, relay: Relay) -> None:
+        """A relay dies, and comes back after a while."""
         if not relay.alive:
             return
         self._note("relay dies")
+        for talk in self._current:
+            talk.doomed += [
+                (self.sim.now, key)
+                for host, peer, key in talk.directions
+                if talk.connected is not None and self.sim.stands_by(host, peer, relay)
+            ]
         relay.die()
         self._look_for_ways()
         back = self.rng.choice((20.0, 300.0, 1800.0))
@@ -245,6 +253,8 @@ class Day:
     def _revive(self, relay: Relay) -> None:
         relay.alive = True
         relay.restart()
+        self._note("relay comes")
+        self._look_for_ways()
         for host in self.hosts:
             self.sim.at(self.rng.uniform(0.1, 2.0), partial(self._offer, host))
 
@@ -262,8 +272,8 @@ class Day:
             return
         now = self.sim.now
         duration = min(900.0, 20.0 + self.rng.expovariate(1 / 100.0))
-        possible = self.is_possible(first, second)
-        talk = Talk(next(self._numbers), first, second, now, now + duration, possible)
+        ways = [(now, self._way(first, second))]
+        talk = Talk(next(self._numbers), first, second, now, now + duration, ways)
         talk.kinds = (self.sim.kinds[first.name], self.sim.kinds[second.name])
         self.talks.append(talk)
         self._current.append(talk)
@@ -278,7 +288,8 @@ class Day:
 
     def _want(self, talk: Talk) -> None:
         """There is something to send: WireGuard rings for whom it has no endpoint."""
-        for host, peer in (talk.hosts, talk.hosts[::-1]):
+        talk.rang_at = self.sim.now
+        for host, peer, _ in talk.directions:
             snapshot = host.paths.snapshot(peer.key)
             if snapshot is None and host is talk.first:
                 self.sim.add(host, peer)
@@ -293,21 +304,25 @@ class Day:
         if sim.now >= talk.until:
             self._end(talk)
             return
-        for host, peer in (talk.hosts, talk.hosts[::-1]):
+        for host, peer, _ in talk.directions:
             if sim.is_up(host, peer):
                 sim._wg_send(host, peer.key, "flow", 200)
-            elif int((sim.now - talk.began) / LOOK) % 100 == 99:
+            elif sim.now - talk.rang_at >= HANDSHAKE_RETRY:
                 self._want(talk)
         if talk.connected is None and all(len(sim.heard[key]) > 1 for key in talk.keys):
             talk.connected = sim.now - talk.began
-        sim.at(LOOK if talk.connected is None else EVERY, lambda: self._go_on(talk))
+        closely = talk.connected is None and sim.now - talk.began < CLOSELY
+        sim.at(LOOK if closely else EVERY, lambda: self._go_on(talk))
 
     def _end(self, talk: Talk) -> None:
         sim = self.sim
         talk.over, talk.ended = True, sim.now
         self._current.remove(talk)
-        for (host, peer), key in zip((talk.hosts, talk.hosts[::-1]), talk.keys, strict=True):
+        for host, peer, key in talk.directions:
             times = [*sim.heard.pop(key), sim.now]
+            for died_at in [at for at, where in talk.doomed if where == key]:
+                back = next(at for at in times if at >= min(died_at + ON_THE_WAY, sim.now))
+                talk.replaced.append((died_at, back - died_at))
             seen = host.paths.snapshot(peer.key)
             told = None if seen is None else (seen.state, seen.path, seen.carrier)
             talk.states = (
@@ -348,5 +363,8 @@ class Day:
             p50, p99 = connects[len(connects) // 2], connects[int(len(connects) * 0.99)]
             words.append(f"connected p50 {p50:.2f} p99 {p99:.2f} worst {connects[-1]:.2f} s")
         words.append(f"{len(gaps)} pauses, worst {gaps[-1] if gaps else 0:.1f} s")
+        replaced = [took for t in self.talks for _, took in t.replaced]
+        if replaced:
+            words.append(f"{len(replaced)} relays replaced, worst {max(replaced):.1f} s")
         words.append(f"messages a node {sum(said) / len(said):.1f}, most {max(said)}")
         return ", ".join(words)

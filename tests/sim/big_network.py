@@ -21,34 +21,19 @@ from nostrvpn.paths.description import Description, parse_description
 from nostrvpn.paths.events import (
     AddPeer,
     Describe,
+    LinkChanged,
     NetworkChanged,
     PathEffect,
     RemoteDescription,
     UseEndpoint,
+    WebSocketTarget,
 )
 from nostrvpn.paths.settings import PathSettings
-from tests.sim.big_nats import NatChain
-from tests.sim.nats import ConeNat, Firewall, HardNat, LinuxNat, Nat, SymmetricNat
+from tests.sim.big_nats import forget, nat_of
+from tests.sim.nats import Firewall
 from tests.sim.network import CORE_HOPS, Conditions, Host, Simulation, Tunnel
 from tests.sim.relays import Carriers, Relay
 
-# Of each hundred nodes. "one-to-one" is a cloud's: every port is passed on.
-MIXTURE = {
-    "open": 6,
-    "one-to-one": 8,
-    "address-restricted": 12,
-    "port-restricted": 22,
-    "linux": 14,
-    "symmetric": 8,
-    "counting": 8,
-    "double": 8,
-    "firewall": 4,
-    "v6-only": 4,
-    "no-udp": 6,
-}
-# NATs with a mapping for each destination, and those that let in only whom they sent to.
-DEPENDENT = {"symmetric", "counting"}
-STRICT = DEPENDENT | {"port-restricted", "linux", "double", "firewall"}
 SLEEP_AFTER = 900.0
 OBSERVE_EVERY = 10.0
 
@@ -66,10 +51,25 @@ class BigRelay(Relay):
 
 
 class BigCarriers(Carriers):
+    def __init__(self, sim: Simulation) -> None:
+        super().__init__(sim)
+        self.owners: dict[int, Relay] = {}
+
     def relay(self, *, websocket: bool = False, delay: float = 0.0) -> Relay:
         relay = BigRelay(self.sim, len(self.relays) + 1, websocket=websocket, delay=delay)
         self.relays.append(relay)
+        self.owners |= {int(relay.v4.ip): relay, int(relay.v6.ip): relay}
         return relay
+
+    def behind(self, host: Host, endpoint: Endpoint | None) -> Relay | None:
+        """Return the relay that an endpoint of a host leads to, by UDP or by a channel."""
+        if endpoint is None:
+            return None
+        for channel in host.channels.values():
+            if channel.endpoint == endpoint and isinstance(channel.target, WebSocketTarget):
+                url = channel.target.url
+                return next(relay for relay in self.relays if relay.url == url)
+        return self.owners.get(int(endpoint.ip))
 
 
 @dataclass
@@ -85,12 +85,15 @@ class Ledger:
 class BigNetwork(Simulation):
     def __init__(self, seed: int, conditions: Conditions | None = None) -> None:
         super().__init__(seed, conditions)
-        self.carriers = BigCarriers(self)
+        self.carriers: BigCarriers = BigCarriers(self)
         self.kinds: dict[str, str] = {}
         self.keys: dict[str, Host] = {}
         self.ledgers: dict[str, Ledger] = {}
         self.settings = PathSettings(sleep_after=SLEEP_AFTER)
         self.heard: dict[tuple[str, str], list[float]] = {}
+        self.unlucky: dict[str, list[float]] = {}
+        """When a packet of a WireGuard handshake was lost, by its sender."""
+        self.shown: dict[tuple[str, str], str] = {}
         self._inside: dict[tuple[int, IPAddress], Host] = {}
         self._public: dict[Endpoint, Host] = {}
         self._walls: dict[str, Firewall] = {}
@@ -123,7 +126,9 @@ class BigNetwork(Simulation):
             for key in [key for key, value in table.items() if value is host]:
                 del table[key]  # type: ignore[arg-type]
         outside = IPv4Address(f"20.{number >> 8}.{number & 255}.2")
-        host.nat = self._nat(kind, outside)
+        host.nat = nat_of(kind, outside, self.rng)
+        if host.nat is not None:
+            self.nats[outside] = host.nat
         mapped = host.nat is not None and host.nat.maps
         # Homes use the same few addresses, so a stranger may sit at a described one.
         inside = ip_address(f"192.168.{self.rng.randrange(2)}.{self.rng.randrange(2, 250)}")
@@ -141,49 +146,10 @@ class BigNetwork(Simulation):
             self._public[host.v6] = host
             self._walls[host.name] = Firewall(host.v6.ip, self.rng)
 
-    def _nat(self, kind: str, ip: IPv4Address) -> Nat | None:
-        made: Nat | None = None
-        if kind in ("address-restricted", "port-restricted", "one-to-one", "no-udp"):
-            filtering = {"a": "address", "p": "port"}.get(kind[0], "none")
-            made = ConeNat(ip, self.rng, filtering=filtering)
-        elif kind == "symmetric":
-            made = SymmetricNat(ip, self.rng)
-        elif kind == "counting":
-            made = HardNat(ip, self.rng, step=self.rng.choice((1, 2)), noise=0.05)
-        elif kind == "double":
-            near = ConeNat(IPv4Address("100.64.0.2"), self.rng, filtering="port")
-            made = NatChain(ip, self.rng, near=near, far=ConeNat(ip, self.rng))
-        elif kind == "linux":
-            made = LinuxNat(ip, self.rng, accept_input=self.rng.random() < 0.5)
-        elif kind == "firewall":
-            made = Firewall(ip, self.rng)
-        if made is not None:
-            self.nats[ip] = made
-        return made
-
     def rebind(self, host: Host) -> None:
         """The router forgets its mappings, as after a restart."""
-        nats = [host.nat]
-        if isinstance(host.nat, NatChain):
-            nats = [host.nat.near, host.nat.far]
-        for nat in nats:
-            match nat:
-                case ConeNat():
-                    nat.opened.clear()
-                    inner = list(nat.ports)
-                    nat.ports.clear()
-                    nat.inner.clear()
-                    for endpoint in inner:
-                        port = self.rng.randrange(1024, 65536)
-                        nat.ports[endpoint], nat.inner[port] = port, endpoint
-                case SymmetricNat():
-                    nat.flows.clear()
-                    nat.back.clear()
-                case LinuxNat():
-                    nat.flows.clear()
-                    nat.entries.clear()
-                case Firewall():
-                    nat.opened.clear()
+        if host.nat is not None:
+            forget(host.nat, self.rng)
 
     def roam(self, host: Host, kind: str) -> None:
         """The host comes up in another network."""
@@ -207,6 +173,8 @@ class BigNetwork(Simulation):
                 if effect.endpoint is None:
                     host.tunnels[effect.peer].handshake_at = None
                 self._observe(host, effect.peer)
+            elif isinstance(effect, LinkChanged):
+                self.shown[(host.key, effect.peer)] = effect.snapshot.state
             elif isinstance(effect, Describe):
                 ledger.said[self._reason(ledger, effect)] += 1
                 ledger.said_at.append(self.now)
@@ -242,7 +210,10 @@ class BigNetwork(Simulation):
 
     def is_lost(self, data: bytes) -> bool:
         """Chance takes handshakes and checks; conversations are to show what the engine does."""
-        return data[:7] != b"WG flow" and self.rng.random() < self.conditions.loss
+        lost = data[:7] != b"WG flow" and self.rng.random() < self.conditions.loss
+        if lost and data[3:7] in (b"init", b"resp"):
+            self.unlucky.setdefault(data[8:72].decode(), []).append(self.now)
+        return lost
 
     def _send(
         self,
@@ -252,20 +223,21 @@ class BigNetwork(Simulation):
         ttl: int | None = None,
         port: int | None = None,
     ) -> None:
-        if to.ip.is_loopback:
+        wide = to.ip.version == 6
+        if not wide and int(to.ip) >> 24 == 127:
             self.carriers.send(host, data, to)
             return
-        wide = to.ip.version == 6
         source = host.v6 if wide else host.address
         if source is None or not host.online or not host.udp or not (wide or host.has_v4):
             return
-        pinned = [pin.local_port for pin in host.pins.values() if pin.remote == to]
-        if port or pinned:
-            source = replace(source, port=port or pinned[0])
+        if port or host.pins:
+            pinned = [pin.local_port for pin in host.pins.values() if pin.remote == to]
+            if port or pinned:
+                source = replace(source, port=port or pinned[0])
         outer: Endpoint | None = source
         wall = self._walls[host.name] if wide else host.nat
-        if str(to.ip).startswith("192.168."):
-            return  # nobody shares a home here
+        if not wide and int(to.ip) >> 16 == 0xC0A8:
+            return  # 192.168.0.0/16: nobody shares a home here
         if wall is not None:
             outer = wall.outbound(source, to, self.now)
         if outer is None or (ttl is not None and ttl < CORE_HOPS) or self.is_lost(data):
@@ -279,10 +251,10 @@ class BigNetwork(Simulation):
         if to in self.servers:
             self._stun_answer(data, source, to)
             return
-        for relay in self.carriers.relays:
-            if relay.owns(to):
-                self.at(relay.delay, partial(relay.take, data, source, to))
-                return
+        relay = self.carriers.owners.get(int(to.ip))
+        if relay is not None:
+            self.at(relay.delay, partial(relay.take, data, source, to))
+            return
         self.deliver(host, data, source, to)
 
     def deliver(self, host: Host | None, data: bytes, source: Endpoint, to: Endpoint) -> None:
@@ -316,12 +288,27 @@ class BigNetwork(Simulation):
                 self.heard[key].append(self.now)
         super().arrive(host, data, source, port)
 
+    def stands_by(self, host: Host, peer: Host, relay: Relay) -> bool:
+        """Say whether a host sends through this relay, and knows of another one that works."""
+        behind = partial(self.carriers.behind, host)
+        link = host.paths.snapshot(peer.key)
+        if link is None or behind(host.tunnels[peer.key].endpoint) is not relay:
+            return False
+        working = [behind(pair.endpoint) for pair in link.tried if pair.state == "succeeded"]
+        return any(found.alive and found is not relay for found in working if found is not None)
+
     # --- WireGuard --------------------------------------------------------------------------
 
     def is_up(self, host: Host, peer: Host) -> bool:
         """Whether WireGuard has an endpoint and a session."""
         tunnel = host.tunnels.get(peer.key)
         return tunnel is not None and None not in (tunnel.endpoint, tunnel.handshake_at)
+
+    def _wireguard(self, host: Host, data: bytes, source: Endpoint) -> None:
+        """What comes late must not lead our packets past the doorbell."""
+        tunnel = host.tunnels.get(data[data.index(b" ", 3) + 1 :][:64].decode())
+        if tunnel is not None and tunnel.endpoint is not None:
+            super()._wireguard(host, data, source)
 
     def _handshake(self, host: Host, peer: str) -> None:
         if host.tunnels[peer].endpoint is not None and host.online:
@@ -357,8 +344,7 @@ class BigNetwork(Simulation):
         self.at(1.0 if young else OBSERVE_EVERY, again)
 
     def _observe_once(self, host: Host, peer: str) -> None:
-        snapshot = host.paths.snapshot(peer)
-        if snapshot is None or snapshot.path == "none" or snapshot.state != "connected":
+        if self.shown.get((host.key, peer)) != "connected":
             super()._observe_once(host, peer)
 
 

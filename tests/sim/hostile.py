@@ -13,12 +13,13 @@ from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.events import NodeEffect
 from nostrvpn.node.node import Node
 from nostrvpn.nostr.event import Event, event_json
-from nostrvpn.nostr.nip59 import Rumor, gift_wrap, seal_rumor
+from nostrvpn.nostr.nip59 import EPHEMERAL_WRAP, STORED_WRAP, Rumor, gift_wrap, seal_rumor
 from nostrvpn.paths.events import OpenChannel, SendDatagram
-from nostrvpn.signaling.courier import LIVE_KIND, STORED_KIND, Courier
+from nostrvpn.signaling.courier import Courier
 from nostrvpn.signaling.mailboxes import Mailbox, invite_mailbox, pair_mailbox
 from nostrvpn.signaling.messages import RUMOR_KIND, MessageType
 from nostrvpn.signaling.relays import RelayText
+from nostrvpn.signaling.sealing import key_of_day
 from tests.sim.nodes import WALL, Host, World
 
 RELAY = "wss://relay"
@@ -57,10 +58,14 @@ class Attacker:
         """A WireGuard public key of the attacker's own."""
         return wireguard_public_key(self.secret.wireguard_private_key())
 
-    def pair_mailbox(self, host: Host) -> Mailbox:
-        """The mailbox between the attacker and a host, of today."""
-        shared = self.courier.shared_key(host.secret.public_key)
-        return pair_mailbox(shared, host.secret.public_key, WALL + self.world.now)
+    def inbox(self, host: Host) -> Mailbox:
+        """The mailbox in which a host reads now: a member's inbox, else the answer's to a join."""
+        node, public_key = node_of(host), host.secret.public_key
+        key, wall = node.post.keyring.current, WALL + self.world.now
+        if key is not None:
+            return node.post.keyring.today(key, wall).inbox(public_key)
+        shared = self.courier.shared_key(public_key)
+        return pair_mailbox(shared, public_key, int(wall) // 86_400)
 
     def wrap(
         self,
@@ -73,27 +78,27 @@ class Attacker:
         stored: bool = False,
         seq: int | None = None,
     ) -> Event:
-        """Seal a message for a host, into an invite's mailbox or the pair's."""
+        """Seal a message for a host, into an invite's mailbox or its own."""
         number = self.courier.next_seq(self.world.moment(host)) if seq is None else seq
-        envelope = {"v": 1, "type": kind.value, "net": network, "seq": number, "body": body}
+        envelope = {"v": 2, "type": kind.value, "net": network, "seq": number, "body": body}
         return self.wrap_text(host, json.dumps(envelope), invite=invite, stored=stored)
 
     def wrap_text(
         self, host: Host, text: str, *, invite: bytes | None = None, stored: bool = False
     ) -> Event:
         """Seal any text, well-formed or not, as a message is sealed."""
-        mailbox = self.pair_mailbox(host) if invite is None else invite_mailbox(invite)
+        mailbox = self.inbox(host) if invite is None else invite_mailbox(invite)
         moment = self.world.moment(host)
         now = int(moment.wall)
         rumor = Rumor(self.secret.public_key, now, RUMOR_KIND, (), text)
-        shared = self.courier.shared_key(host.secret.public_key)
-        seal = seal_rumor(
-            rumor, self.secret.reveal(), shared, created_at=now, entropy=moment.entropy
-        )
+        key = self.courier.shared_key(host.secret.public_key)
+        if mailbox.salt:
+            key = key_of_day(key, mailbox.salt, None)
+        seal = seal_rumor(rumor, self.secret.reveal(), key, created_at=now, entropy=moment.entropy)
         return gift_wrap(
             seal,
             mailbox.public_key,
-            kind=STORED_KIND if stored else LIVE_KIND,
+            kind=STORED_WRAP if stored else EPHEMERAL_WRAP,
             created_at=now,
             expiration=now + WEEK if stored else None,
             entropy=moment.entropy,
@@ -105,7 +110,7 @@ class Attacker:
 
     def about(self, **changes: Any) -> dict[str, Any]:
         """What a well-behaved node says of itself, with changes."""
-        return {"wg": self.wireguard_key, "relays": [], "ver": 1, "desc": None} | changes
+        return {"wg": self.wireguard_key, "relays": [], "sample": [], "desc": None} | changes
 
     def join(self, host: Host, link: str, **changes: Any) -> None:
         """Send a join request by a link."""
@@ -113,6 +118,7 @@ class Attacker:
         body = self.about(name="mallory") | {
             "invite": parsed.invite_id,
             "secret": parsed.secret.hex(),
+            "eph": "09" + "00" * 31,  # X25519's base point: its secret is 1
         }
         settings: dict[str, Any] = {"network": parsed.network_id, "invite": parsed.secret}
         self.send(host, MessageType.JOIN, body | changes, **settings)

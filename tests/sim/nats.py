@@ -18,6 +18,15 @@ from nostrvpn.endpoint import Endpoint, IPAddress
 
 UNREPLIED = 30.0
 REPLIED = 120.0
+# Filters by port: a symmetric NAT's unpredictable port does not get in.
+STRICT = {"port-restricted", "linux", "accept-input", "symmetric", "firewall"}
+
+
+def is_possible(first: str, second: str) -> bool:
+    """Say whether a direct path exists, from what the NATs of these kinds do alone."""
+    return not (
+        (first == "symmetric" and second in STRICT) or (second == "symmetric" and first in STRICT)
+    )
 
 
 @dataclass

@@ -51,6 +51,7 @@ from nostrvpn.paths.events import (
     Unpin,
     UseEndpoint,
 )
+from nostrvpn.paths.guards import passes_on
 from nostrvpn.paths.hard_nat.search import SOURCE_PORTS
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot
@@ -74,6 +75,18 @@ class Conditions:
     signal_jitter: float = 0.0
     signal_loss: float = 0.0
     lan_delay: float = 0.0005
+
+
+def drawn_conditions(rng: random.Random, loss: float, *, longest_delay: float) -> Conditions:
+    """Draw the conditions of a bad network."""
+    return Conditions(
+        delay=rng.uniform(0.002, longest_delay),
+        jitter=rng.uniform(0, 0.05),
+        loss=loss,
+        signal_delay=rng.uniform(0.01, 0.4),
+        signal_jitter=rng.uniform(0, 0.3),
+        signal_loss=loss,
+    )
 
 
 @dataclass
@@ -459,7 +472,7 @@ class Simulation:
             return
         old, new = host.guards.get(peer, (None, source))
         if source == old:
-            if new.ip.version != source.ip.version:
+            if not passes_on(source, new):
                 return
             source = new
         tunnel.rx += int(size)
@@ -550,3 +563,14 @@ class Simulation:
         self.run(2.0)
         after = (first.tunnels[second.key].rx, second.tunnels[first.key].rx)
         return after[0] >= before[0] + 1000 and after[1] >= before[1] + 1000
+
+
+def two_hosts(
+    kinds: tuple[str, str], seed: int, conditions: Conditions | None = None
+) -> tuple[Simulation, Host, Host]:
+    """Make an internet with two hosts behind these kinds of NAT, which do not run yet."""
+    sim = Simulation(seed, conditions)
+    rng = random.Random(seed)
+    first = sim.host("first", kinds[0], skew=rng.uniform(0, 5000))
+    second = sim.host("second", kinds[1], skew=rng.uniform(0, 5000))
+    return sim, first, second

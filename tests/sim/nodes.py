@@ -23,6 +23,7 @@ from nostrvpn.machine import Entropy, Moment, Tick
 from nostrvpn.node.desired import TunnelSettings
 from nostrvpn.node.events import (
     Command,
+    HeardThrough,
     HostChanged,
     Log,
     NodeEffect,
@@ -33,6 +34,8 @@ from nostrvpn.node.events import (
     Reconcile,
     Refuse,
     Reply,
+    SendThrough,
+    ThroughFailed,
     TunnelSeen,
 )
 from nostrvpn.node.node import Node, NodeSettings
@@ -231,6 +234,8 @@ class World:
                     host.answers[call] = effect
                 case Poke(address):
                     self._poke(host, str(address))
+                case SendThrough():
+                    self._through(host, effect)
                 case Reconcile():
                     self._watch_tunnels()
                 case ObserveTunnel():
@@ -285,6 +290,20 @@ class World:
             if other.wireguard_key in host.handshakes and other.node is not None:
                 host.poked[other.wireguard_key] += 100
                 other.poked[host.wireguard_key] += 100
+
+    def _through(self, host: Host, effect: SendThrough) -> None:
+        """A message gets through a tunnel that has a handshake, and fails after a while without."""
+        assert host.node is not None
+        assert host.node.membership.roster is not None
+        roster, me = host.node.membership.roster, host.secret.public_key
+        for other in self.hosts.values():
+            key = other.secret.public_key
+            if key not in roster.members or roster.address(key).ipv6 != effect.address:
+                continue
+            if other.wireguard_key in host.handshakes and other.node is not None:
+                heard = HeardThrough(roster.address(me).ipv6, effect.text)
+                return self._later(other, heard, 3 * self.delay)
+        return self._later(host, ThroughFailed(effect.token), 8.0)
 
     def _handshake_wall(self, host: Host, key: str) -> float | None:
         wall = host.handshakes.get(key)

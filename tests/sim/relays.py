@@ -207,6 +207,9 @@ class TurnServer:
         assert isinstance(channel.target, TurnTarget)
         source = next(at for at, host in self.relayed.items() if host is channel.host)
         remote = channel.target.remote
+        # What comes by TCP and stays within the server is not lost.
+        if remote not in self.relayed and self.sim.rng.random() < self.sim.conditions.loss:
+            return
         self.sim.at(
             2 * self.sim.conditions.delay, lambda: self.sim.deliver(None, data, source, remote)
         )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,7 +18,9 @@ from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.events import AddPeer, LocalAddresses, SendDatagram, Wake
 from nostrvpn.paths.settings import PathSettings
 from tests.sim.big_day import Day, DaySettings
+from tests.sim.big_nats import DEPENDENT
 from tests.sim.big_network import BigNetwork
+from tests.sim.big_talk import Talk
 from tests.sim.network import Conditions
 
 SERVERS = (parse_endpoint("12.0.0.1:3478"), parse_endpoint("12.0.0.2:3478"))
@@ -48,6 +51,36 @@ def test_a_hundred_nodes_that_start_at_once_say_little():
     assert all(talk.connected is not None for talk in day.talks)
     assert max(len(ledger.said_at) for ledger in sim.ledgers.values()) <= 20
     assert day.violations() == []
+
+
+def test_a_relay_that_dies_is_replaced_within_three_seconds():
+    """Of nodes that need relays; data is sent each 0.5 s, so a gap shows with that much more."""
+    settings = DaySettings(nodes=40, hours=0.05, talks=0, relays=3, loss=0.01, always=3)
+    calm = replace(settings, rebinds=0.0, roams=0.0, naps=0.0, outages=0.0)
+    day = Day(4, calm)
+    hard = [host for host in day.hosts if day.sim.kinds[host.name] in (*DEPENDENT, "no-udp")]
+    for first, second in zip(hard[::2], hard[1::2], strict=False):
+        day.sim.at(10.0, partial(day.talk, first, second))
+    day.sim.at(25.0, partial(day.kill, day.sim.carriers.relays[0]))
+    day.live()
+    took = [took for talk in day.talks for _, took in talk.replaced]
+    assert len(took) > 2
+    assert max(took) < 3.5
+    assert day.violations() == []
+
+
+def test_a_pair_that_has_a_way_again_is_judged_again():
+    """There was none for a while: only that while is forgiven."""
+    day = Day(4, DaySettings(nodes=4, hours=0.01, talks=0, relays=0, loss=0.0))
+    first, second = day.hosts[:2]
+    talk = Talk(1, first, second, 1000.0, 1500.0, [(1000.0, "open")], connected=0.5, ended=1500.0)
+    talk.ways += [(1100.0, "none"), (1200.0, "open")]
+    day.talks, day.begin, day.settled = [talk], 1000.0, 1000.0
+    day.datagrams = {host.name: 0 for host in day.hosts}
+    talk.gaps = [(1100.0, 105.0, "")]
+    assert day.violations() == []
+    talk.gaps = [(1100.0, 250.0, "")]
+    assert len(day.violations()) == 1
 
 
 def test_a_mesh_of_sleeping_links_costs_nothing():

@@ -48,7 +48,7 @@ def two(
 @pytest.mark.parametrize("relays", [0, 1])
 @pytest.mark.parametrize("kinds", KINDS, ids="+".join)
 def test_hard_nats_become_direct_within_a_minute(kinds, relays):
-    # Guesses miss in a case of a hundred; these seeds are none.
+    # Guesses miss now and then, see below; these seeds are no such case.
     for seed in (0, 2, 3) if "draws" in kinds else range(4):
         sim, first, second = two(kinds, seed, relays=relays)
         sim.pair(first, second)
@@ -71,6 +71,24 @@ def test_hard_nats_become_direct_within_a_minute(kinds, relays):
         assert not any(
             h.paths.counters[code] for h in (first, second) for code in ("forged_check",)
         )
+
+
+def found(seed: int) -> bool:
+    sim, first, second = two(("draws", "port-restricted"), seed, relays=0)
+    sim.pair(first, second)
+    sim.flow(first, second, 40, every=0.5)
+    return sim.run(40, until=partial(sim.are_direct, first, second))
+
+
+def test_guesses_miss_as_seldom_as_the_formula_says():
+    # (1 - 256/64512) ** 1024 is 1.7 %: of 24 more than three are missed once in a thousand times.
+    missed = [seed for seed in range(100, 124) if not found(seed)]
+    assert len(missed) <= 3, missed
+
+
+@pytest.mark.parametrize("seed", [4, 36, 49])
+def test_a_plan_that_comes_while_stun_servers_are_asked_anew_is_taken(seed):
+    assert found(seed)
 
 
 def test_a_peer_that_does_not_take_part_is_relayed_and_that_is_said():

@@ -41,7 +41,6 @@ from nostrvpn.stun.relaying import (
     relay_user,
     render_allocate,
     render_allocated,
-    render_bound,
     render_relay_error,
     side_key,
 )
@@ -174,7 +173,7 @@ class Target:
             side = Side(name[17:])
             key = TICKET_KEY if side is Side.OTHER else side_key(KEY, name[:16], side)
             if rng.random() < 0.5:
-                data = render_bound(one, self.endpoint(), key)
+                data = render_response(one, self.endpoint(), key)
             else:
                 data = render_relay_error(message.method, one, code, rng.choice([None, key]), nonce)
         else:
@@ -206,7 +205,7 @@ class Target:
         number = rng.choice(self.channels)
         frames = [
             b"junk",
-            render_bound(b"t" * 12, self.endpoint(), TICKET_KEY),
+            render_response(b"t" * 12, self.endpoint(), TICKET_KEY),
             render_allocated(b"t" * 12, self.endpoint(), 300, KEY),
             render_relay_error(StunMethod.BINDING, b"t" * 12, 437, None),
         ]

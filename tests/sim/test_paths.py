@@ -19,8 +19,14 @@ from nostrvpn.paths.agent import (
 )
 from nostrvpn.paths.candidates import Candidate, CandidateKind
 from nostrvpn.paths.description import Description
-from tests.sim.nats import ConeNat, LinuxNat
-from tests.sim.network import Conditions, Host, Simulation
+from tests.sim.nats import ConeNat, LinuxNat, is_possible
+from tests.sim.network import (
+    Conditions,
+    Host,
+    Simulation,
+    drawn_conditions,
+    two_hosts,
+)
 
 KINDS = (
     "open",
@@ -32,25 +38,13 @@ KINDS = (
     "symmetric",
     "firewall",
 )
-# Filters by port: a symmetric NAT's unpredictable port does not get in.
-STRICT = {"port-restricted", "linux", "accept-input", "symmetric", "firewall"}
 PAIRS = tuple(itertools.combinations_with_replacement(KINDS, 2))
-
-
-def is_possible(first: str, second: str) -> bool:
-    """Say whether a direct path exists, from what the NATs do alone."""
-    return not (
-        (first == "symmetric" and second in STRICT) or (second == "symmetric" and first in STRICT)
-    )
 
 
 def two(
     kinds: tuple[str, str], seed: int, conditions: Conditions | None = None, *, settle: float = 1.0
 ) -> tuple[Simulation, Host, Host]:
-    sim = Simulation(seed, conditions)
-    rng = random.Random(seed)
-    first = sim.host("first", kinds[0], skew=rng.uniform(0, 5000))
-    second = sim.host("second", kinds[1], skew=rng.uniform(0, 5000))
+    sim, first, second = two_hosts(kinds, seed, conditions)
     for host in (first, second):
         sim.boot(host)
     sim.run(settle)
@@ -76,14 +70,7 @@ def test_every_pair_with_a_direct_path_connects_and_no_other_claims_to(kinds):
 def test_bad_networks_cost_time_and_not_the_connection(kinds, loss):
     for seed in range(4):
         rng = random.Random(seed)
-        conditions = Conditions(
-            delay=rng.uniform(0.002, 0.15),
-            jitter=rng.uniform(0, 0.05),
-            loss=loss,
-            signal_delay=rng.uniform(0.01, 0.4),
-            signal_jitter=rng.uniform(0, 0.3),
-            signal_loss=loss,
-        )
+        conditions = drawn_conditions(rng, loss, longest_delay=0.15)
         sim, first, second = two(kinds, seed, conditions)
         sim.add(first, second)
         sim.run(rng.uniform(0, 3))

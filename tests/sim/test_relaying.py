@@ -22,8 +22,14 @@ from nostrvpn.paths.events import (
 from nostrvpn.paths.relay_offers import RelayTicket
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.stun.relaying import Side
-from tests.sim.nats import ConeNat, LinuxNat, SymmetricNat
-from tests.sim.network import Conditions, Host, Simulation
+from tests.sim.nats import ConeNat, LinuxNat, SymmetricNat, is_possible
+from tests.sim.network import (
+    Conditions,
+    Host,
+    Simulation,
+    drawn_conditions,
+    two_hosts,
+)
 
 KINDS = ("open", "full-cone", "port-restricted", "accept-input", "symmetric", "firewall")
 PAIRS = tuple(itertools.combinations_with_replacement(KINDS, 2))
@@ -37,10 +43,7 @@ def two(
     relays: int = 2,
     websocket: bool = False,
 ) -> tuple[Simulation, Host, Host]:
-    sim = Simulation(seed, conditions)
-    rng = random.Random(seed)
-    first = sim.host("first", kinds[0], skew=rng.uniform(0, 5000))
-    second = sim.host("second", kinds[1], skew=rng.uniform(0, 5000))
+    sim, first, second = two_hosts(kinds, seed, conditions)
     for number in range(relays):
         sim.relay(websocket=websocket, delay=0.01 * number)
     for host in (first, second):
@@ -68,13 +71,6 @@ def describes(*hosts: Host) -> int:
     return sum(host.counts["Describe"] for host in hosts)
 
 
-def is_possible(first: str, second: str) -> bool:
-    strict = {"port-restricted", "accept-input", "symmetric", "firewall"}
-    return not (
-        (first == "symmetric" and second in strict) or (second == "symmetric" and first in strict)
-    )
-
-
 @pytest.mark.parametrize("kinds", PAIRS, ids="+".join)
 def test_every_pair_with_a_common_relay_connects_and_is_direct_if_it_can_be(kinds):
     for seed in range(3):
@@ -97,14 +93,7 @@ def test_every_pair_with_a_common_relay_connects_and_is_direct_if_it_can_be(kind
 def test_bad_networks_cost_time_and_not_the_relayed_connection(kinds, loss):
     for seed in range(8):
         rng = random.Random(seed)
-        conditions = Conditions(
-            delay=rng.uniform(0.002, 0.1),
-            jitter=rng.uniform(0, 0.05),
-            loss=loss,
-            signal_delay=rng.uniform(0.01, 0.4),
-            signal_jitter=rng.uniform(0, 0.3),
-            signal_loss=loss,
-        )
+        conditions = drawn_conditions(rng, loss, longest_delay=0.1)
         sim, first, second = two(kinds, seed, conditions)
         sim.add(first, second)
         sim.run(rng.uniform(0, 3))

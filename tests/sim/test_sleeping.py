@@ -14,7 +14,6 @@ import pytest
 
 from nostrvpn.endpoint import Endpoint, parse_endpoint
 from nostrvpn.machine import Entropy, Moment, Tick
-from nostrvpn.mesh.roster import create_network
 from nostrvpn.node.events import TunnelSeen
 from nostrvpn.node.node import Node, NodeSettings
 from nostrvpn.node.peers import Peer
@@ -26,7 +25,10 @@ from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.events import AddPeer, LocalAddresses, NetworkChanged, StunServers, Wake
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.signaling import courier
+from nostrvpn.signaling.board import PRESENCE_EXPIRES_S
+from nostrvpn.signaling.network_key import make_key
 from nostrvpn.wireguard.device import ObservedDevice, ObservedPeer
+from tests.networks import admit, network_of
 from tests.sim.nodes import WALL, Host, Relay, World
 
 SLEEP_AFTER = 900.0
@@ -38,27 +40,28 @@ START_S = 6.0
 class Mesh(World):
     """``size`` members of one network, none of which runs yet; idle paths are let go.
 
-    ``said`` counts the sealed messages that each published.
+    ``said`` counts the sealed messages that each published, ``presence`` those for everybody.
     """
 
     def __init__(self, seed: int, size: int) -> None:
         super().__init__(seed)
         self.said: Counter[str] = Counter()
+        self.presence: Counter[str] = Counter()
         self.roles: dict[str, RelayRole] = {}
         self._looks = False
         self.relay()
         self.all = [self.host(f"n{i}") for i in range(size)]
         self.by_key = {host.secret.public_key: host for host in self.all}
         owner = self.all[0].secret
-        roster = create_network(
-            owner.reveal(), "home", "n0", wall=WALL - 9, nonce=b"n" * 16, aux=bytes(32)
-        )
+        roster = network_of(owner, "n0", wall=WALL - 9)
         for host in self.all[1:]:
             key = host.secret.public_key
-            roster = roster.sign(owner.reveal(), "add", key, host.name, wall=WALL, aux=bytes(32))
-        log = [event_json(event) for event in roster.log]
+            roster = admit(roster, owner, key, host.name, wall=WALL)
+        key = make_key(roster.key_id, WALL, Entropy(b"key"))
+        log: dict[str, object] = {event.id: event_json(event) for event in roster.log}
         for host in self.all:
-            host.records["network"] = {"log": log}
+            host.records["network"] = dict(log)
+            host.records["keys"] = {"ring": [key.to_json()]}
 
     def have_used(self, one: Host, other: Host, day: int) -> None:
         """Both had a path to each other on that day, in an earlier run."""
@@ -127,7 +130,12 @@ class Mesh(World):
 
     def _to_relay(self, host: Host, relay: Relay, text: str) -> None:
         frame = json.loads(text)
-        self.said[host.name] += frame[0] == "EVENT" and frame[1]["kind"] in SEALED
+        if frame[0] == "EVENT" and frame[1]["kind"] in SEALED:
+            stands = dict(frame[1]["tags"]).get("expiration")
+            left = int(stands) - frame[1]["created_at"] if stands is not None else None
+            # Presence is one message for all, however many there are; the rest is counted.
+            counter = self.presence if left == PRESENCE_EXPIRES_S else self.said
+            counter[host.name] += 1
         super()._to_relay(host, relay, text)
 
 
@@ -217,6 +225,19 @@ def test_a_peer_that_comes_and_goes_costs_only_those_who_use_it():
             assert mesh.state(host, flapping) == "asleep"
 
 
+def test_who_falls_asleep_awaits_no_answer_any_more():
+    mesh = Mesh(5, 12)
+    mesh.start_all()
+    host, idle = mesh.all[1:3]
+    link = host.node.paths._links[idle.secret.public_key]
+    mesh.wake(host, idle)
+    assert mesh.run(10, lambda: mesh.is_connected(host, idle))
+    mesh.stop(idle)
+    assert mesh.run(SLEEP_AFTER, lambda: bool(link.checks._open._sent))
+    assert mesh.run(2 * SLEEP_AFTER, lambda: mesh.state(host, idle) == "asleep")
+    assert not link.checks._open._sent
+
+
 def test_who_is_woken_in_vain_goes_to_sleep_again():
     mesh = Mesh(5, 12)
     mesh.start_all()
@@ -230,6 +251,7 @@ def test_who_is_woken_in_vain_goes_to_sleep_again():
     before = mesh.said.copy()
     mesh.run(3600)
     assert mesh.said == before
+    assert max(mesh.presence.values()) <= 3
     assert mesh.status(host)["problems"] == []
     mesh.start(gone)
     mesh.run(5)

@@ -111,19 +111,33 @@ def offer_at(*ips: str, websocket: str | None = None) -> RelayOffer:
 )
 def test_a_stranger_cannot_make_us_send_into_our_own_network(offer):
     with pytest.raises(PeerMisbehaved):
-        Volunteers("a" * 64).take(notice("b" * 64, offer), SETTINGS, WALL)
+        Volunteers("a" * 64).take(notice("b" * 64, offer), SETTINGS, moment())
 
 
 def test_old_offers_lapse_and_newer_ones_replace_them():
     known = Volunteers("a" * 64)
-    assert known.take(notice("b" * 64, offer_at("9.9.9.9")), SETTINGS, WALL)
-    assert not known.take(notice("b" * 64, offer_at("8.8.8.8"), WALL - 1), SETTINGS, WALL)
-    assert known.take(notice("b" * 64, offer_at("8.8.4.4"), WALL + 1), SETTINGS, WALL)
-    [offer] = known.offers(WALL)
+    assert known.take(notice("b" * 64, offer_at("9.9.9.9")), SETTINGS, moment())
+    assert not known.take(notice("b" * 64, offer_at("8.8.8.8"), WALL - 1), SETTINGS, moment())
+    assert known.take(notice("b" * 64, offer_at("8.8.4.4"), WALL + 1), SETTINGS, moment())
+    [offer] = known.offers
     assert str(offer.endpoints[0].ip) == "8.8.4.4"
-    assert known.offers(WALL + 7300) == ()
+    lapses_at = known.lapses_at
+    assert lapses_at == 100.0 + 7200  # of a date in the future no more than of now
+    assert not known.lapse(lapses_at - 1)
+    assert known.lapse(lapses_at)
+    assert known.offers == ()
+    assert known.lapses_at is None
     with pytest.raises(PeerMisbehaved):
-        known.take(notice("c" * 64, offer_at("9.9.9.9"), WALL - 7300), SETTINGS, WALL)
+        known.take(notice("c" * 64, offer_at("9.9.9.9"), WALL - 7300), SETTINGS, moment())
+
+
+def test_the_offer_of_a_volunteer_that_went_away_lapses_by_itself():
+    world, volunteer, a, b = world_with_volunteer()
+    world.stop(volunteer)
+    world.run(7000)
+    assert all(len(host.node.relays.offers) == 1 for host in (a, b))
+    world.run(300)
+    assert all(host.node.relays.offers == () for host in (a, b))
 
 
 def test_a_volunteer_that_lost_its_public_address_comes_back_later():
@@ -143,12 +157,12 @@ def test_thousands_of_offers_stay_few_and_nobody_can_place_himself_first():
         known = Volunteers(me)
         for number in range(60):
             ip = f"9.9.{number // 250}.{number % 250 + 1}"
-            known.take(notice(f"{number:064x}", offer_at(ip)), SETTINGS, WALL)
-        chosen.append({offer.relay for offer in known.offers(WALL)})
-        assert len(known.offers(WALL)) == 6
+            known.take(notice(f"{number:064x}", offer_at(ip)), SETTINGS, moment())
+        chosen.append({offer.relay for offer in known.offers})
+        assert len(known.offers) == 6
     assert chosen[0] != chosen[1]
     for number in range(5000):
-        known.take(notice(f"{number:064x}", offer_at("9.9.9.9")), SETTINGS, WALL + 5)
+        known.take(notice(f"{number:064x}", offer_at("9.9.9.9")), SETTINGS, moment())
     assert len(known._known) <= 64
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import zlib
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -13,7 +14,9 @@ import nostr_sdk
 import pytest
 
 from nostrvpn.mesh.invites import parse_link
-from nostrvpn.mesh.roster import open_roster, parse_operations
+from nostrvpn.mesh.log_text import unpack_operations
+from nostrvpn.mesh.roster import open_roster
+from nostrvpn.mesh.tokens import parse_token_link
 from nostrvpn.nostr.event import parse_event
 from nostrvpn.nostr.nip59 import open_seal, open_wrap
 from nostrvpn.signaling.messages import parse_message
@@ -101,25 +104,62 @@ def test_the_published_messages_open(message):
 
 
 def test_the_published_roster_by_other_means():
-    previous, network = "", MEMBERSHIP["network_id"]
-    members: dict[str, str] = {}
-    for number, operation in enumerate(MEMBERSHIP["log"], 1):
+    """Ids, signatures, order and names of predecessors, without the code that made them."""
+    network, heights = MEMBERSHIP["network_id"], {}
+    followed, places = set(), []
+    for operation in MEMBERSHIP["log"]:
         assert nostr_sdk.Event.from_json(json.dumps(operation)).verify()
-        assert operation["pubkey"] == SIGNALING["alice"]["public_key"]
         content = json.loads(operation["content"])
-        assert (content["v"], content["ver"]) == (1, number)
-        if number == 1:
-            assert operation["id"] == network
-            members[operation["pubkey"]] = content["name"]
-        else:
-            assert (content["net"], content["prev"]) == (network, previous)
-            if content["op"] == "remove":
-                del members[content["who"]]
-            else:
-                members[content["who"]] = content["name"]
-        previous = operation["id"]
+        assert list(content)[:4] == ["v", "net", "prev", "op"]
+        assert content["v"] == 2
+        assert content["net"] == ("" if content["op"] == "create" else network)
+        assert content["prev"] == sorted(content["prev"])
+        heights[operation["id"]] = 1 + max((heights[key] for key in content["prev"]), default=0)
+        followed |= set(content["prev"])
+        places.append((heights[operation["id"]], operation["id"]))
+    assert places == sorted(places)
+    assert [height for height, _ in places].count(6) == 2, "the log branches once"
+    heads = sorted(set(heights) - followed)
+    assert hashlib.sha256("".join(heads).encode()).hexdigest()[:16] == MEMBERSHIP["digest"]
+    roster = open_roster(parse_event(operation) for operation in MEMBERSHIP["log"])
+    assert (roster.network_id, roster.key_id) == (network, MEMBERSHIP["key_id"])
+    members = {key: [m.name, m.role.value, m.host] for key, m in roster.members.items()}
     assert members == MEMBERSHIP["members"]
-    assert open_roster(parse_operations(MEMBERSHIP["log"])).members == members
+
+
+def test_the_packed_log_by_other_means():
+    text = MEMBERSHIP["packed"]
+    packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    size = int.from_bytes(packed[:4], "big")
+    network, authors, rows = json.loads(zlib.decompress(packed[4 : 4 + size]))
+    assert network == MEMBERSHIP["network_id"]
+    ids: list[str] = []
+    for number, (author, created_at, back, action, fields) in enumerate(rows):
+        event = MEMBERSHIP["log"][number]
+        prev = [ids[-item] if isinstance(item, int) else item for item in back]
+        content = {"v": 2, "net": network if number else "", "prev": prev, "op": action, **fields}
+        assert json.dumps(content, separators=(",", ":"), ensure_ascii=False) == event["content"]
+        assert (authors[author], created_at) == (event["pubkey"], event["created_at"])
+        start = 4 + size + 64 * number
+        assert packed[start : start + 64].hex() == event["sig"]
+        ids.append(event["id"])
+    assert [event.id for event in unpack_operations(text)] == ids
+
+
+def test_tokens_by_other_means():
+    given, salt = MEMBERSHIP["token"], b"nostrvpn"
+    secret = bytes.fromhex(given["secret"])
+    assert hashlib.sha256(b"nostrvpn/token/v1" + secret).hexdigest()[:16] == given["id"]
+    prk = hmac.digest(salt, secret, "sha256")
+    mailbox = hmac.digest(prk, b"nostrvpn/token-mailbox/v1\x01", "sha256")
+    assert mailbox.hex() == given["mailbox"]
+    info = b"nostrvpn/token-signer/v1"
+    first = hmac.digest(prk, info + b"\x01", "sha256")
+    wide = int.from_bytes(first + hmac.digest(prk, first + info + b"\x02", "sha256")[:16], "big")
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    signer = nostr_sdk.SecretKey.parse((wide % (order - 1) + 1).to_bytes(32, "big").hex())
+    assert nostr_sdk.Keys(signer).public_key().to_hex() == given["signer"]
+    assert parse_token_link(given["link"]).secret == secret
 
 
 def test_overlay_addresses_by_other_means():

@@ -14,7 +14,16 @@ from nostrvpn.identity.keys import RootSecret
 from nostrvpn.machine import Entropy
 from nostrvpn.mesh.addressing import ipv4_host, ipv4_prefix, ipv6_address, ipv6_prefix
 from nostrvpn.mesh.invites import Link, invite_id, render_link
+from nostrvpn.mesh.log_text import pack_operations
 from nostrvpn.mesh.roster import Roster, create_network
+from nostrvpn.mesh.tokens import (
+    TokenLink,
+    prove,
+    render_token_link,
+    token_id,
+    token_mailbox,
+    token_signer,
+)
 from nostrvpn.nostr import nip44
 from nostrvpn.nostr.event import event_json
 from nostrvpn.nostr.nip44 import conversation_key
@@ -126,15 +135,42 @@ def membership() -> dict[str, Any]:
     """A roster log, its members' addresses, two keys that collide, and invite links."""
     tape = Tape(b"roster")
     roster = create_network(
-        ALICE.reveal(), "home", "alice", wall=WALL, nonce=tape.take(16), aux=tape.take(32)
+        ALICE.reveal(),
+        "home",
+        "alice",
+        wall=WALL,
+        nonce=tape.take(16),
+        key_id=tape.take(8).hex(),
+        aux=tape.take(32),
     )
     one, other = _collision(roster.network_id)
-    steps = [("add", BOB.public_key, "bob"), ("add", one, "one"), ("add", other, "Zoë 🐢")]
-    steps += [("rename", BOB.public_key, "Bob's laptop"), ("remove", one, "")]
-    for number, (action, who, name) in enumerate(steps, 1):
-        roster = roster.sign(
-            ALICE.reveal(), action, who, name, wall=WALL + number, aux=tape.take(32)
-        )
+    token: dict[str, object] = {
+        "id": token_id(INVITE_SECRET),
+        "signer": token_signer(INVITE_SECRET),
+        "mailbox": token_mailbox(INVITE_SECRET).hex(),
+        "uses": 3,
+        "expires": WALL + DAY,
+        "role": "member",
+        "tags": ["ci"],
+        "ephemeral": True,
+    }
+    proof = prove(INVITE_SECRET, roster.network_id, other, tape.take(32))
+    steps: list[tuple[RootSecret, str, dict[str, object]]] = [
+        (ALICE, "add", _added(BOB.public_key, "bob", "admin")),
+        (ALICE, "add", _added(one, "one", "member")),
+        (BOB, "token", token),
+        (BOB, "admit", {"who": other, "name": "zoe", "token": token["id"], "proof": proof}),
+        (BOB, "name", {"who": BOB.public_key, "name": "bobs-laptop"}),
+    ]
+    branch = roster
+    for number, (author, action, fields) in enumerate(steps, 1):
+        roster = _signed(roster, author, action, fields, WALL + number, tape)
+        branch = roster if number == 4 else branch
+    # Two who do not know of each other: the log branches here, and the last operation joins it.
+    key = tape.take(8).hex()
+    branch = _signed(branch, ALICE, "remove", {"who": one, "key": key}, WALL + 6, tape)
+    roster = roster.merge(branch.log)
+    roster = _signed(roster, BOB, "settings", {"inbound": "none"}, WALL + 7, tape)
     addresses = [_addresses(roster, key) for key in (ALICE.public_key, BOB.public_key, one, other)]
     links = [
         Link(ALICE.public_key, INVITE_SECRET, NETWORK, WALL + DAY, bound, relays)
@@ -150,7 +186,13 @@ def membership() -> dict[str, Any]:
         "ipv6_prefix": str(ipv6_prefix(roster.network_id)),
         "ipv4_prefix": str(ipv4_prefix(roster.network_id)),
         "log": [event_json(event) for event in roster.log],
-        "members": roster.members,
+        "packed": pack_operations(roster.log),
+        "digest": roster.digest,
+        "key_id": roster.key_id,
+        "members": {key: [m.name, m.role.value, m.host] for key, m in roster.members.items()},
+        "token": {"secret": INVITE_SECRET.hex()}
+        | {name: token[name] for name in ("id", "signer", "mailbox")}
+        | {"link": render_token_link(TokenLink(INVITE_SECRET, NETWORK, WALL + DAY, ()))},
         "addresses": addresses,
         "invite_id": invite_id(INVITE_SECRET),
         "links": [
@@ -166,6 +208,22 @@ def membership() -> dict[str, Any]:
             for link in links
         ],
     }
+
+
+def _added(who: str, name: str, role: str) -> dict[str, object]:
+    fields: dict[str, object] = {"who": who, "name": name, "role": role, "tags": []}
+    return fields | {"owner": who, "expires": None, "ephemeral": False}
+
+
+def _signed(
+    roster: Roster,
+    author: RootSecret,
+    action: str,
+    fields: dict[str, object],
+    wall: float,
+    tape: Tape,
+) -> Roster:
+    return roster.sign(author.reveal(), action, fields, wall=wall, aux=tape.take(32))
 
 
 def _addresses(roster: Roster, key: str) -> dict[str, Any]:

@@ -7,12 +7,16 @@ from enum import Enum
 
 from nostrvpn.paths.snapshot import Mapping
 
-__all__ = ["PEER_GAP", "SEARCHES_PER_HOUR", "Role", "SearchBudget", "role_of"]
+__all__ = ["PEER_GAP", "PER_PEER", "SEARCHES_PER_HOUR", "Role", "SearchBudget", "role_of"]
 
 # Seconds between two searches with one peer; the guesses' mappings are gone from all tables by then.
 PEER_GAP = 600.0
 # Searches an hour of one node with all peers: at 1,400 packets each the most is 8,400 small packets.
 SEARCHES_PER_HOUR = 6
+# So that a few peers that lie do not use them up: two with one peer, the second while two are left for
+# others. All six are gone only if four peers want them.
+PER_PEER = 2
+KEPT_FOR_OTHERS = 2
 HOUR = 3600.0
 MAX_PEERS = 1024
 
@@ -44,7 +48,7 @@ class SearchBudget:
 
     def __init__(self) -> None:
         self._running: str | None = None
-        self._started: deque[float] = deque(maxlen=SEARCHES_PER_HOUR)
+        self._started: deque[tuple[float, str]] = deque(maxlen=SEARCHES_PER_HOUR)
         self._last: OrderedDict[str, float] = OrderedDict()
 
     def start(self, peer: str, now: float, *, asked: bool = False) -> bool:
@@ -56,10 +60,13 @@ class SearchBudget:
         recent = self._last.get(peer)
         if self._running is not None or (recent is not None and now - recent < gap):
             return False
-        if len(self._started) == SEARCHES_PER_HOUR and now - self._started[0] < HOUR:
+        lately = [whose for at, whose in self._started if now - at < HOUR]
+        had = lately.count(peer)
+        room = SEARCHES_PER_HOUR - (KEPT_FOR_OTHERS if had else 0)
+        if had >= PER_PEER or len(lately) >= room:
             return False
         self._running = peer
-        self._started.append(now)
+        self._started.append((now, peer))
         self._last.pop(peer, None)
         self._last[peer] = now
         if len(self._last) > MAX_PEERS:

@@ -255,6 +255,7 @@ def test_status_shows_whatever_text_comes(run: Run, daemon: FakeDaemon) -> None:
         ["netcheck"],
         ["ping", "home"],
         ["why", "home"],
+        ["resolve", "home"],
         ["peer", "remove", "home"],
         ["peer", "rename", "home", "house"],
         ["export", "wg-quick"],
@@ -277,8 +278,11 @@ def test_invite_and_join(run: Run, daemon: FakeDaemon) -> None:
     assert made.code == 0
     assert made.out.splitlines()[0] == link
     assert "▀" in made.out
-    assert daemon.asked[-1] == ("invite", {"npub": PEER, "once": False, "expires_s": 900})
+    name, asked = daemon.asked[-1]
+    assert name == "invite"
+    assert asked.items() >= {"npub": PEER, "once": False, "expires_s": 900, "role": "member"}.items()
     assert run("invite", "--once", "--json").json["link"] == link
+    daemon.answers["network"] = {"id": None, "members": None, "joining": None, "name": None}
     daemon.answers["join"] = [
         {"network": "n", "inviter": PEER, "state": "joined"},
         {"network": "n", "inviter": PEER, "state": "waiting"},
@@ -472,6 +476,7 @@ def test_netcheck_shows_all_there_is(run: Run, daemon: FakeDaemon) -> None:
             "month": "2026-11",
             "exhausted": True,
             "limits": {"pairs": 64, "bytes": 1_073_741_824},
+            "forward_dropped": 2,
         },
     }
     lines = run("netcheck").out.splitlines()
@@ -487,7 +492,8 @@ def test_netcheck_shows_all_there_is(run: Run, daemon: FakeDaemon) -> None:
         "Mesh relay      vps: 35 ms, websocket too, carries home, phone",
         "Mesh relay      far: -",
         "TURN            a.example: failed: error 401",
-        "Own relay       3 of 64 pairs, 10.0 MiB of 1.0 GiB in 2026-11, which is all for this month",
+        "Own relay       3 of 64 pairs, 10.0 MiB of 1.0 GiB in 2026-11, which is all for this month; "
+        "2 pairs were kept from the kernel by another firewall",
     ):
         assert line in lines
 
@@ -737,3 +743,75 @@ def test_watch_goes_on_until_ctrl_c(
         assert [json.loads(line) for line in result.out.splitlines()] == [STATUS] * 3
     else:
         assert "198.51.100.7:4242" in result.out
+
+
+# -- names --------------------------------------------------------------------------------------
+
+DNS = {
+    "enabled": True,
+    "server": "127.118.112.1:53",
+    "domain": "home.nvpn",
+    "manager": "systemd-resolved",
+    "problem": None,
+    "failure": None,
+}
+RESOLVED: dict[str, Any] = {
+    "name": "nas.home.nvpn",
+    "answer": "NOERROR",
+    "npub": PEER,
+    "addresses": ["fd00::2", "10.64.0.2"],
+    "pointer": None,
+    "text": "a member, by its name in the network",
+    "dns": DNS,
+}
+
+
+def test_resolve_says_whose_a_name_is(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["resolve"] = RESOLVED
+    assert run("resolve", "nas", "--json").json == RESOLVED
+    shown = run("resolve", "nas")
+    assert shown.code == 0
+    for word in ("nas.home.nvpn", PEER, "10.64.0.2", "its name in the network"):
+        assert word in shown.out
+    assert "Other programs" not in shown.out
+    assert daemon.asked[0] == ("resolve", {"name": "nas"})
+
+
+def test_resolve_of_nobody_fails_and_says_what_other_programs_see(
+    run: Run, daemon: FakeDaemon
+) -> None:
+    missing: dict[str, Any] = {
+        "answer": "NXDOMAIN",
+        "npub": None,
+        "addresses": [],
+        "text": "nobody has this name",
+    }
+    dns = DNS | {"manager": "none", "problem": "neither of them manages resolv.conf"}
+    daemon.answers["resolve"] = RESOLVED | missing | {"dns": dns}
+    shown = run("resolve", "nas")
+    assert shown.code == 1
+    assert "nobody has this name" in shown.out
+    assert "do not know it: neither of them" in shown.out
+    assert run("resolve", "nas", "--json").code == 1
+
+
+def test_status_shows_where_names_are_asked(run: Run, daemon: FakeDaemon) -> None:
+    daemon.answers["status"] = STATUS | {"dns": DNS}
+    assert "NAME.home.nvpn at 127.118.112.1:53, asked by systemd-resolved" in run("status").out
+    daemon.answers["status"] = STATUS | {"dns": DNS | {"manager": "none", "problem": "why not"}}
+    assert "not asked: why not" in run("status").out
+
+
+def test_nip05_shows_an_npub_and_that_nobody_verified_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked(identifier: Any) -> str:
+        assert identifier.url == "https://example.org/.well-known/nostr.json?name=alice"
+        return RootSecret(b"\x22" * 32).public_key
+
+    monkeypatch.setattr("nostrvpn.io.nip05.ask_domain", asked)
+    shown = run("nip05", "alice@example.org")
+    assert shown.out.strip() == PEER
+    assert "not verified" in shown.err
+    assert run("nip05", "alice@example.org", "--json").json["verified"] is False
+    assert run("nip05", "alice").code == 2

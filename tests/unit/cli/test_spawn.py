@@ -141,7 +141,9 @@ def test_the_command_line_of_the_daemon_names_its_places() -> None:
     line = spawn.daemon_command_line(options)[1:]
     text = " ".join(line)
     assert text.startswith("-m nostrvpn --state-dir /s --runtime-dir /r --config /c")
-    assert "--interface if0 daemon --log-file /s/daemon.log" in text
+    assert "--network default --interface if0 daemon --log-file /s/daemon.log" in text
+    further = " ".join(spawn.daemon_command_line(options.of_network("work")))
+    assert "--network work --interface if0 daemon --log-file /s/networks/work/daemon.log" in further
     assert "--name bob --relay ws://a --relay ws://b" in text
 
 

@@ -112,6 +112,12 @@ def test_everything_can_be_said() -> None:
             "it needs either password or password_file",
             "file",
         ),
+        (
+            "permissions: {inbound: maybe}",
+            "expected network or none or ping or all, got 'maybe'",
+            "",
+        ),
+        ("permissions: {same_owner: 1}", "permissions.same_owner: ", ""),
         ("paths: {port_mapping: maybe}", "expected true or false or required, got 'maybe'", ""),
         ("paths: {sleep_after_minutes: -1}", "paths.sleep_after_minutes: expected", ""),
         ("\nrelays:\n  url: []", "line 3: relays.url: there is no such key", "relays.urls?"),
@@ -200,6 +206,7 @@ _VALUES = st.recursive(
 )
 _SECTIONS = {
     "relay": ("offer", "address", "pairs", "mbit", "gigabytes", "ports", "websocket"),
+    "permissions": ("inbound", "same_owner", "enforce"),
     "paths": ("opener_ttl", "port_mapping", "hard_nat_search", "sleep_after_minutes"),
     "turn": ("url", "username", "password", "password_file"),
 }

@@ -83,7 +83,9 @@ async def test_calls_arrive_complete_with_defaults(path: str, daemon: Daemon) ->
     await call(path, "invite", npub=None, once=True)
     assert daemon.asked[-1] == (
         "invite",
-        {"npub": None, "once": True, "expires_s": 86_400},
+        {"npub": None, "once": True, "expires_s": 86_400}
+        | {"role": "member", "tags": [], "mine": False, "name": None, "lasts_s": None}
+        | {"ephemeral": False},
         True,
     )
 

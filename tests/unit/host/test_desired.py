@@ -10,15 +10,15 @@ from nostrvpn.host.diff import diff
 from nostrvpn.host.firewall import Firewall, Guard, Pin
 from nostrvpn.host.state import HostState, OuterLimit, RouteLimit
 from nostrvpn.identity.keys import RootSecret
-from nostrvpn.mesh.roster import create_network
 from nostrvpn.node.desired import Desired, TunnelSettings, desired_state
 from nostrvpn.node.peers import Peer
 from nostrvpn.wireguard.device import SecretKey
+from tests.networks import admit, network_of
 
 ME, BOB, CAROL = (RootSecret(bytes([n]) * 32) for n in (1, 2, 3))
-ROSTER = create_network(ME.reveal(), "home", "me", wall=1000, nonce=b"n" * 16, aux=b"\0" * 32)
+ROSTER = network_of(ME)
 for _person in (BOB, CAROL):
-    ROSTER = ROSTER.sign(ME.reveal(), "add", _person.public_key, "p", wall=1001, aux=b"\1" * 32)
+    ROSTER = admit(ROSTER, ME, _person.public_key, "p")
 KEY = SecretKey(b"k" * 32)
 V4 = Endpoint(ip_address("192.0.2.1"), 5000)
 V6 = Endpoint(ip_address("2001:db8::1"), 5000)
@@ -115,7 +115,9 @@ def test_what_is_left_of_another_path_is_no_state_that_cannot_be() -> None:
 
 
 def test_a_removed_node_limits_nothing() -> None:
-    roster = ROSTER.sign(ME.reveal(), "remove", CAROL.public_key, "", wall=1002, aux=b"\1" * 32)
+    roster = ROSTER.sign(
+        ME.reveal(), "remove", {"who": CAROL.public_key, "key": None}, wall=1002, aux=b"\1" * 32
+    )
     settings = TunnelSettings("nvpn0", "nostrvpn x", 1280, KEY, KEY.public_key, 51820, 25)
     known = [peer(mtu=700, guard=(V4, V6))]
     state = desired_state(settings, CAROL.public_key, roster, known, ipv4=True, now=0.0)

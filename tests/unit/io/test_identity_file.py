@@ -19,10 +19,12 @@ from nostrvpn.identity.keys import BadKey, RootSecret
 from nostrvpn.io.durable_file import AlreadyExists
 from nostrvpn.io.identity_file import (
     NoIdentity,
+    adopt_next,
     create_identity,
     generate_root,
     has_identity,
     load_identity,
+    prepare_next,
     read_nsec_file,
     read_words_file,
 )
@@ -182,3 +184,56 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SystemRefused, match="No space left"):
         create_identity(str(tmp_path), ROOT, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_identity_waits_until_it_is_adopted(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    create_identity(state, ROOT, {})
+    new = prepare_next(state, {})
+    assert new != ROOT
+    assert prepare_next(state, {}) == new  # somebody may have been told of it
+    assert stat.S_IMODE((tmp_path / "state/identity.next").stat().st_mode) == 0o600
+    assert load_identity(state, {}) == ROOT
+    former = adopt_next(state, {})
+    assert load_identity(state, {}) == new
+    assert former.read_text() == ROOT.nsec() + "\n"
+    assert stat.S_IMODE(former.stat().st_mode) == 0o600
+    assert adopt_next(state, {}) == former  # again: nothing to do, and nothing is lost
+    assert load_identity(state, {}) == new
+    assert former.read_text() == ROOT.nsec() + "\n"
+
+
+def test_adopting_goes_on_after_a_crash(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    create_identity(str(state), ROOT, {})
+    new = prepare_next(str(state), {})
+    (state / "identity.former").write_text(ROOT.nsec() + "\n")  # as far as it came
+    adopt_next(str(state), {})
+    assert load_identity(str(state), {}) == new
+    assert (state / "identity.former").read_text() == ROOT.nsec() + "\n"
+
+
+def test_a_damaged_next_identity_replaces_nothing(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    create_identity(str(state), ROOT, {})
+    private(state / "identity.next", "nsec1x")
+    for act in (prepare_next, adopt_next):
+        with pytest.raises(BadKey):
+            act(str(state), {})
+    assert load_identity(str(state), {}) == ROOT
+
+
+def test_an_encrypted_identity_is_replaced_by_an_encrypted_one(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    environ = {"NOSTRVPN_PASSPHRASE_FILE": private(tmp_path / "passphrase", "correct horse")}
+    create_identity(str(state), ROOT, environ)
+    new = prepare_next(str(state), environ)
+    assert (state / "identity.next").read_text().startswith("ncryptsec1")
+    adopt_next(str(state), environ)
+    assert load_identity(str(state), environ) == new
+
+
+def test_a_credential_is_not_replaced(tmp_path: Path) -> None:
+    private(tmp_path / "nostrvpn-identity", ROOT.nsec())
+    with pytest.raises(UserError, match="systemd credential"):
+        prepare_next(str(tmp_path / "state"), {"CREDENTIALS_DIRECTORY": str(tmp_path)})

@@ -277,7 +277,6 @@ async def test_a_relay_without_ephemeral_events_is_stored_only() -> None:
         (status,) = alice.pool.snapshot()
         assert status.fitness == "stored-only"
         assert "ephemeral" in status.reason
-        assert alice.pool.wants_stored
         assert (await alice.publish("t", message("stored"))).accepted == 1
         wrap = await bob.receive()
         assert wrap.kind == 1059

@@ -18,6 +18,9 @@ import pytest
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.io.store import Record, Store
+from nostrvpn.machine import Entropy
+from nostrvpn.signaling.keeper import Keeper
+from nostrvpn.signaling.network_key import make_key
 
 IMPORTANT = frozenset({"network"})
 
@@ -311,3 +314,82 @@ def test_a_backup_that_cannot_be_written_is_reported_not_raised(path: Path) -> N
         store.put([Record("network", "2", 2)])
         assert store.backup_problem is None
         assert backup.is_file()
+
+
+def traces(path: Path, secret: str) -> list[str]:
+    """The files beside a database that hold a text anywhere."""
+    files = [file for file in path.parent.rglob("*") if file.is_file()]
+    return [file.name for file in files if secret.encode() in file.read_bytes()]
+
+
+SECRET = "5ec2e7" * 10
+
+
+@contextmanager
+def keeping_secrets(path: Path) -> Iterator[Store]:
+    store = Store.open(str(path), {"network", "keys"}, {"keys"})
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("value", [None, {"secret": "another"}])
+def test_a_secret_that_was_let_go_leaves_no_trace_while_the_store_is_open(
+    path: Path, value: object
+) -> None:
+    with keeping_secrets(path) as store:
+        store.put([Record("network", f"{i}", "x" * 300) for i in range(50)])
+        store.put([Record("keys", "ring", {"secret": SECRET, "more": "y" * 5_000})])
+        assert traces(path, SECRET)
+        store.put([Record("network", "1", "z"), Record("keys", "ring", value)])
+        assert traces(path, SECRET) == []
+        assert store.get("keys", "ring") == value
+
+
+def test_remains_of_a_damaged_database_go_with_the_next_secret(path: Path) -> None:
+    with keeping_secrets(path) as store:
+        store.put([Record("keys", "ring", SECRET)])
+    data = bytearray(path.read_bytes())
+    data[100:140] = bytes(40)
+    path.write_bytes(data)
+    (path.parent / f".{path.name}.backup.999.new").write_text(SECRET)
+    with keeping_secrets(path) as store:
+        assert store.recovery is not None
+        assert store.get("keys", "ring") == SECRET
+        store.put([Record("keys", "ring", "next")])
+        assert traces(path, SECRET) == []
+
+
+def test_what_a_killed_run_left_in_the_log_is_gone_after_opening(path: Path) -> None:
+    script = """
+import os, sys
+from nostrvpn.io.store import Record, Store
+store = Store.open(sys.argv[1], {"keys"})  # a run that was killed before it could clean up
+store.put([Record("keys", "ring", sys.argv[2])])
+store.put([Record("keys", "ring", None)])
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", script, str(path), SECRET], timeout=30, check=False)
+    assert traces(path, SECRET)
+    with keeping_secrets(path):
+        assert traces(path, SECRET) == []
+
+
+def test_yesterdays_network_key_is_in_no_byte_of_the_state_directory(path: Path) -> None:
+    """The keeper's daily step, written as the daemon writes it."""
+    keeper, noon = Keeper("ab" * 32, {}), 20_000 * 86_400 + 43_200.0
+    keeper.adopt(make_key("5a" * 8, noon, Entropy(b"key")), noon)
+    with keeping_secrets(path) as store:
+
+        def save() -> None:
+            store.put([Record("keys", save.key, save.value) for save in keeper.saves])
+            keeper.saves.clear()
+
+        save()
+        old = keeper.keyring.keys[0].secret.hex()
+        assert traces(path, old)
+        keeper.advance(noon + 86_400, caught_up=True)
+        save()
+        assert traces(path, old) == []
+        assert traces(path, keeper.keyring.keys[0].secret.hex())

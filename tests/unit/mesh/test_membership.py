@@ -9,18 +9,25 @@ import pytest
 from nostrvpn.errors import PeerMisbehaved, UserError
 from nostrvpn.identity.keys import RootSecret
 from nostrvpn.machine import Entropy, Moment
+from nostrvpn.mesh.admission import MAX_INVITES
 from nostrvpn.mesh.effects import (
     JoinState,
+    MakeKey,
     MembersChanged,
     RequestJoin,
     SendRefusal,
     SendRoster,
+    SpreadOperations,
     Store,
     Welcome,
 )
-from nostrvpn.mesh.invites import Link, parse_link, render_link
-from nostrvpn.mesh.membership import KEEP_USED_S, MAX_INVITES, ROSTER_CHUNK, Membership, clean_name
-from nostrvpn.nostr.event import event_json
+from nostrvpn.mesh.invites import Invite, Link, Terms, parse_link, render_link
+from nostrvpn.mesh.joining import KEEP_USED_S, clean_text
+from nostrvpn.mesh.log_text import pack_operations
+from nostrvpn.mesh.membership import Membership
+from nostrvpn.mesh.roster import Role
+from nostrvpn.mesh.tokens import parse_token_link
+from nostrvpn.mesh.upkeep import UNHEARD_S
 
 DAY = 86_400.0
 
@@ -44,10 +51,23 @@ def request(link_text: str, name: str = "bob") -> dict[str, object]:
 
 def welcome_bodies(effects):
     return [
-        {"ops": [event_json(op) for op in effect.operations], "start": effect.start}
+        {"ops": effect.text, "part": effect.part, "total": effect.total}
         for effect in effects
         if isinstance(effect, Welcome)
     ]
+
+
+def spread(effects):
+    """What everybody is told."""
+    return [
+        op for effect in effects if isinstance(effect, SpreadOperations) for op in effect.operations
+    ]
+
+
+def tell(effects, *nodes):
+    """Let nodes hear what another one signed."""
+    for one in nodes:
+        one.on_operations(tuple(spread(effects)))
 
 
 def join(owner: Any, applicant: Any, number: int, now: float = 1.0) -> Any:
@@ -55,7 +75,7 @@ def join(owner: Any, applicant: Any, number: int, now: float = 1.0) -> Any:
     applicant.join(link, at(now))
     effects = owner.on_join_request(public(number), request(link), at(now))
     for body in welcome_bodies(effects):
-        applicant.on_welcome(owner._secret.public_key, body)
+        applicant.on_welcome(owner._me, body)
     return effects
 
 
@@ -87,8 +107,7 @@ def test_other_members_hear_of_the_new_one():
     alice = node(1)
     join(alice, node(2), 2)
     effects = join(alice, node(3), 3)
-    told = [effect.recipient for effect in effects if isinstance(effect, SendRoster)]
-    assert told == [public(2)]
+    assert [op.id for op in spread(effects)] == list(alice.roster.heads)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +156,7 @@ def test_a_welcome_from_before_the_removal_does_not_end_the_asking():
     alice, bob = node(1), node(2)
     (old,) = welcome_bodies(join(alice, bob, 2))
     alice.remove(public(2), at(3))
-    bob.on_roster({"ops": [event_json(alice.roster.log[-1])]})
+    bob.on_operations(alice.roster.log[-1:])
     link, _ = alice.invite(public(2), DAY, (), at(4))
     bob.join(link, at(4))
     with pytest.raises(PeerMisbehaved):
@@ -161,14 +180,13 @@ def test_a_guess_at_the_secret_gets_no_answer():
 def test_a_removal_reaches_everybody_and_the_removed():
     alice, bob, carol = node(1), node(2), node(3)
     join(alice, bob, 2)
-    for effect in join(alice, carol, 3):
-        if isinstance(effect, SendRoster):
-            bob.on_roster({"ops": [event_json(op) for op in effect.operations]})
+    tell(join(alice, carol, 3), bob)
     effects = alice.remove(public(3), at(5))
-    sends = {e.recipient: e.operations for e in effects if isinstance(e, SendRoster)}
-    assert set(sends) == {public(2), public(3)}
-    for member, key in ((bob, 2), (carol, 3)):
-        member.on_roster({"ops": [event_json(op) for op in sends[public(key)]]})
+    # Everybody is told before the removed one's mailbox is forgotten.
+    kinds = [type(effect) for effect in effects]
+    assert kinds == [MakeKey, Store, SpreadOperations, MembersChanged]
+    for member in (bob, carol):
+        member.on_roster({"ops": pack_operations(spread(effects))})
     assert bob.peers == (public(1),)
     assert not carol.is_member
 
@@ -252,14 +270,12 @@ def test_a_welcome_to_another_network_is_refused():
 
 def test_a_large_network_welcomes_in_several_messages_in_any_order():
     alice, bob = node(1), node(2)
-    for i in range(2 * ROSTER_CHUNK):
-        secret = RootSecret((1000 + i).to_bytes(32, "big"))
-        link, _ = alice.invite(secret.public_key, DAY, (), at(i))
-        alice.on_join_request(secret.public_key, request(link), at(i))
-    link, _ = alice.invite(public(2), DAY, (), at(100))
+    link, _ = alice.invite(public(2), DAY, (), at(0))
+    for i in range(430):
+        alice._ledger.sign("name", {"who": public(1), "name": f"n{i}"}, at(i))
     bob.join(link, at(100))
     bodies = welcome_bodies(alice.on_join_request(public(2), request(link), at(101)))
-    assert len(bodies) == 3
+    assert len(bodies) > 1
     for body in reversed(bodies):
         bob.on_welcome(public(1), body)
     assert bob.roster.members == alice.roster.members
@@ -269,11 +285,14 @@ def test_a_node_that_lags_behind_is_sent_what_it_lacks():
     alice, bob = node(1), node(2)
     join(alice, bob, 2)
     join(alice, node(3), 3)
-    [effect] = alice.on_version_heard(public(2), bob.roster.version)
+    [effect] = alice.on_sample(public(2), list(bob.roster.sample()))
     assert isinstance(effect, SendRoster)
-    bob.on_roster({"ops": [event_json(op) for op in effect.operations]})
-    assert bob.roster.version == alice.roster.version
-    assert alice.on_version_heard(public(2), bob.roster.version) == []
+    bob.on_operations(effect.operations)
+    assert bob.roster == alice.roster
+    assert alice.on_sample(public(2), list(bob.roster.sample())) == []
+    for sample in (None, ["x"], [5], ["0" * 64] * 33):
+        with pytest.raises(PeerMisbehaved):
+            alice.on_sample(public(2), sample)
 
 
 def test_everything_survives_a_restart():
@@ -284,6 +303,8 @@ def test_everything_survives_a_restart():
         for effect in effects:
             if isinstance(effect, Store):
                 records.setdefault(effect.space, {})[effect.key] = effect.value
+                if effect.value is None:
+                    del records[effect.space][effect.key]
 
     link, effects = alice.invite(None, DAY, ("wss://r",), at(1))
     keep(effects)
@@ -330,10 +351,157 @@ def test_a_node_with_peers_does_not_join_another_network():
         bob.join(link, at(6))
 
 
-def test_names_from_outside_are_cleaned():
-    assert clean_name("a\x1b[31mb\n") == "a[31mb"
-    assert clean_name(5) == ""
-    assert len(clean_name("x" * 500)) == 64
+def test_texts_from_outside_are_cleaned():
+    assert clean_text("a\x1b[31mb\n") == "a[31mb"
+    assert clean_text(5) == ""
+    assert len(clean_text("x" * 500)) == 64
+
+
+def tell_others(effects, teller, nodes):
+    if spread(effects):
+        tell(effects, *(one for one in nodes if one is not teller))
+
+
+def mesh(*numbers):
+    """The owner (1) and members that all know of each other."""
+    nodes = [node(1)]
+    for number in numbers:
+        one = node(number)
+        tell(join(nodes[0], one, number, float(number)), *nodes[1:])
+        nodes.append(one)
+    return nodes
+
+
+def test_an_admin_invites_and_removes_and_everybody_follows():
+    alice, bob, carol = mesh(2, 3)
+    tell(alice.set_role(public(2), Role.ADMIN, None, at(20)), bob, carol)
+    dave = node(4)
+    tell(join(bob, dave, 4, 21.0), alice, carol)
+    assert dave.roster == alice.roster == carol.roster
+    tell(bob.remove(public(3), at(22)), alice, carol, dave)
+    assert not carol.is_member
+    assert public(3) not in alice.roster.members
+    with pytest.raises(UserError, match="only the owner"):
+        bob.set_role(public(4), Role.ADMIN, None, at(23))
+    tell(alice.set_role(public(4), Role.ADMIN, None, at(23)), bob, dave)
+    with pytest.raises(UserError, match="only the owner"):
+        bob.remove(public(4), at(24))
+
+
+def test_an_invite_says_as_what_its_user_is_admitted():
+    alice, bob = node(1), node(2)
+    terms = Terms(Role.GUEST, ("web",), own=True, lasts_s=3600, ephemeral=True)
+    link, effects = alice.invite(None, DAY, (), at(1), terms)
+    [stored] = [e.value for e in effects if isinstance(e, Store) and e.space == "invite"]
+    assert isinstance(stored, dict)
+    assert Invite.from_json(stored) == alice.invites[parse_link(link).invite_id]
+    bob.join(link, at(1))
+    for body in welcome_bodies(alice.on_join_request(public(2), request(link), at(2))):
+        bob.on_welcome(public(1), body)
+    member = bob.roster.members[public(2)]
+    assert (member.role, member.tags, member.owner) == (Role.GUEST, {"web"}, public(1))
+    assert (member.expires, member.ephemeral) == (1_800_003_602, True)
+
+
+def test_by_a_token_one_member_admits_and_the_others_let_it():
+    nodes = mesh(2, 3, 4)
+    alice, joiner = nodes[0], node(9)
+    text, effects = alice.make_token(1, DAY, {"role": "member"}, ("wss://r",), at(30))
+    tell(effects, *nodes[1:])
+    assert len({one.token_mailboxes(at(30).wall) for one in nodes}) == 1
+    joiner.join(text, at(31))
+    asked = joiner.join_request(b"a" * 32)
+    # Each hears the request before it hears of anybody's answer.
+    answers, now = [(one, one.on_join_request(public(9), asked, at(31))) for one in nodes], 31.0
+    for one, effects in answers:
+        tell_others(effects, one, nodes)
+    while now < 60:
+        now += 1.0
+        for one in nodes:
+            effects = one.tick(at(now))
+            answers.append((one, effects))
+            tell_others(effects, one, nodes)
+    welcomed = [(one, body) for one, effects in answers for body in welcome_bodies(effects)]
+    assert len(welcomed) == 1
+    [(welcomer, body)] = welcomed
+    joiner.on_welcome(welcomer._me, body)
+    assert joiner.is_member
+    assert joiner.joining.state is JoinState.JOINED
+    assert len({one.roster.digest for one in (*nodes, joiner)}) == 1
+    assert parse_token_link(text).token_id in alice.roster.tokens
+    late = node(8)
+    late.join(text, at(70))
+    with pytest.raises(PeerMisbehaved, match="used"):
+        alice.on_join_request(public(8), late.join_request(b"a" * 32), at(70))
+
+
+def test_nobody_joins_by_a_token_with_somebody_elses_proof():
+    alice, bob = mesh(2)
+    text, effects = alice.make_token(5, DAY, {}, (), at(30))
+    tell(effects, bob)
+    joiner = node(9)
+    joiner.join(text, at(31))
+    asked = joiner.join_request(b"a" * 32)
+    for member in (alice, bob):
+        with pytest.raises(PeerMisbehaved, match="unknown"):
+            member.on_join_request(public(8), asked, at(32))
+
+
+def test_who_has_expired_is_removed_by_an_admin():
+    alice, bob = mesh(2)
+    tell(alice.set_role(public(2), Role.GUEST, int(at(100).wall), at(20)), bob)
+    alice.tick(at(21))
+    assert 99 <= alice.deadline <= 101
+    assert bob.deadline is None
+    assert alice.tick(at(99)) == []
+    effects = alice.tick(at(alice.deadline))
+    assert any(isinstance(effect, MakeKey) for effect in effects)
+    assert public(2) not in alice.roster.members
+
+
+def test_who_is_ephemeral_is_removed_when_unheard():
+    alice, bob = node(1), node(2)
+    link, _ = alice.invite(None, DAY, (), at(1), Terms(ephemeral=True))
+    bob.join(link, at(1))
+    alice.on_join_request(public(2), request(link), at(2))
+    alice.unheard(public(2), 10.0)
+    alice.tick(at(20))
+    alice.unheard(public(2), 1000.0)
+    assert alice.tick(at(10 + UNHEARD_S + 1)) == []
+    effects = alice.tick(at(1000 + UNHEARD_S + 1))
+    assert [op.content.count('"remove"') for op in spread(effects)] == [1]
+
+
+def test_after_somebody_left_one_admin_makes_a_new_key():
+    alice, bob, carol = mesh(2, 3)
+    tell(alice.set_role(public(2), Role.ADMIN, None, at(20)), bob, carol)
+    tell(carol.leave(at(21)), alice, bob)
+    assert alice.roster.needs_rekey
+    with pytest.raises(UserError):
+        alice.leave(at(22))
+    keys, now = [], 22.0
+    while now < 120:
+        now += 1
+        for one, other in ((alice, bob), (bob, alice)):
+            effects = one.tick(at(now))
+            keys += [effect for effect in effects if isinstance(effect, MakeKey)]
+            if spread(effects):
+                tell(effects, other)
+    assert [key.key_id for key in keys] == [alice.roster.key_id]
+    assert alice.roster == bob.roster
+    assert not alice.roster.needs_rekey
+
+
+def test_names_are_unique_at_once():
+    alice, bob, carol = mesh(2, 3)
+    names = [member.name for member in alice.roster.members.values()]
+    assert names == ["node1", "bob", "bob-2"]
+    with pytest.raises(UserError, match="taken"):
+        alice.rename(public(3), "Bob", at(20))
+    tell(carol.rename(public(3), "Carol's phone", at(20)), alice, bob)
+    assert alice.roster.members[public(3)].name == "carols-phone"
+    with pytest.raises(UserError):
+        carol.rename(public(2), "x", at(21))
 
 
 def test_a_link_names_its_relays():

@@ -132,6 +132,7 @@ def test_a_peer_that_is_relayed_or_asleep_is_no_problem(
 
 def test_last_heard_is_known_from_the_peers_last_message(pair: Pair) -> None:
     pair.say(state="failed", path="none", stages={}, direct_rounds=1)
+    pair.world.stop(pair.bob)
     pair.world.run(7200)
     [block] = [b for b in pair.call("why", peer="bob")["blocks"] if b["code"] == "not_heard"]
     assert block["text"].endswith("it was last heard 2 hours ago")
@@ -187,6 +188,20 @@ def test_services_that_fail_are_problems(pair: Pair) -> None:
     assert "nobody answered" in problem["text"]
     node.port_mapping |= {"external": "203.0.113.9:40000"}
     assert "port_mapping_failed" not in pair.problems()
+
+
+def test_what_ails_our_own_relay_is_said_and_a_full_disk_once(pair: Pair) -> None:
+    node = pair.node
+    node.relay_snapshot = {"slow": None, "unsaved": None, "failures": 0, "forward_dropped": 3}
+    assert not {"relay_slow", "relay_not_saved", "relay_failed"} & set(pair.problems())
+    node.relay_snapshot |= {"slow": "ip filter FORWARD drops", "unsaved": "no space"}
+    node.relay_snapshot |= {"failures": 7, "failure": "KeyError: 1"}
+    found = pair.problems()
+    assert "ip filter FORWARD drops (3 pairs so far)" in found["relay_slow"]["text"]
+    assert "no space" in found["relay_not_saved"]["text"]
+    assert "7 unexpected errors, the last: KeyError: 1" in found["relay_failed"]["text"]
+    node.storage_error = "no space"
+    assert "relay_not_saved" not in pair.problems()
 
 
 def test_netcheck_invents_nothing(pair: Pair) -> None:
@@ -246,7 +261,7 @@ def test_netcheck_is_complete(pair: Pair) -> None:
 
 
 def test_our_own_relay_shows_sums_and_nobody() -> None:
-    pair = PairSnapshot("f" * 16, 33000, "udp4", None, 4096, 1.0, 1.0)
+    pair = PairSnapshot("f" * 16, 33000, "udp4", None, 4096, 1.0)
     settings = RelaySettings(max_pairs=64, mbit_per_s=20, monthly_bytes=10**9)
     told = relay_document(RelaySnapshot((pair,), 1, "2026-11", 4096, False, settings, {"full": 2}))
     assert told == {

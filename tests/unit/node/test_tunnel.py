@@ -72,6 +72,7 @@ def test_a_jump_of_the_wall_clock_makes_no_handshake_older_or_younger(jump: floa
     bench.wall += jump
     bench.wait(10)
     assert bench.age(WALL - 50) == 60
+    assert bench.tunnel.handshake_age(bench.peer, bench.moment()) == 60
 
 
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])

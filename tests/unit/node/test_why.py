@@ -280,6 +280,26 @@ SITUATIONS: dict[str, tuple[Situation, list[str], str, str | None]] = {
         "on a member with a public address: sudo nostrvpn up --relay-for members --relay-websocket "
         "0.0.0.0:443",
     ),
+    "UDP is blocked there": (
+        situation(link(peer_udp=False, peer_nat="unknown")),
+        ["peer_udp_blocked", "no_relay"],
+        "nothing: home says that no UDP answer reaches it, so its network seems to block UDP",
+        "allow UDP out of home's network",
+    ),
+    "relayed because UDP is blocked there": (
+        situation(replace(RELAYED, peer_udp=False, peer_nat="unknown")),
+        ["peer_udp_blocked"],
+        "relayed via vps (35.0 ms), because home says that no UDP answer reaches it, so its network "
+        "seems to block UDP",
+        "allow UDP out of home's network",
+    ),
+    "UDP passes there": (
+        situation(link(peer_udp=True)),
+        ["firewall", "no_relay"],
+        "nothing: both NATs would let a direct path through, but no probe was answered: a firewall on "
+        "the way, or on one of the two hosts, drops UDP",
+        "let UDP port 23456 in and out in the firewalls of both hosts",
+    ),
     "only STUN is silent": (
         situation(link(relays=(relay("binding"),)), nat=SILENT_STUN, udp_works=True),
         ["stun_silent"],

@@ -238,11 +238,30 @@ def test_one_search_at_a_time_few_an_hour_and_rarely_the_same_peer():
     assert not budget.start("a", PEER_GAP - 1)
     assert budget.start("a", PEER_GAP - 1, asked=True)
     budget.end("a")
+    assert not budget.start("a", 2 * PEER_GAP)
     for number in range(SEARCHES_PER_HOUR - 3):
         assert budget.start(f"c{number}", 700.0)
         budget.end(f"c{number}")
     assert not budget.start("late", 3599.0)
     assert budget.start("late", 3600.0)
+
+
+def test_liars_do_not_use_up_the_searches_of_others():
+    budget = SearchBudget()
+
+    def searches(peer: str, start: float = 0.0) -> int:
+        """How many an eager peer gets within an hour."""
+        count = 0
+        for number in range(12):
+            if budget.start(peer, start + number * PEER_GAP / 2, asked=True):
+                budget.end(peer)
+                count += 1
+        return count
+
+    assert [searches(f"liar {n}") for n in range(3)] == [2, 2, 1]
+    assert searches("honest") == 1
+    assert searches("late") == 0
+    assert searches("liar 0", 3600.0) == 2
 
 
 def test_shots_are_paced_and_bounded():

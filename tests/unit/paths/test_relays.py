@@ -13,12 +13,11 @@ from nostrvpn.paths.events import CloseChannel, OpenChannel, SendDatagram, WebSo
 from nostrvpn.paths.relay_book import RelayBook
 from nostrvpn.paths.relay_offers import RelayOffer, RelayTicket
 from nostrvpn.paths.relays import LinkRelays
-from nostrvpn.stun.binding import StunMethod, parse_stun
+from nostrvpn.stun.binding import StunMethod, parse_stun, render_response
 from nostrvpn.stun.relaying import (
     RelayUser,
     Side,
     render_allocated,
-    render_bound,
     render_relay_error,
 )
 
@@ -89,7 +88,7 @@ def test_a_port_is_allocated_bound_after_the_challenge_and_offered_to_the_peer()
     [again] = driver.answer(challenge, bind.destination)
     assert parse_stun(again.data).nonce == b"n" * 8
     assert list(driver.relays.routes) == [at(1, 33000)]
-    driver.answer(render_bound(again.data[8:20], at(77), end.key), again.destination)
+    driver.answer(render_response(again.data[8:20], at(77), end.key), again.destination)
     assert driver.states() == {"relay1": "bound"}
     assert driver.relays.deadline is None
 

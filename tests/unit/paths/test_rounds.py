@@ -37,7 +37,7 @@ def test_a_call_is_repeated_until_it_is_answered_and_put_off_if_it_is_not():
     rounds.call(moment(2000.0))
     calls = [rounds.next_call(2000.0 + n) for n in range(20)]
     assert len([call for call in calls if call is not None]) == 5
-    assert not rounds.calling
+    assert not rounds.answered(calls[0])
     assert rounds.retry_at is not None
 
 

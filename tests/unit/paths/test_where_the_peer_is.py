@@ -15,7 +15,7 @@ from nostrvpn.paths.checks import CheckList
 from nostrvpn.paths.events import TunnelObserved
 from nostrvpn.paths.open_checks import Credentials
 from nostrvpn.paths.pair import Pair
-from nostrvpn.paths.selection import Selection
+from nostrvpn.paths.selection import Due, Selection
 from nostrvpn.paths.settings import PathSettings
 
 OLD, NEW = (Endpoint(IPv4Address(f"11.0.0.{n}"), 5) for n in (1, 2))
@@ -58,16 +58,28 @@ def test_a_genuine_roam_is_followed_and_a_late_packet_is_not():
     selection, old = chosen(controlling=False)
     late = working(NEW, 99.0)
     assert not selection.roamed(late, 110.0)
-    assert selection.observe(TunnelObserved("peer", 1.0, 0, 0, NEW), 110.0)
     fresh = working(NEW, 109.0)
     assert selection.roamed(fresh, 110.0)
     assert selection.roamed(None, 110.0)
-    selection.follow(NEW, 110.0)
-    assert not selection.observe(TunnelObserved("peer", 1.0, 0, 0, NEW), 111.0)
-    assert selection.wants(fresh, 111.0)
     relay = working(NEW, 109.0, rank=0, kind=CandidateKind.RELAYED)
     assert not selection.roamed(relay, 110.0)
+    selection.follow(NEW)
+    assert not selection.observe(TunnelObserved("peer", 1.0, 0, 0, NEW), 110.0)
+    assert selection.tick(110.0) is Due.CHECK
+    assert not selection.observe(TunnelObserved("peer", 1.0, 0, 0, NEW), 110.9)
+    assert not selection.wants(fresh, 110.1)  # both may live
+    assert selection.tick(111.0) is Due.CHECK
+    assert selection.wants(fresh, 111.0)
     assert old.works
+
+
+def test_a_late_packet_is_answered_by_setting_the_endpoint_again():
+    selection, old = chosen(controlling=False)
+    roamed = TunnelObserved("peer", 1.0, 0, 0, NEW)
+    assert not selection.observe(roamed, 110.0)
+    assert selection.tick(110.0) is Due.CHECK
+    old.answered(0.1, 110.1)
+    assert selection.observe(roamed, 110.2)
 
 
 def check_list():

@@ -8,6 +8,7 @@ import pytest
 
 from nostrvpn.endpoint import Endpoint, parse_endpoint
 from nostrvpn.machine import Entropy, Moment, Tick
+from nostrvpn.node.relaying import RelayRole
 from nostrvpn.relaying.events import (
     AllocateReceived,
     Channel,
@@ -382,7 +383,9 @@ def test_websockets_are_bounded_and_unknown_ones_are_ignored():
 
 def test_an_offer_holds_the_credentials_that_the_server_accepts():
     relay = Relay()
-    offer = relay.server.offer_for("alice", (A,), "wss://relay.example/x")
+    role = RelayRole(SECRET, 51820, addresses=(RELAY_IP,), websocket_url="wss://relay.example/x")
+    offer = role.offer_for("alice", ())
+    assert offer is not None
     assert offer.user == ALICE
     assert user_key(SECRET, ALICE.name) == ALICE.key
     assert relay.allocate(offer.user).relayed is not None

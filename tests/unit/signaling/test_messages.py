@@ -34,7 +34,7 @@ def test_a_message_is_read_as_it_was_written(kind, body, seq):
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 2},
+        {"v": 1},
         {"type": "crown"},
         {"net": "AB" * 32},
         {"net": 5},
@@ -47,7 +47,7 @@ def test_a_message_is_read_as_it_was_written(kind, body, seq):
     ],
 )
 def test_a_field_out_of_bounds_is_refused(change):
-    good = {"v": 1, "type": "describe", "net": NET, "seq": 1, "body": {}}
+    good = {"v": 2, "type": "describe", "net": NET, "seq": 1, "body": {}}
     with pytest.raises(PeerMisbehaved):
         parse_message(json.dumps(good | change))
 

@@ -213,6 +213,31 @@ def test_two_peers_can_swap_addresses() -> None:
     assert {p.public_key: p.allowed_ips for p in fake.state.peers} == {A: two, B: one}
 
 
+def test_an_address_moves_to_another_peer_in_one_operation() -> None:
+    """No packet finds it with nobody: the old peer's list is not written at all."""
+    shared = ip_network("192.168.5.0/24")
+    own = {key: ip_network(f"10.64.0.{number}/32") for number, key in ((1, A), (2, B))}
+    for order in ((A, B), (B, A)):
+        for holder, taker in ((A, B), (B, A)):
+            before, after = (
+                Device(
+                    PRIVATE,
+                    peers=tuple(
+                        Peer(key, frozenset({own[key]} | ({shared} if key == whose else set())))
+                        for key in order
+                    ),
+                )
+                for whose in (holder, taker)
+            )
+            device = FakeDevice()
+            device.apply(diff(None, before, {}, interface="nv0"), before)
+            applied = applied_generations(before)
+            ops = diff(device.state, after, applied, interface="nv0")
+            assert ops == [SetPeer("nv0", taker, allowed_ips=frozenset({shared}))]
+            device.apply(ops, after)
+            assert diff(device.state, after, applied, interface="nv0") == []
+
+
 def test_any_port_is_content_with_the_one_it_got() -> None:
     fake = FakeDevice()
     settle(fake, device(port=51820))

@@ -1,0 +1,223 @@
+"""What comes out of the tunnel and may enter this host, as a value and as the nft table that says so.
+
+One table per interface, beside that of ``firewall.py``, replaced in one transaction. A packet costs one
+look-up by its source address, however many members and rules there are: a map leads each source to
+the chain of what it may, and sources that may the same share one.
+
+- Replies to what this host began pass, and ICMP errors about it. Everything else is judged packet by
+  packet: what a permission allowed ends with it, and conntrack need not be touched.
+- A packet is for one of our overlay addresses, or it is dropped: an address of the host's other
+  networks is not reached through the tunnel.
+- A port that a container publishes (DNAT) is judged like the host's own, by the port that was asked
+  for, although its packets are forwarded.
+- Everything else that would be forwarded from the tunnel is dropped, except from the sources that may
+  reach the networks behind this host. Into the tunnel only replies are forwarded.
+
+Extension headers hide nothing (``meta l4proto`` looks behind them), and conntrack puts fragments
+together before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nostrvpn.endpoint import IPAddress
+from nostrvpn.host.firewall import table_name
+from nostrvpn.host.state import IPNetwork
+
+__all__ = [
+    "ALL_PORTS",
+    "EVERYTHING",
+    "NOTHING",
+    "Access",
+    "Inbound",
+    "Ports",
+    "inbound_marks",
+    "inbound_table",
+    "render_inbound",
+]
+
+Ports = tuple[tuple[int, int], ...]
+"""Ranges of ports, both ends included, rising and apart from each other."""
+
+ALL_PORTS: Ports = ((0, 65535),)
+_DIGEST_CHARS = 16
+_SUFFIX = "_inbound"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Access:
+    """What one source may send us. ``other`` is what is neither TCP, UDP nor an echo request."""
+
+    ping: bool = False
+    tcp: Ports = ()
+    udp: Ports = ()
+    other: bool = False
+
+
+NOTHING = Access()
+EVERYTHING = Access(True, ALL_PORTS, ALL_PORTS, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """What may enter. The empty value lets nothing in but replies.
+
+    ``own`` are the overlay addresses of this host, ``sources`` the members' with what each may.
+    ``lan_sources`` may be forwarded to ``lan_networks``.
+    """
+
+    own: frozenset[IPAddress] = frozenset()
+    sources: Mapping[IPAddress, Access] = field(default_factory=dict)
+    lan_sources: frozenset[IPAddress] = frozenset()
+    lan_networks: frozenset[IPNetwork] = frozenset()
+
+    @property
+    def summary(self) -> str:
+        """What is let in, in a few words for a log."""
+        kinds = len(set(self.sources.values()))
+        words = f"{len(self.sources)} source addresses in {kinds} kinds"
+        return words + (f", {len(self.lan_networks)} networks behind" if self.lan_networks else "")
+
+
+def inbound_table(interface: str) -> str:
+    """Return the name of the table (family inet) for an interface."""
+    return table_name(interface) + _SUFFIX
+
+
+def render_inbound(inbound: Inbound, interface: str) -> str:
+    """Return an nft script that, as one transaction, replaces our table by what is wanted."""
+    name, mark = inbound_table(interface), _digest(inbound, interface)
+    body = "".join(_sets(inbound))
+    for chain, hook, rules in _chains(inbound, interface):
+        kind = f"\t\ttype filter hook {hook}\n" if hook else ""
+        text = "".join(f'\t\t{rule} comment "{mark}"\n' for rule in rules)
+        body += f"\tchain {chain} {{\n{kind}{text}\t}}\n"
+    return f"table inet {name} {{}}\ndelete table inet {name}\ntable inet {name} {{\n{body}}}\n"
+
+
+def inbound_marks(inbound: Inbound, interface: str) -> tuple[str, ...]:
+    """Return the comments of the rules of a table that is as ``inbound`` wants it."""
+    count = sum(len(rules) for _, _, rules in _chains(inbound, interface))
+    return (_digest(inbound, interface),) * count
+
+
+def _digest(inbound: Inbound, interface: str) -> str:
+    text = repr((_sets(inbound), _chains(inbound, interface)))
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
+
+
+def _kinds(inbound: Inbound) -> list[Access]:
+    return sorted(set(inbound.sources.values()))
+
+
+def _sets(inbound: Inbound) -> list[str]:
+    number = {access: index for index, access in enumerate(_kinds(inbound))}
+    made = []
+    for version in (4, 6):
+        kind = f"ipv{version}_addr"
+        sources = [(ip, access) for ip, access in inbound.sources.items() if ip.version == version]
+        allowed = [f"{ip} : jump access_{number[access]}" for ip, access in sources]
+        published = [
+            f"{ip} : jump published_{number[access]}"
+            for ip, access in sources
+            if access.tcp or access.udp
+        ]
+        own = [str(ip) for ip in inbound.own if ip.version == version]
+        lan = [str(ip) for ip in inbound.lan_sources if ip.version == version]
+        networks = [str(network) for network in inbound.lan_networks if network.version == version]
+        made += [
+            f"\tset own{version} {{ type {kind}; {_elements(own)}}}\n",
+            f"\tmap sources{version} {{ type {kind} : verdict; {_elements(allowed)}}}\n",
+            f"\tmap published{version} {{ type {kind} : verdict; {_elements(published)}}}\n",
+            f"\tset lan_sources{version} {{ type {kind}; {_elements(lan)}}}\n",
+            f"\tset lan_networks{version} {{ type {kind}; flags interval; auto-merge; "
+            f"{_elements(networks)}}}\n",
+        ]
+    return made
+
+
+def _elements(texts: list[str]) -> str:
+    return f"elements = {{ {', '.join(sorted(texts))} }}; " if texts else ""
+
+
+def _chains(inbound: Inbound, interface: str) -> list[tuple[str, str, list[str]]]:
+    """Return (name, hook or nothing, rules) of each chain, in a fixed order."""
+    answers = [
+        "ct direction reply accept",
+        "meta l4proto { icmp, ipv6-icmp } ct state related accept",
+    ]
+    kinds = list(enumerate(_kinds(inbound)))
+    return [
+        *((f"access_{index}", "", _access(kind)) for index, kind in kinds),
+        *((f"published_{i}", "", _published(kind)) for i, kind in kinds if kind.tcp or kind.udp),
+        (
+            "to_us",
+            "",
+            [
+                *answers,
+                "ip daddr @own4 ip saddr vmap @sources4",
+                "ip6 daddr @own6 ip6 saddr vmap @sources6",
+                "drop",
+            ],
+        ),
+        (
+            "from_tunnel",
+            "",
+            [
+                *answers,
+                "ct status dnat ct original ip daddr @own4 ip saddr vmap @published4",
+                "ct status dnat ct original ip6 daddr @own6 ip6 saddr vmap @published6",
+                "ip saddr @lan_sources4 ip daddr @lan_networks4 accept",
+                "ip6 saddr @lan_sources6 ip6 daddr @lan_networks6 accept",
+                "drop",
+            ],
+        ),
+        # What hosts behind this one may begin in the mesh would be accepted here.
+        ("into_tunnel", "", [*answers, "drop"]),
+        ("input", "input priority -10; policy accept;", [f'iifname "{interface}" jump to_us']),
+        (
+            "forward",
+            "forward priority -10; policy accept;",
+            [f'iifname "{interface}" jump from_tunnel', f'oifname "{interface}" jump into_tunnel'],
+        ),
+    ]
+
+
+def _access(access: Access) -> list[str]:
+    """Return the rules of one kind of access; what none of them accepts returns and is dropped."""
+    if access == EVERYTHING:
+        return ["accept"]
+    rules = [
+        f"{protocol} dport {_ports(ports)} accept"
+        for protocol, ports in (("tcp", access.tcp), ("udp", access.udp))
+        if ports
+    ]
+    if access.ping:
+        rules += ["icmp type echo-request accept", "icmpv6 type echo-request accept"]
+    if access.other:
+        rules += [
+            "meta l4proto != { tcp, udp, icmp, ipv6-icmp } accept",
+            "icmp type != echo-request accept",
+            "icmpv6 type != echo-request accept",
+        ]
+    return rules
+
+
+def _published(access: Access) -> list[str]:
+    """Return what of an access holds for packets whose destination was replaced on their way.
+
+    A rule for each range: nft 1.0 cannot look the port up in a set before the replacement.
+    """
+    return [
+        f"meta l4proto {protocol} ct original proto-dst {first}-{last} accept"
+        for protocol, ports in (("tcp", access.tcp), ("udp", access.udp))
+        for first, last in ports
+    ]
+
+
+def _ports(ports: Ports) -> str:
+    spans = (str(first) if first == last else f"{first}-{last}" for first, last in ports)
+    return f"{{ {', '.join(spans)} }}"

@@ -1,0 +1,117 @@
+"""What admins do without being asked: removing who has expired or vanished, renewing the network key.
+
+Every admin sees the same need; each waits by its rank, so that one acts and the next one only if it
+did not.
+"""
+
+from __future__ import annotations
+
+from nostrvpn.errors import UserError
+from nostrvpn.machine import Moment, earliest
+from nostrvpn.mesh.admission import rank_of
+from nostrvpn.mesh.effects import MembershipEffect
+from nostrvpn.mesh.ledger import Ledger
+from nostrvpn.mesh.members import Role
+from nostrvpn.mesh.roster import Roster
+
+__all__ = ["UNHEARD_S", "Upkeep"]
+
+# An ephemeral member that nobody heard for so long is gone: twice what a restart of a host takes.
+UNHEARD_S = 3600.0
+# Time for the admin before to act, and for the news to get around.
+RANK_S = 30.0
+# Removals and rotations that come together need one new key.
+SETTLE_S = 5.0
+
+
+class Upkeep:
+    """An admin's duties, by the clock. Times are Moment.now's seconds."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._unheard: dict[str, float] = {}
+        self._rekey_at: float | None = None
+        self._next: float | None = None
+        self._seen: Roster | None = None  # the roster that was looked at last
+
+    @property
+    def deadline(self) -> float | None:
+        """When :meth:`tick` is due: at once after a change, whoever made it."""
+        return 0.0 if self._is_new else self._next
+
+    def changed(self) -> None:
+        """Look again at the next tick, which is due at once."""
+        self._seen = None
+
+    @property
+    def _is_new(self) -> bool:
+        roster = self._ledger.roster
+        mine = roster is not None and roster.is_admin(self._ledger.me)
+        return mine and roster is not self._seen
+
+    def unheard(self, peer: str, since: float) -> None:
+        """Nothing was heard of ``peer`` since then; as late as now if it was just heard."""
+        self._unheard[peer] = since
+        self.changed()
+
+    def tick(self, moment: Moment) -> list[MembershipEffect]:
+        """Do what is due."""
+        effects: list[MembershipEffect] = []
+        if not self._is_new and (self._next is None or moment.now < self._next):
+            return effects
+        for _ in range(2):  # the second look is at what the first one changed
+            roster = self._ledger.roster
+            self._seen = roster
+            if roster is None or not roster.is_admin(self._ledger.me):
+                self._next = None
+                return effects
+            due = self._removals(roster, moment)
+            for peer in [peer for peer, at in due.items() if at <= moment.now]:
+                effects += self._sign("remove", {"who": peer}, moment)
+                del due[peer]
+            self._plan_rekey(roster, moment)
+            if self._rekey_at is not None and self._rekey_at <= moment.now:
+                effects += self._sign("rekey", {}, moment)
+                self._rekey_at = None
+            self._next = earliest(*due.values(), self._rekey_at)
+        self._seen = self._ledger.roster
+        return effects
+
+    def _removals(self, roster: Roster, moment: Moment) -> dict[str, float]:
+        """Return when which member is to be removed, if nobody did before."""
+        self._unheard = {k: since for k, since in self._unheard.items() if k in roster.members}
+        due: dict[str, float] = {}
+        for key, member in roster.members.items():
+            ends = []
+            if member.expires is not None:
+                ends.append(moment.now + member.expires - moment.wall)
+            if member.ephemeral and key in self._unheard:
+                ends.append(self._unheard[key] + UNHEARD_S)
+            mine = self._ledger.roster is not None and self._may_remove(roster, member.role)
+            if ends and mine and key != self._ledger.me:
+                due[key] = min(ends) + RANK_S * self._rank(roster, "remove", key)
+        return due
+
+    def _plan_rekey(self, roster: Roster, moment: Moment) -> None:
+        if not roster.needs_rekey:
+            self._rekey_at = None
+        elif self._rekey_at is None:
+            wait = SETTLE_S + RANK_S * self._rank(roster, "rekey", roster.key_id)
+            self._rekey_at = moment.now + wait
+
+    def _may_remove(self, roster: Roster, role: Role) -> bool:
+        mine = roster.role(self._ledger.me)
+        return mine is not None and role.rank < mine.rank
+
+    def _rank(self, roster: Roster, *about: str) -> int:
+        admins = {key: None for key in roster.members if roster.is_admin(key)}
+        return rank_of(self._ledger.me, admins, *about)
+
+    def _sign(
+        self, action: str, fields: dict[str, object], moment: Moment
+    ) -> list[MembershipEffect]:
+        try:
+            key_id = moment.entropy.take(8).hex()
+            return self._ledger.sign(action, {**fields, "key": key_id}, moment)
+        except UserError:
+            return []  # the log is full: the next admin will find the same

@@ -1,0 +1,178 @@
+"""What this node says to its whole network, and what it makes of what others say.
+
+- PRESENCE says that the node is there, under which WireGuard key and on which relays, and which
+  operations it has (a digest). At start, after a change, and once in 40 to 80 minutes at random: one
+  message a node, however many read it.
+- NEWS carries what a node has just signed; after a removal also the new network key, for each remaining
+  member under a key of its own.
+
+Who hears of other operations than its own asks: at once if two others agree with each other, else with
+the chance that makes three of all members ask. So one that was away is told by a few, not by all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment
+from nostrvpn.mesh.log_text import pack_operations
+from nostrvpn.node.events import Log, NodeEffect
+from nostrvpn.node.hearing import hear
+from nostrvpn.node.roster_sync import ask_roster, hear_roster
+from nostrvpn.nostr.event import Event
+from nostrvpn.signaling.board import Posting
+from nostrvpn.signaling.messages import MessageType
+from nostrvpn.signaling.network_key import NetworkKey
+
+if TYPE_CHECKING:
+    from nostrvpn.node.node import Node
+
+__all__ = ["Presence", "read_board", "say_presence", "spread_news"]
+
+# After a start the board waits: descriptions to those that are needed at once come first.
+HELLO_S = (2.0, 8.0)
+# Changes that come together are said once, and no node is talkative.
+CHANGE_S = (5.0, 10.0)
+LEAST_GAP_S = 60.0
+# Never at a fixed pace: it would tell whose it is.
+PERIOD_S = (2400.0, 4800.0)
+# An ephemeral member is missed sooner (mesh/upkeep.py).
+EPHEMERAL_PERIOD_S = (1200.0, 2400.0)
+# Of all members, so many tell one that lacks operations.
+TELLERS = 3
+# Members whose digest was another than ours.
+MAX_DIFFERING = 64
+
+
+class Presence:
+    """When to speak next (Moment.now), and who has other operations than we have."""
+
+    def __init__(self) -> None:
+        self.due: float | None = None
+        self._said_at: float | None = None
+        self.differing: OrderedDict[str, str] = OrderedDict()
+
+    def hello(self, moment: Moment) -> None:
+        """This node can speak now and has not: after a start, or after it joined."""
+        if self.due is None:
+            self.due = moment.now + _within(HELLO_S, moment)
+
+    def changed(self, moment: Moment) -> None:
+        """What presence says is not so any more."""
+        if self._said_at is None:
+            return self.hello(moment)
+        due = max(moment.now, self._said_at + LEAST_GAP_S) + _within(CHANGE_S, moment)
+        self.due = due if self.due is None else min(self.due, due)
+
+    def said(self, moment: Moment, period: tuple[float, float]) -> None:
+        """Presence was said."""
+        self._said_at = moment.now
+        self.due = moment.now + _within(period, moment)
+
+    def is_needed(self, author: str, digest: str, members: int, moment: Moment) -> bool:
+        """``author`` has other operations than we have: say whether to ask it."""
+        self.differing[author] = digest
+        self.differing.move_to_end(author)
+        while len(self.differing) > MAX_DIFFERING:
+            self.differing.popitem(last=False)
+        agree = sum(other == digest for other in self.differing.values())
+        return agree == 2 or moment.entropy.fraction() * members < TELLERS
+
+
+def say_presence(node: Node, moment: Moment) -> list[NodeEffect]:
+    """Say presence if it is time and somebody can hear it."""
+    presence, roster = node.presence, node.membership.roster
+    if roster is None or not node.membership.is_member or not node.post.pool.connected:
+        presence.due = None  # RelayOpened, or the welcome, begins again
+        return []
+    if presence.due is None:
+        presence.changed(moment)
+    if presence.due is None or moment.now < presence.due:
+        return []
+    ephemeral = roster.members[node.me].ephemeral
+    presence.said(moment, EPHEMERAL_PERIOD_S if ephemeral else PERIOD_S)
+    body = node.outbox.about_us() | {"digest": roster.digest}
+    return node.post.tell_all(MessageType.PRESENCE, roster.network_id, body, moment)
+
+
+def spread_news(
+    node: Node, operations: tuple[Event, ...], key: NetworkKey | None, moment: Moment
+) -> list[NodeEffect]:
+    """Tell everybody what this node signed; hand over the new network ``key`` and use it."""
+    roster = node.membership.roster
+    if roster is None:
+        return []
+    bodies: list[dict[str, object]] = [{"ops": pack_operations(operations)}]
+    if key is not None and node.post.keyring.current is not None:
+        parts = list(node.post.rekey_parts(key, frozenset(roster.members)))
+        for number, part in enumerate(parts):
+            if number < len(bodies):
+                bodies[number]["rekey"] = part
+            else:
+                bodies.append({"rekey": part})
+    effects: list[NodeEffect] = []
+    for body in bodies:
+        effects += node.post.tell_all(MessageType.NEWS, roster.network_id, body, moment)
+    if key is not None:
+        effects += node.post.use_key(key, moment)
+    return effects
+
+
+def read_board(node: Node, moment: Moment) -> list[NodeEffect]:
+    """Take what was left on the network's board; what nobody may say is dropped and counted."""
+    effects: list[NodeEffect] = []
+    while node.post.postings:
+        posting = node.post.postings.pop(0)
+        try:
+            _read(node, posting, effects, moment)
+        except PeerMisbehaved as exc:
+            node.dropped[exc.code] += 1
+            kind = posting.message.type.value
+            effects.append(Log("debug", f"{kind} on the board was dropped: {exc}"))
+    return effects
+
+
+def _read(node: Node, posting: Posting, effects: list[NodeEffect], moment: Moment) -> None:
+    roster, body = node.membership.roster, posting.message.body
+    if roster is None or posting.message.network_id != roster.network_id:
+        raise PeerMisbehaved("other_network")
+    if posting.message.type is MessageType.PRESENCE:
+        if posting.author not in roster.members:
+            raise PeerMisbehaved("not_a_member")
+        hear(node, posting.author, posting.message, effects, moment)
+        _compare(node, posting, effects, moment)
+        return
+    if "ops" in body:
+        effects += hear_roster(node, posting.author, {"ops": body["ops"]}, moment)
+    if "rekey" in body:
+        _take_key(node, posting, effects, moment)
+
+
+def _take_key(node: Node, posting: Posting, effects: list[NodeEffect], moment: Moment) -> None:
+    key = node.post.open_rekey(posting.author, posting.key_id, posting.message.body["rekey"])
+    roster = node.membership.roster
+    if key is None or roster is None or node.post.keyring.get(key.id) is not None:
+        return  # it is not for us, or known
+    if roster.keys.get(key.id) != posting.author:
+        raise PeerMisbehaved("foreign_key", "a network key that no operation of its author names")
+    effects += node.post.use_key(key, moment)
+
+
+def _compare(node: Node, posting: Posting, effects: list[NodeEffect], moment: Moment) -> None:
+    """Ask who has other operations than we have, or writes under another key."""
+    roster, digest = node.membership.roster, posting.message.body.get("digest")
+    assert roster is not None
+    if not isinstance(digest, str) or len(digest) != len(roster.digest):
+        raise PeerMisbehaved("bad_message", "presence without a digest")
+    current = node.post.keyring.current
+    if digest == roster.digest and current is not None and posting.key_id == current.id:
+        node.presence.differing.pop(posting.author, None)
+    elif node.presence.is_needed(posting.author, digest, len(node.peers), moment):
+        effects += ask_roster(node, posting.author, moment)
+
+
+def _within(bounds: tuple[float, float], moment: Moment) -> float:
+    low, high = bounds
+    return low + (high - low) * moment.entropy.fraction()

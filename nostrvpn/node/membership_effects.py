@@ -1,0 +1,147 @@
+"""What the membership machine asks for, as the node carries it out, and who is followed as a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, assert_never
+
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment
+from nostrvpn.mesh.effects import (
+    JoinState,
+    MakeKey,
+    MembersChanged,
+    MembershipEffect,
+    RequestJoin,
+    SendRefusal,
+    SendRoster,
+    SpreadOperations,
+    Store,
+    Welcome,
+)
+from nostrvpn.mesh.tokens import TokenLink, token_mailbox
+from nostrvpn.node.board import spread_news
+from nostrvpn.node.events import NodeEffect, Persist, Reconcile
+from nostrvpn.node.peers import Peer
+from nostrvpn.node.roster_sync import spread_through
+from nostrvpn.node.waking import starts_asleep
+from nostrvpn.paths.description import parse_cached_session
+from nostrvpn.paths.events import AddPeer, RemovePeer
+from nostrvpn.signaling.directory import Listening
+from nostrvpn.signaling.network_key import NetworkKey
+
+if TYPE_CHECKING:
+    from nostrvpn.node.node import Node
+
+__all__ = ["members_changed", "take_membership"]
+
+
+def take_membership(
+    node: Node, effects: Sequence[MembershipEffect], moment: Moment
+) -> list[NodeEffect]:
+    """Carry out what the membership machine asked for."""
+    out: list[NodeEffect] = []
+    key: NetworkKey | None = None
+    for effect in effects:
+        match effect:
+            case Store():
+                out.append(Persist(effect.space, effect.key, effect.value))
+            case RequestJoin():
+                node.outbox.request_join(effect)
+            case Welcome():
+                node.outbox.welcome(effect)
+            case SendRefusal() | SendRoster():
+                out += node.outbox.send(effect, moment)
+            case MakeKey():
+                key = node.post.new_key(effect.key_id, moment)
+                if node.post.keyring.current is None:
+                    out += node.post.use_key(key, moment)
+            case SpreadOperations():
+                # Through the tunnels too, while who was removed has one: it hears of it at once.
+                out += spread_through(node, effect.operations, moment)
+                out += spread_news(node, effect.operations, key, moment)
+            case MembersChanged():
+                out += members_changed(node, moment)
+            case _:
+                assert_never(effect)
+    return out
+
+
+def members_changed(node: Node, moment: Moment) -> list[NodeEffect]:
+    """Follow the members there are now, and nobody else."""
+    effects: list[NodeEffect] = []
+    followed = _followed(node)
+    for gone in [peer for peer in node.peers if peer not in followed]:
+        offered = node.peers.pop(gone).relay_offer
+        node.outbox.forget(gone)
+        node.sessions.pop(gone, None)
+        effects += [Persist("session", gone, None), Persist("peer", gone, None)]
+        effects += node.step_paths(RemovePeer(gone), moment)
+        if offered:
+            effects += node.offers_changed(moment)
+    effects += node.relays.lend(followed)
+    effects += _listen(node, moment)
+    for peer in followed:
+        if peer not in node.peers:
+            node.peers[peer] = Peer(peer)
+        if node.paths.snapshot(peer) is None:
+            effects += _follow(node, peer, moment)
+    _watch_ephemeral(node, moment)
+    joining = node.membership.joining
+    if joining is not None and joining.state is JoinState.ASKING:
+        effects += node.post.use_relays(joining.link.relays, moment)
+    return [*effects, Reconcile()]
+
+
+def _followed(node: Node) -> dict[str, None]:
+    """The peers the path engine must know: active members, and the inviter we wait for."""
+    followed = dict.fromkeys(node.membership.peers if node.membership.is_member else ())
+    joining = node.membership.joining
+    if joining is not None and joining.state is JoinState.ASKING and joining.inviter is not None:
+        followed[joining.inviter] = None
+    return followed
+
+
+def _listen(node: Node, moment: Moment) -> list[NodeEffect]:
+    """Hear the members, whom we or a token invite, and who answers our own application."""
+    membership = node.membership
+    roster = membership.roster
+    is_out = roster is not None and not membership.is_member and not node.is_asking
+    if roster is not None and is_out and not roster.is_rotated(node.me):
+        # A key that was replaced stays a while, to tell by what.
+        return node.post.leave_network(moment)
+    joining = membership.joining if node.is_asking else None
+    asks_by = None
+    if joining is not None and isinstance(joining.link, TokenLink):
+        asks_by = token_mailbox(joining.link.secret)
+    wanted = Listening(
+        frozenset(membership.peers if membership.is_member else ()),
+        tuple(invite.secret for invite in membership.open_invites(moment.wall)),
+        membership.token_mailboxes(moment.wall),
+        joining.inviter if joining is not None else None,
+        asks_by,
+    )
+    return node.post.listen(wanted, moment)
+
+
+def _follow(node: Node, peer: str, moment: Moment) -> list[NodeEffect]:
+    cached = node.sessions.get(peer)
+    session = None
+    if cached is not None:
+        try:
+            session = parse_cached_session(cached, node.path_settings)
+        except PeerMisbehaved as exc:
+            node.dropped[exc.code] += 1
+    asleep = starts_asleep(node, peer, moment)
+    return node.step_paths(AddPeer(peer, node.me < peer, session, asleep), moment)
+
+
+def _watch_ephemeral(node: Node, moment: Moment) -> None:
+    """Count from now on how long an ephemeral member is not heard; others may stay away."""
+    roster = node.membership.roster
+    if roster is None:
+        return
+    for key, member in roster.members.items():
+        if member.ephemeral and key in node.peers and node.peers[key].heard_at is None:
+            node.peers[key].heard_at = moment.now
+            node.membership.unheard(key, moment.now)

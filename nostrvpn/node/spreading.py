@@ -1,0 +1,52 @@
+"""Answers that wait until what was signed has left: before that, whoever asked must not go away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nostrvpn.machine import Moment
+from nostrvpn.node.events import Command, NodeEffect, Reply
+
+if TYPE_CHECKING:
+    from nostrvpn.node.node import Node
+
+__all__ = ["Spreading", "answer_spread", "spread"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spreading:
+    """A command that waits for publications (by their tokens), at most until ``until``."""
+
+    call: int
+    until: float
+    tokens: frozenset[str]
+    answer: dict[str, Any]
+
+
+def spread(
+    node: Node, command: Command, answer: dict[str, Any], moment: Moment
+) -> list[NodeEffect]:
+    """Answer once a relay has taken what this command published, or ``wait_s`` later.
+
+    The answer gets ``told``: whether one has. Where there is nobody to tell, it is.
+    """
+    wait_s = command.args["wait_s"]
+    assert isinstance(wait_s, float | int)
+    waiting = Spreading(command.call, moment.now + wait_s, node.post.on_their_way(), answer)
+    if not waiting.tokens:
+        return [Reply(command.call, answer | {"told": True})]
+    node.spreading.append(waiting)
+    return []
+
+
+def answer_spread(node: Node, moment: Moment) -> list[NodeEffect]:
+    """Answer the commands whose publications came to an end, or took too long."""
+    effects: list[NodeEffect] = []
+    under_way = node.post.on_their_way() if node.spreading else frozenset()
+    for waiting in list(node.spreading):
+        is_told = bool(waiting.tokens & node.post.taken)
+        if is_told or moment.now >= waiting.until or not waiting.tokens & under_way:
+            node.spreading.remove(waiting)
+            effects.append(Reply(waiting.call, waiting.answer | {"told": is_told}))
+    return effects
