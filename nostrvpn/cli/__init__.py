@@ -5,7 +5,7 @@ the table of commands and what becomes of errors. One file per family of command
 id), ``running`` (up, down, daemon), ``status``, ``network``, ``members`` (invite, peers,
 peer), ``joining`` (join), ``tokens`` (token), ``rotating`` (rotate), ``permissions`` (allow, deny,
 rules, shields-up, policy), ``routes``, ``names`` (resolve, nip05), ``probes`` (ping), ``why``,
-``netcheck``, ``tools`` (export, relay, cleanup, lab, completion, version). ``choosing.py``
+``netcheck``, ``doctor``, ``tools`` (export, relay, cleanup, lab, completion, version). ``choosing.py``
 says which of the node's networks a command speaks to, ``terms.py`` what invites and tokens have in
 common. ``output.py`` shows values as tables or JSON; ``spawn.py`` starts and watches a detached daemon;
 ``relay_options.py`` has the options about relaying for others, ``peer_argument.py`` the argument PEER;

@@ -51,6 +51,7 @@ _COMMANDS = {
     "ping": "probes",
     "why": "why",
     "netcheck": "netcheck",
+    "doctor": "doctor",
     "export": "tools",
     "relay": "tools",
     "daemon": "running",

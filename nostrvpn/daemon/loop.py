@@ -249,14 +249,14 @@ class Loop:
     def _depends_on_saving(self, effect: NodeEffect, changes: bool) -> bool:
         """Whether an effect may not leave while records wait for the disk; the caller is told so.
 
-        Messages to relays may tell of what is not stored: the machines send them again. A command
-        that only looks is answered.
+        Messages to relays and through tunnels may tell of what is not stored: the machines send them
+        again. A command that only looks is answered.
         """
         if isinstance(effect, Reply) and changes:
             text = f"the state could not be saved: {self._node.storage_error}"
             self._answer(effect.call, SystemRefused(text, "free some disk space, and try again"))
             return True
-        return isinstance(effect, SendText)
+        return isinstance(effect, SendText | SendThrough)
 
     def _save(self, records: list[Record]) -> None:
         """Write durably; what cannot be written is kept and tried again before the next effect."""

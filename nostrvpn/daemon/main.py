@@ -32,7 +32,6 @@ from nostrvpn.io.identity_file import load_identity
 from nostrvpn.io.lock import StateLock
 from nostrvpn.io.logs import start_logging
 from nostrvpn.io.netlink import main_routes
-from nostrvpn.io.proxy import SocksProxy
 from nostrvpn.io.service_manager import notify
 from nostrvpn.io.store import Record, Store
 from nostrvpn.io.wireguard import Backend, select_backend
@@ -149,11 +148,7 @@ def _policy(said: Permissions) -> LocalPolicy:
 
 async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> Loop:
     secret = load_identity(options.state_dir, os.environ)
-    make_private_directory(options.home)
-    store = Store.open(
-        options.store_path, backup_spaces=PRECIOUS_SPACES, secret_spaces=SECRET_SPACES
-    )
-    stack.callback(store.close)
+    store = _open_store(options, stack)
     _forget_other_identity(store, secret.public_key)
     backend: Backend = select_backend(config.wireguard.backend)
     epoch = _stored_epoch(store)
@@ -184,6 +179,8 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     stack.push_async_callback(reconciler.delete)
     loop = Loop(node, store, reconciler, interface=interface, port=port)
     if config.proxy:
+        from nostrvpn.io.proxy import SocksProxy  # most nodes need none
+
         loop.sockets.proxy = SocksProxy(*check_proxy_url(config.proxy))
     loop.sleepers = sleepers
     sleepers.serve(node, loop.offer)
@@ -208,12 +205,27 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     return loop
 
 
+def _open_store(options: Options, stack: AsyncExitStack) -> Store:
+    make_private_directory(options.home)
+    store = Store.open(
+        options.store_path, backup_spaces=PRECIOUS_SPACES, secret_spaces=SECRET_SPACES
+    )
+    stack.callback(store.close)
+    return store
+
+
 async def _reconcile_first(node: Node, reconciler: Reconciler, interface: str) -> None:
     """Bring the kernel to what the node wants, but for what somebody else has; SystemRefused."""
     for is_last in (False, True):
         node.routes = await reconciler.run(partial(main_routes, interface))
+        # What an earlier run routed into the tunnel must not leave by another way meanwhile, nor what
+        # it let in be kept out.
+        present = moment()
+        node.subnets.review(node, present)
+        node.permissions.tell_time(present)
+        wanted = node.desired(present.now)
         try:
-            await reconciler.run(lambda: reconciler.reconcile_now(node.desired(0.0)))
+            await reconciler.run(partial(reconciler.reconcile_now, wanted))
         except SystemRefused:
             # Another network of this host may have taken the same addresses just now.
             if is_last:

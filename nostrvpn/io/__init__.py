@@ -56,6 +56,10 @@ Asking the router (``portmap`` decides):
 - ``port_mapping``  PCP and NAT-PMP; timers
 - ``upnp``          SSDP, and HTTP with the default gateway only
 
+Members:
+
+- ``peer_channel``  messages through a member's tunnel: a TCP port on the overlay
+
 Names (``host.resolver`` decides):
 
 - ``dns_server``    our name server, for this host only

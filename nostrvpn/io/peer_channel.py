@@ -160,6 +160,9 @@ class PeerChannel:
             self.counters["slow"] += 1
         except (OSError, EOFError, ValueError):
             self.counters["bad_frame"] += 1
+        except asyncio.CancelledError:
+            # The daemon ends. Python 3.11 would log a cancelled connection as an error.
+            return
         finally:
             self._incoming[source] -= 1
             if not self._incoming[source]:

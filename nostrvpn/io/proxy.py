@@ -2,6 +2,8 @@
 
 Each purpose (a *lane*) gives a user name of its own (RFC 1929): Tor then uses another circuit for it
 (its ``IsolateSOCKSAuth``, on by default), so that a relay cannot tell two lanes to be of one client.
+
+The library costs a twentieth of a start; this module is imported only where a proxy is used.
 """
 
 from __future__ import annotations
@@ -13,17 +15,16 @@ from aiohttp_socks import ProxyConnectionError, ProxyConnector, ProxyError, Prox
 
 from nostrvpn.errors import one_line
 
-__all__ = ["CONNECT_SECONDS", "PROXY_ERRORS", "SocksProxy"]
+__all__ = ["SocksProxy"]
 
-# A new circuit of Tor's takes a few seconds, and sometimes a second try.
-CONNECT_SECONDS: Final = 30.0
 # What a proxy needs beside the user name; Tor tells streams apart by both.
 _PASSWORD: Final = "nostrvpn"
-PROXY_ERRORS: Final = (ProxyConnectionError, ProxyTimeoutError, ProxyError)
 
 
 class SocksProxy:
-    """The proxy at ``host``:``port``."""
+    """The proxy at ``host``:``port``; ``errors`` are what connecting by it may raise besides."""
+
+    errors: tuple[type[Exception], ...] = (ProxyConnectionError, ProxyTimeoutError, ProxyError)
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host

@@ -16,23 +16,26 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
 from socket import IPPROTO_TCP, TCP_QUICKACK
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
 from nostrvpn import __version__
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
-from nostrvpn.io.proxy import CONNECT_SECONDS as PROXIED_CONNECT_SECONDS
-from nostrvpn.io.proxy import PROXY_ERRORS, SocksProxy
 from nostrvpn.io.resolver import HostLookup
 from nostrvpn.io.source_address import is_ours, source_towards
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText
+
+if TYPE_CHECKING:
+    from nostrvpn.io.proxy import SocksProxy
 
 __all__ = ["RelaySockets"]
 
 SocketEvent = RelayOpened | RelayClosed | RelayText
 
+# A new circuit of Tor's takes a few seconds, and sometimes a second try.
+PROXIED_CONNECT_SECONDS: Final = 30.0
 # aiohttp pings this often and gives up when no pong comes within half of it.
 HEARTBEAT_SECONDS: Final = 20.0
 # The largest wrap is below 90 kB of text; what most relays allow is 128 KiB.
@@ -42,6 +45,7 @@ MAX_MESSAGE: Final = 128 * 1024
 MAX_OUTGOING: Final = 512
 # A relay that does not answer our close frame is not worth more.
 CLOSE_SECONDS: Final = 2.0
+_CONNECT_ERRORS: tuple[type[Exception], ...] = (aiohttp.ClientError, OSError, ValueError)
 TOO_LARGE: Final = f"oversized message (more than {MAX_MESSAGE} bytes)"
 
 
@@ -146,6 +150,7 @@ class _Link:
         self.session = session
         self._deliver = deliver
         self._proxy = proxy
+        self._errors = _CONNECT_ERRORS + (proxy.errors if proxy is not None else ())
         self._outgoing: asyncio.Queue[str] = asyncio.Queue(MAX_OUTGOING)
         self._work: asyncio.Task[str] | None = None
         self._stop_reason = ""
@@ -199,7 +204,7 @@ class _Link:
                     max_msg_size=MAX_MESSAGE,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
                 )
-        except (aiohttp.ClientError, OSError, ValueError, *PROXY_ERRORS) as exc:
+        except self._errors as exc:
             # Also when nothing happened in time: what stands in between is the proxy.
             told = self._proxy.describe(exc) if self._proxy is not None else None
             return told or describe_failure(exc, TOO_LARGE)

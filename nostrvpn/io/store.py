@@ -6,8 +6,8 @@ What may go wrong, and what then happens:
   every record whose ``put`` returned, and no half of one that did not.
 - Disk full: ``put`` raises SystemRefused and changes nothing; what was there stays readable.
 - A damaged database (SQLite's own check, a digest on every record, and a counter that shows a file
-  older than its backup): on ``open`` it is moved aside, never deleted, and a new one is filled from
-  the backup and from what is still readable. ``restored`` tells the caller.
+  older than its backup): on ``open`` it is moved aside. A new one is filled from the backup and from
+  what is still readable, and ``restored`` tells.
 
 The backup holds the spaces the caller names, those that matter (membership, sequence numbers). It
 is written after each change to one of them, so it is never more than one change behind.
@@ -74,8 +74,8 @@ class Recovery:
 
     def __str__(self) -> str:
         return (
-            f"the state database was damaged ({self.reason}); {self.from_backup} records came back "
-            f"from the backup and {self.salvaged} from the damaged file, kept as {self.moved_to}"
+            f"the state database was damaged ({self.reason}); {self.from_backup} records came back from "
+            f"the backup, {self.salvaged} from itself; until a key changes it is kept as {self.moved_to}"
         )
 
 

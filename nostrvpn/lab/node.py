@@ -134,7 +134,7 @@ class LabNode:
         self.npub = str(self.query("id")["npub"])
         return self.npub
 
-    def start(self, **environment: str) -> Process:
+    def start(self, *, timeout: float = START_TIMEOUT, **environment: str) -> Process:
         """Start the daemon and return when it answers."""
         self._process = Process(
             self.namespace,
@@ -145,7 +145,7 @@ class LabNode:
         wait_until(
             lambda: self._try_status() is not None,
             f"the daemon of {self.name} to answer",
-            timeout=START_TIMEOUT,
+            timeout=timeout,
             evidence=self._last_seen,
             poll=STATUS_POLL,
         )

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 __all__ = [
     "OverlayAddress",
+    "host_networks",
     "ipv4_host",
     "ipv4_prefix",
     "ipv6_address",
@@ -26,6 +28,8 @@ __all__ = [
 # that run another mesh VPN often drop.
 _IPV4_POOL = IPv4Network("10.64.0.0/10")
 _HOSTS = (1 << 16) - 2  # without the all-zeros and the all-ones host of a /16
+# Asked for with each look at the kernel, of every member: answers that are remembered, some bytes each.
+_REMEMBERED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +40,25 @@ class OverlayAddress:
     ipv4: IPv4Address
 
 
+@lru_cache(_REMEMBERED)
+def host_networks(address: OverlayAddress) -> tuple[IPv6Network, IPv4Network]:
+    """Return a member's addresses as networks of one: what WireGuard routes to it."""
+    return IPv6Network(address.ipv6), IPv4Network(address.ipv4)
+
+
 def _digest(label: str, network_id: str, public_key: str = "") -> bytes:
     material = f"nostrvpn/{label}/v1".encode() + bytes.fromhex(network_id)
     return hashlib.sha256(material + bytes.fromhex(public_key)).digest()
 
 
+@lru_cache(64)
 def ipv6_prefix(network_id: str) -> IPv6Network:
     """Return the network's /48 (``network_id``: 64 hex digits)."""
     packed = b"\xfd" + _digest("ula", network_id)[:5] + bytes(10)
     return IPv6Network((packed, 48))
 
 
+@lru_cache(64)
 def ipv4_prefix(network_id: str) -> IPv4Network:
     """Return the network's /16 inside 10.64.0.0/10."""
     index = _digest("ipv4-prefix", network_id)[0] % 64
@@ -70,6 +82,7 @@ def ipv4_host(network_id: str, public_key: str, taken: Container[int]) -> int:
     return host
 
 
+@lru_cache(_REMEMBERED)
 def overlay_address(network_id: str, public_key: str, host: int) -> OverlayAddress:
     """Return both addresses of a member whose IPv4 host number is ``host``."""
     base = int(ipv4_prefix(network_id).network_address)

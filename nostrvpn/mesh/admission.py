@@ -32,6 +32,9 @@ MAX_TURNS = 64
 # Time for the one before to answer, and for the answer to get around.
 TURN_S = 2.0
 EARLY_TURNS = 8
+# Who was away answers nobody by a token before it has heard who used it up meanwhile: of two admissions
+# too many the one with the older knowledge would hold, and put somebody out who is in.
+CATCH_UP_S = 10.0
 # The rest of a large network shares so much: most of those before them are asleep.
 LATE_TURNS_S = 60.0
 
@@ -73,6 +76,7 @@ class Admission:
         self._pace = AnswerPace()
         self._unheard: set[str] = set()  # admitted in this run, and maybe without their welcome
         self._turns: dict[tuple[str, str], _Turn] = {}
+        self._caught_up_at: float | None = None
 
     @property
     def deadline(self) -> float | None:
@@ -160,6 +164,10 @@ class Admission:
             effects += self.welcome(applicant, moment.now)
         return effects
 
+    def connected(self, now: float) -> None:
+        """This node hears again what it missed, from ``now`` on."""
+        self._caught_up_at = now + CATCH_UP_S
+
     def heard(self, peer: str) -> None:
         """A member showed that it knows the network."""
         self._unheard.discard(peer)
@@ -237,7 +245,7 @@ class Admission:
             if member.role is not Role.GUEST and member.is_active(moment.wall)
         }
         rank = rank_of(self._ledger.me, helpers, token, sender)
-        due = moment.now + wait_of(rank, len(helpers))
+        due = max(moment.now, self._caught_up_at or 0.0) + wait_of(rank, len(helpers))
         if (token, sender) not in self._turns:
             if len(self._turns) >= MAX_TURNS:
                 raise PeerMisbehaved("join_crowded", "too many requests by tokens at a time")

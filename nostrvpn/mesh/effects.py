@@ -88,10 +88,11 @@ class SendRefusal:
 
 @dataclass(frozen=True, slots=True)
 class SendRoster:
-    """Send operations to a member (or to one that was just removed)."""
+    """Send operations to a member; ``has_more``: it lacks others too, that do not fit the message."""
 
     recipient: str
     operations: tuple[Event, ...]
+    has_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 __all__ = ["SAMPLE", "History", "build_history", "members_of"]
 
 SAMPLE = 32
-# Heads told in a sample; further ones are found by what lies below them.
+# Heads told in a sample in any case; further ones as far as there is room.
 SAMPLE_HEADS = 16
 
 
@@ -85,6 +85,9 @@ class History:
             back *= 2
         if self.order:
             ids[self.order[0]] = None
+        for head in self.heads[SAMPLE_HEADS:]:
+            if len(ids) < SAMPLE:
+                ids[head] = None
         return tuple(ids)
 
     def lacking(self, sample: Iterable[str]) -> tuple[str, ...]:

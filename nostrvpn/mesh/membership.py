@@ -12,7 +12,7 @@ Joining, seen from the two sides::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nostrvpn.errors import PeerMisbehaved, UserError
 from nostrvpn.identity.keys import RootSecret, npub
@@ -141,6 +141,7 @@ class Membership(Administration):
     def hurry(self, moment: Moment) -> None:
         """Something changed (a relay connected, the network moved): ask again now."""
         self._applicant.hurry(moment)
+        self._admission.connected(moment.now)
 
     def create(self, name: str, moment: Moment) -> list[MembershipEffect]:
         """Create a network of this node's own; UserError if it is in one, or waits to be admitted."""
@@ -148,7 +149,8 @@ class Membership(Administration):
             raise UserError("this node is itself waiting to be admitted", "see `nostrvpn status`")
         if self.roster is not None and self.is_member:
             raise UserError(
-                f"this node is in the network {self.roster.name} already", "see `nostrvpn network list`"
+                f"this node is in the network {self.roster.name} already",
+                "see `nostrvpn network list`",
             )
         return self._noted(self._ledger.create(dns_label(name, _NETWORK), self.name, moment))
 
@@ -206,9 +208,26 @@ class Membership(Administration):
         """Return the welcome of a member who has not shown yet that it got one; else nothing."""
         return self._admission.welcome_again(peer, now)
 
+    def heard_of(self, peer: str) -> None:
+        """``peer`` speaks as a member: it has its welcome."""
+        self._admission.heard(peer)
+
     def unheard(self, peer: str, since: float) -> None:
         """Nothing was heard of ``peer`` since ``since`` (Moment.now's seconds)."""
         self._upkeep.unheard(peer, since)
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The ephemeral members that are removed if they are not heard for long."""
+        return self._upkeep.awaited
+
+    def excuse(self, peers: Iterable[str], now: float) -> None:
+        """That these are not heard does not mean that they are gone: count from ``now`` on."""
+        self._upkeep.excuse(peers, now)
+
+    def renew_key(self, moment: Moment) -> list[MembershipEffect]:
+        """Make a new network key, since nobody has the present one; an admin's."""
+        return self._upkeep.rekey(moment) if self.is_admin else []
 
     # -- joining ----------------------------------------------------------------------------
 
@@ -242,7 +261,8 @@ class Membership(Administration):
         adopted = self._noted(self._ledger.adopt(roster))
         joined = self._applicant.joined()
         changed = [] if any(isinstance(e, MembersChanged) for e in adopted) else [MembersChanged()]
-        return [*joined, *adopted, *changed]
+        # The link goes last: a node that dies before it has the network key asks again.
+        return [*adopted, *changed, *joined]
 
     def on_refused(self, sender: str, body: Mapping[str, object]) -> list[MembershipEffect]:
         """Take note of a refusal, if it answers our request."""
@@ -272,7 +292,8 @@ class Membership(Administration):
         lacking = self.roster.lacking(sample) if self.roster is not None else ()
         if not lacking:
             return []
-        return [SendRoster(sender, split_operations(lacking[:_AT_ONCE])[0])]
+        part = split_operations(lacking[:_AT_ONCE])[0]
+        return [SendRoster(sender, part, len(part) < len(lacking))]
 
     def _inviting(self, terms: Terms) -> Roster:
         assert self.roster is not None

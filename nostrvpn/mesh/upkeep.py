@@ -6,6 +6,8 @@ did not.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nostrvpn.errors import UserError
 from nostrvpn.machine import Moment, earliest
 from nostrvpn.mesh.admission import rank_of
@@ -16,8 +18,9 @@ from nostrvpn.mesh.roster import Roster
 
 __all__ = ["UNHEARD_S", "Upkeep"]
 
-# An ephemeral member that nobody heard for so long is gone: twice what a restart of a host takes.
-UNHEARD_S = 3600.0
+# An ephemeral member that nobody heard for so long is gone: it speaks every 50 minutes at the latest, and
+# a message may be lost.
+UNHEARD_S = 7200.0
 # Time for the admin before to act, and for the news to get around.
 RANK_S = 30.0
 # Removals and rotations that come together need one new key.
@@ -53,6 +56,19 @@ class Upkeep:
         """Nothing was heard of ``peer`` since then; as late as now if it was just heard."""
         self._unheard[peer] = since
         self.changed()
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """Whose silence is counted."""
+        return tuple(self._unheard)
+
+    def excuse(self, peers: Iterable[str], now: float) -> None:
+        """Count the silence of these from now on; looked at when it is time, not at once."""
+        self._unheard |= {peer: now for peer in peers if peer in self._unheard}
+
+    def rekey(self, moment: Moment) -> list[MembershipEffect]:
+        """Make a new network key now."""
+        return self._sign("rekey", {}, moment)
 
     def tick(self, moment: Moment) -> list[MembershipEffect]:
         """Do what is due."""

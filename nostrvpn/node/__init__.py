@@ -6,8 +6,12 @@ returns effects. Open ``events.py`` first (what goes in and out), then ``node.py
 
 - ``events``    the closed unions of events and effects
 - ``node``      the machine: one event in, effects out
-- ``inbox``     what a received message means
+- ``inbox``     what a received message means; ``hearing``: what a peer says of itself in it
 - ``outbox``    what one step has to say, sent at its end
+- ``tunnel_post``  messages through the tunnels, where these are up
+- ``board``     what is said to the whole network: presence and news
+- ``roster_sync``  how two members come to the same operations and key; ``lacking``: asking unasked
+- ``membership_effects``  what the membership machine asks for, carried out; who is followed
 - ``post``      sending and receiving through relays, under which mailboxes
 - ``moves``     when to act on a change of network
 - ``path_effects``  what the path engine asks for, carried out

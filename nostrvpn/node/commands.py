@@ -7,7 +7,7 @@ whether the node can do it. ``docs/protocol/control.md`` describes the results.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nostrvpn.endpoint import Endpoint
@@ -23,13 +23,12 @@ from nostrvpn.node.events import (
     Refuse,
     Reply,
     SendEcho,
-    ShutDown,
 )
 from nostrvpn.node.names import resolve_document
 from nostrvpn.node.netcheck import netcheck_document
 from nostrvpn.node.policy_commands import POLICY_COMMANDS, run_policy_command
 from nostrvpn.node.problems import refusal_words
-from nostrvpn.node.roster_commands import ROSTER_COMMANDS, run_roster_command
+from nostrvpn.node.roster_commands import ROSTER_COMMANDS, run_roster_command, stop_node
 from nostrvpn.node.services import via_name
 from nostrvpn.node.situation import situation_of
 from nostrvpn.node.status import (
@@ -78,7 +77,7 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
         case "join":
             return _join(node, command, moment)
         case "peer_remove":
-            peer = _peer(node, args)
+            peer = _peer(node, args, also=node.membership.peers)
             name = node.peer_name(peer)
             effects = node.take_membership(node.membership.remove(peer, moment), moment)
             return [*effects, Reply(call, {"npub": npub(peer), "name": name})]
@@ -93,7 +92,7 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
         case "export":
             return [Reply(call, _export(node, moment))]
         case "stop":
-            return [Reply(call, {"stopping": True}), ShutDown()]
+            return stop_node(node, command, moment)
         case name if name in POLICY_COMMANDS:
             return run_policy_command(node, command, moment)
         case name if name in ROSTER_COMMANDS:
@@ -104,8 +103,9 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
             raise UserError(f"unknown command {command.name!r}", "see `nostrvpn --help`")
 
 
-def _peer(node: Node, args: dict[str, object]) -> str:
-    known = {peer: node.peer_name(peer) for peer in node.peers}
+def _peer(node: Node, args: dict[str, object], also: Iterable[str] = ()) -> str:
+    """Return the peer that is meant; ``also`` members that are not followed, since theirs has ended."""
+    known = {peer: node.peer_name(peer) for peer in (*node.peers, *also)}
     return find_peer(str(args["peer"]), known)
 
 

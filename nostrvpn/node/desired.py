@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from types import MappingProxyType
 
 from nostrvpn.endpoint import Endpoint, IPAddress
@@ -23,7 +23,7 @@ from nostrvpn.host.state import (
     RouteLimit,
 )
 from nostrvpn.host.subnet_gateway import Gateway
-from nostrvpn.mesh.addressing import ipv4_prefix, ipv6_prefix
+from nostrvpn.mesh.addressing import host_networks, ipv4_prefix, ipv6_prefix
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.peers import Peer
 from nostrvpn.paths.path_mtu import LARGEST_PROBE, inner_mtu
@@ -163,8 +163,7 @@ def _prefixes(
     peer: Peer, roster: Roster, behind: Mapping[str, list[IPNetwork]]
 ) -> frozenset[IPNetwork]:
     """Return what WireGuard sends to a peer, and takes from it: its addresses and its subnets."""
-    address = roster.address(peer.public_key)
-    own = {ip_network(f"{address.ipv6}/128"), ip_network(f"{address.ipv4}/32")}
+    own = host_networks(roster.address(peer.public_key))
     return frozenset({*own, *behind.get(peer.public_key, ())})
 
 
@@ -186,10 +185,9 @@ def _peer_limits(
         if most <= inner < configured:
             # More was not looked for, but somebody configured a larger link.
             continue
-        address = roster.address(peer.public_key)
+        own_ipv6, own_ipv4 = host_networks(roster.address(peer.public_key))
         mss = inner - IPV6_TCP_HEADERS if inner < IPV6_MIN_MTU else None
-        targets: list[IPNetwork] = [ip_network(f"{address.ipv6}/128")]
-        targets += [ip_network(f"{address.ipv4}/32")] if ipv4 else []
+        targets: list[IPNetwork] = [own_ipv6, own_ipv4] if ipv4 else [own_ipv6]
         limits += [
             RouteLimit(network, max(inner, IPV6_MIN_MTU), mss)
             if network.version == 6

@@ -12,7 +12,7 @@ from nostrvpn.node.peers import Peer, parse_relay_list, parse_wireguard_key
 from nostrvpn.paths.description import parse_description
 from nostrvpn.paths.events import RemoteDescription
 from nostrvpn.paths.relay_offers import parse_offer
-from nostrvpn.signaling.messages import Message
+from nostrvpn.signaling.messages import Message, MessageType
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -23,6 +23,7 @@ __all__ = ["hear"]
 # its pace.
 RELAYS_EVERY_S = 60.0
 STORE_EVERY_S = 3.0
+STORE_BURST = 10
 
 
 def hear(
@@ -54,13 +55,16 @@ def hear(
         # Offers come with whatever addresses the relay has now: the next start can do with an old one.
         lasting = (before[0], before[1], before[3]) != (after[0], after[1], after[3])
         gap_s = STORE_EVERY_S if lasting else RELAYS_EVERY_S
-        if after[3] != before[3] and _is_past(peer.shared_at, STORE_EVERY_S, moment):
-            gap_s, peer.shared_at = 0.0, moment.now
+        if after[3] != before[3] and peer.shared_at - moment.now <= STORE_BURST * STORE_EVERY_S:
+            # The last of a few changes is the one that counts after a crash.
+            gap_s, peer.shared_at = 0.0, max(peer.shared_at, moment.now) + STORE_EVERY_S
         if before[0] != after[0] or _is_past(peer.stored_at, gap_s, moment):
             peer.stored_at = moment.now
             effects.append(Persist("peer", sender, peer.to_json()))
     active = {relay.url for relay in node.post.pool.snapshot()}
-    if peer.relays and not active.intersection(peer.relays):
+    # What is said to all came by a relay of ours: nobody shall lead the whole network to another.
+    to_all = message.type is MessageType.PRESENCE
+    if peer.relays and not to_all and not active.intersection(peer.relays):
         effects += node.post.use_relays(peer.relays[:1], moment)
     if body.get("desc") is not None:
         description = parse_description(body["desc"], node.path_settings)

@@ -54,12 +54,12 @@ def _receive(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: 
             if roster is None or message.network_id != roster.network_id:
                 raise PeerMisbehaved("other_network")
             if message.type is MessageType.ROSTER:
-                effects += hear_roster(node, sender, body, moment)
+                hear_roster(node, sender, body, effects, moment)
             elif sender not in roster.members:
                 raise PeerMisbehaved("not_a_member")
             else:
                 hear(node, sender, message, effects, moment)
-                effects += answer_sample(node, sender, body, moment)
+                answer_sample(node, sender, body, effects, moment)
         case MessageType.KEYS | MessageType.PRESENCE | MessageType.NEWS:
             raise PeerMisbehaved("wrong_place", "a message that does not belong in an inbox")
         case _:
@@ -68,26 +68,30 @@ def _receive(node: Node, delivery: Delivery, effects: list[NodeEffect], moment: 
 
 def hear_through(node: Node, event: HeardThrough, moment: Moment) -> list[NodeEffect]:
     """Take a message that came through a tunnel; what nobody may say there is dropped and counted."""
-    sender = node.tunnel_post.member_at(node, event.address)
+    sender = node.tunnel_post.member_at(node, event.address, moment)
+    effects: list[NodeEffect] = []
     try:
         if sender is None:
             raise PeerMisbehaved("not_a_member")
         message = node.post.hear_text(sender, event.text, moment)
-        return _receive_through(node, sender, message, moment)
+        _receive_through(node, sender, message, effects, moment)
     except PeerMisbehaved as exc:
         node.dropped[exc.code] += 1
-        return [Log("debug", f"a message through the tunnel was dropped: {exc}")]
+        effects.append(Log("debug", f"a message through the tunnel was dropped: {exc}"))
+    return effects
 
 
-def _receive_through(node: Node, sender: str, message: Message, moment: Moment) -> list[NodeEffect]:
+def _receive_through(
+    node: Node, sender: str, message: Message, effects: list[NodeEffect], moment: Moment
+) -> None:
     roster = node.membership.roster
     if roster is None or message.network_id != roster.network_id:
         raise PeerMisbehaved("other_network")
     node.tunnel_post.counters["heard"] += 1
     match message.type:
         case MessageType.KEYS:
-            return node.post.hear_keys(sender, message.body, moment)
+            effects += node.post.hear_keys(sender, message.body, moment)
         case MessageType.ROSTER:
-            return hear_roster(node, sender, message.body, moment, by_tunnel=True)
+            hear_roster(node, sender, message.body, effects, moment, by_tunnel=True)
         case _:
             raise PeerMisbehaved("wrong_place", "a message that does not belong in a tunnel")

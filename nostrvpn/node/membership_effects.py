@@ -24,6 +24,7 @@ from nostrvpn.node.board import spread_news
 from nostrvpn.node.events import NodeEffect, Persist, Reconcile
 from nostrvpn.node.peers import Peer
 from nostrvpn.node.roster_sync import spread_through
+from nostrvpn.node.tunnel_post import is_up
 from nostrvpn.node.waking import starts_asleep
 from nostrvpn.paths.description import parse_cached_session
 from nostrvpn.paths.events import AddPeer, RemovePeer
@@ -33,7 +34,52 @@ from nostrvpn.signaling.network_key import NetworkKey
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
 
-__all__ = ["members_changed", "take_membership"]
+__all__ = [
+    "Expiry",
+    "active_peers",
+    "members_changed",
+    "take_membership",
+    "tend_members",
+]
+
+
+# So much a clock may be corrected by without anybody being looked at again.
+SET_BACK_S = 60.0
+
+
+class Expiry:
+    """Memberships end by the calendar: until when who is followed holds, in Unix seconds."""
+
+    def __init__(self) -> None:
+        self._from = 0.0
+        self._until: float | None = None
+        self._ahead = 0.0
+
+    @property
+    def deadline(self) -> float | None:
+        """When the next membership ends (Moment.now)."""
+        return None if self._until is None else self._until - self._ahead
+
+    def plan(self, node: Node, moment: Moment) -> None:
+        """Who is active was just looked at."""
+        roster = node.membership.roster
+        members = roster.members.values() if roster is not None else ()
+        ends = [m.expires for m in members if m.expires is not None and m.expires > moment.wall]
+        self._from, self._until = moment.wall, min(ends, default=None)
+        self._ahead = moment.wall - moment.now
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether somebody's membership ended, or the clock was set back."""
+        self._ahead = moment.wall - moment.now
+        is_over = self._until is not None and moment.wall >= self._until
+        return is_over or moment.wall < self._from - SET_BACK_S
+
+
+def tend_members(node: Node, moment: Moment) -> list[NodeEffect]:
+    """Do what the clock asks for: follow nobody whose membership has ended, and an admin's duties."""
+    effects = members_changed(node, moment) if node.expiry.is_due(moment) else []
+    _excuse_ephemeral(node, moment)
+    return effects + take_membership(node, node.membership.tick(moment), moment)
 
 
 def take_membership(
@@ -41,6 +87,7 @@ def take_membership(
 ) -> list[NodeEffect]:
     """Carry out what the membership machine asked for."""
     out: list[NodeEffect] = []
+    under = node.post.keyring.writing
     key: NetworkKey | None = None
     for effect in effects:
         match effect:
@@ -53,13 +100,13 @@ def take_membership(
             case SendRefusal() | SendRoster():
                 out += node.outbox.send(effect, moment)
             case MakeKey():
+                # Stored with the operation that names it, and before anybody hears of either.
                 key = node.post.new_key(effect.key_id, moment)
-                if node.post.keyring.current is None:
-                    out += node.post.use_key(key, moment)
+                out += node.post.keep_key(key, moment)
             case SpreadOperations():
                 # Through the tunnels too, while who was removed has one: it hears of it at once.
                 out += spread_through(node, effect.operations, moment)
-                out += spread_news(node, effect.operations, key, moment)
+                out += spread_news(node, effect.operations, (key, under), moment)
             case MembersChanged():
                 out += members_changed(node, moment)
             case _:
@@ -70,7 +117,10 @@ def take_membership(
 def members_changed(node: Node, moment: Moment) -> list[NodeEffect]:
     """Follow the members there are now, and nobody else."""
     effects: list[NodeEffect] = []
-    followed = _followed(node)
+    roster = node.membership.roster
+    if roster is not None:
+        effects += node.post.settle_key(roster.key_id, moment)
+    followed = _followed(node, moment)
     for gone in [peer for peer in node.peers if peer not in followed]:
         offered = node.peers.pop(gone).relay_offer
         node.outbox.forget(gone)
@@ -84,18 +134,28 @@ def members_changed(node: Node, moment: Moment) -> list[NodeEffect]:
     for peer in followed:
         if peer not in node.peers:
             node.peers[peer] = Peer(peer)
-        if node.paths.snapshot(peer) is None:
+        if node.paths.link(peer) is None:
             effects += _follow(node, peer, moment)
     _watch_ephemeral(node, moment)
+    node.expiry.plan(node, moment)
     joining = node.membership.joining
     if joining is not None and joining.state is JoinState.ASKING:
         effects += node.post.use_relays(joining.link.relays, moment)
     return [*effects, Reconcile()]
 
 
-def _followed(node: Node) -> dict[str, None]:
+def active_peers(node: Node, moment: Moment) -> tuple[str, ...]:
+    """Return the public keys of all other members whose membership has not ended."""
+    roster = node.membership.roster
+    if roster is None or not node.membership.is_member:
+        return ()
+    others = node.membership.peers
+    return tuple(key for key in others if roster.members[key].is_active(moment.wall))
+
+
+def _followed(node: Node, moment: Moment) -> dict[str, None]:
     """The peers the path engine must know: active members, and the inviter we wait for."""
-    followed = dict.fromkeys(node.membership.peers if node.membership.is_member else ())
+    followed = dict.fromkeys(active_peers(node, moment))
     joining = node.membership.joining
     if joining is not None and joining.state is JoinState.ASKING and joining.inviter is not None:
         followed[joining.inviter] = None
@@ -115,7 +175,7 @@ def _listen(node: Node, moment: Moment) -> list[NodeEffect]:
     if joining is not None and isinstance(joining.link, TokenLink):
         asks_by = token_mailbox(joining.link.secret)
     wanted = Listening(
-        frozenset(membership.peers if membership.is_member else ()),
+        frozenset(active_peers(node, moment)),
         tuple(invite.secret for invite in membership.open_invites(moment.wall)),
         membership.token_mailboxes(moment.wall),
         joining.inviter if joining is not None else None,
@@ -145,3 +205,13 @@ def _watch_ephemeral(node: Node, moment: Moment) -> None:
         if member.ephemeral and key in node.peers and node.peers[key].heard_at is None:
             node.peers[key].heard_at = moment.now
             node.membership.unheard(key, moment.now)
+
+
+def _excuse_ephemeral(node: Node, moment: Moment) -> None:
+    """Who is not heard because this node hears nobody is not gone, nor whose tunnel is up."""
+    waiting = node.membership.awaited
+    if not node.post.pool.connected:
+        node.membership.excuse(waiting, moment.now)
+        return
+    up = [peer for peer in waiting if is_up(node, peer, moment)]
+    node.membership.excuse(up, moment.now)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nostrvpn.identity.keys import npub
 from nostrvpn.node.services import Services, relay_name, services
-from nostrvpn.node.status import relays_document, rounded
+from nostrvpn.node.status import relays_document, rounded, tunnel_messages
 from nostrvpn.paths.snapshot import LinkSnapshot, NatReport
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def netcheck_document(node: Node) -> dict[str, object]:
         ],
         "unresolved_stun": list(node.stun_lookup.unresolved),
         "relays": relays_document(node),
+        "tunnel_messages": tunnel_messages(node),
         "mesh_relays": _mesh_relays(node, told, known),
         "turn": [{"server": name, "state": state} for name, state in told.turn_states.items()],
         "relay_service": None if told.relay_snapshot is None else dict(told.relay_snapshot),

@@ -43,7 +43,8 @@ from nostrvpn.node.events import (
     TunnelSeen,
 )
 from nostrvpn.node.inbox import deliver, hear_through
-from nostrvpn.node.membership_effects import members_changed, take_membership
+from nostrvpn.node.lacking import Lacking, fill_gaps
+from nostrvpn.node.membership_effects import Expiry, members_changed, take_membership, tend_members
 from nostrvpn.node.moves import Move, Moves
 from nostrvpn.node.outbox import Outbox
 from nostrvpn.node.path_effects import poke, take_path
@@ -51,6 +52,7 @@ from nostrvpn.node.peers import Peer
 from nostrvpn.node.policy import Permissions
 from nostrvpn.node.post import Post
 from nostrvpn.node.relaying import MeshRelays, RelayRole
+from nostrvpn.node.roster_sync import Efforts
 from nostrvpn.node.spreading import Spreading, answer_spread
 from nostrvpn.node.stun_lookup import StunLookup
 from nostrvpn.node.subnets import Subnets, overlay_of
@@ -152,6 +154,7 @@ class Node:
         self.volunteers = Volunteers(self.me)
         self.presence = Presence()
         self.tunnel_post = TunnelPost()
+        self.efforts, self.lacking, self.expiry = Efforts(), Lacking(), Expiry()
         self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key, self.relays)
         self._restore(records)
 
@@ -196,6 +199,7 @@ class Node:
         effects += deliver(self, moment)
         effects += read_board(self, moment)
         effects += read_notices(self, moment)
+        effects += fill_gaps(self, moment)
         effects += say_keys(self, moment)
         effects += answer_joins(self, moment)
         effects += answer_spread(self, moment)
@@ -216,6 +220,9 @@ class Node:
             self.volunteers.lapses_at,
             self.subnets.deadline,
             self.presence.due,
+            self.efforts.deadline,
+            self.lacking.deadline,
+            self.expiry.deadline,
             *self.awaiting_join.values(),
             *(waiting.until for waiting in self.spreading),
         )
@@ -260,8 +267,7 @@ class Node:
         roster = self.membership.roster
         if roster is None:
             return self.settings.paths
-        # Nor what lies behind members: a path through the tunnel would lead into itself.
-        overlay = (*overlay_of(roster), *self.subnets.used)
+        overlay = overlay_of(roster)
         return replace(self.settings.paths, overlay=overlay)
 
     def peer_name(self, public_key: str) -> str:
@@ -275,12 +281,12 @@ class Node:
 
     def _dispatch(self, event: NodeEvent, moment: Moment) -> list[NodeEffect]:
         match event:
-            case RelayOpened():
+            case RelayOpened(url) if "#" not in url:  # not a lane: those open with each message
                 self.membership.hurry(moment)
                 opened = self.post.relay_event(event, moment)
                 opened += self._tick_membership(moment) + put_up_offer(self, moment)
                 return opened + say_presence(self, moment)
-            case RelayClosed() | RelayText():
+            case RelayOpened() | RelayClosed() | RelayText():
                 return self.post.relay_event(event, moment)
             case (
                 DatagramReceived()
@@ -301,6 +307,8 @@ class Node:
             case HostChanged():
                 return self._host_changed(event, moment)
             case Resumed():
+                # Nobody was heard while this machine slept.
+                self.membership.excuse(self.membership.awaited, moment.now)
                 return self._moved(self.moves.again(moment.now), moment, slept=True)
             case StunResolved():
                 self.stun_lookup.resolved(event, moment)
@@ -333,7 +341,7 @@ class Node:
         return effects + say_presence(self, moment)
 
     def _tick_membership(self, moment: Moment) -> list[NodeEffect]:
-        return self.take_membership(self.membership.tick(moment), moment)
+        return tend_members(self, moment)
 
     def _host_changed(self, event: HostChanged, moment: Moment) -> list[NodeEffect]:
         self.addresses, self.routes = event.addresses, event.routes

@@ -152,8 +152,9 @@ class Outbox:
         description, roster = self._descriptions.get(peer), self._membership.roster
         offer, key = self._relays.offer_for(peer), self._post.keyring.current
         return self.about_us() | {
+            "digest": roster.digest if roster is not None else "",
             "sample": list(roster.sample()) if roster is not None else [],
-            "key": key.id if key is not None else "",
+            "key": key.id if key is not None and not key.told_by else "",
             "relay": None if offer is None else offer_to_json(offer),
             "desc": description_to_json(description) if description is not None else None,
         }

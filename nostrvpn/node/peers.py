@@ -43,7 +43,7 @@ class Peer:
     advertised: tuple[IPNetwork, ...] = ()
     heard_seq: int = 0
     relays_at: float | None = None  # when it named other relays last (Moment.now)
-    shared_at: float | None = None  # when the networks behind it were persisted last
+    shared_at: float = 0.0  # until when its changes of the networks behind it are used up
     stored_at: float | None = None  # when what it said was persisted last
     roster_at: float | None = None  # when it was sent a part of the roster last
     asked_at: float | None = None  # when it was asked for one

@@ -126,10 +126,21 @@ class Post:
         """Return a new network key, not in use yet, by the id that an operation names."""
         return self._keeper.make(key_id, moment)
 
+    def keep_key(self, key: NetworkKey, moment: Moment) -> list[NodeEffect]:
+        """Have ``key`` stored as the newest; it is read from the next ``listen`` on."""
+        self._keeper.adopt(key, moment.wall)
+        return self._saved()
+
     def use_key(self, key: NetworkKey, moment: Moment) -> list[NodeEffect]:
         """Write under this network key from now on; the one before is read on for a while."""
-        self._keeper.adopt(key, moment.wall)
-        return self._renew(moment)
+        return [*self.keep_key(key, moment), *self._renew(moment)]
+
+    def settle_key(self, key_id: str, moment: Moment) -> list[NodeEffect]:
+        """Of several keys that are held use this one, which the roster names; store what changes."""
+        key, current = self.keyring.get(key_id), self.keyring.current
+        if key is None or current is None or key.id == current.id:
+            return []
+        return self.keep_key(key, moment)
 
     def leave_network(self, moment: Moment) -> list[NodeEffect]:
         """Delete every key: this node is in no network any more."""
@@ -137,16 +148,10 @@ class Post:
         return self.listen(Listening(invites=self._directory.listening.invites), moment)
 
     def rekey_parts(
-        self, key: NetworkKey, recipients: frozenset[str]
+        self, key: NetworkKey, recipients: frozenset[str], under: NetworkKey
     ) -> Iterator[dict[str, object]]:
-        """Yield what NEWS (``rekey``) say, under the current key, to hand ``key`` to ``recipients``.
-
-        To be called before ``use_key``. ValueError if there is no current key.
-        """
-        current = self.keyring.current
-        if current is None:
-            raise ValueError("there is no network key yet")
-        board = current.at(max(current.day, key.day)).board()
+        """Yield what NEWS (``rekey``) say ``under`` the key before to hand ``key`` to ``recipients``."""
+        board = under.at(max(under.day, key.day)).board()
         secrets = self._courier.entry_keys(recipients - {self._me}, board)
         return rekey_bodies(key, secrets)
 
@@ -191,7 +196,7 @@ class Post:
         self._directory.listen(wanted, moment.wall)
         return self._renew(moment)
 
-    def _renew(self, moment: Moment) -> list[NodeEffect]:
+    def _renew(self, moment: Moment, *, is_urgent: bool = True) -> list[NodeEffect]:
         """Move the keys to today, and subscribe to the mailboxes that follow."""
         self._keeper.advance(moment.wall, caught_up=self._is_caught_up(moment.now))
         reading = self.keyring.reading(moment.wall)
@@ -205,7 +210,7 @@ class Post:
             secrets |= dict.fromkeys(self._noticeboard.open(moment.wall), b"")
         self._plan(moment)
         effects = self._saved()
-        return effects + self.relay_event(Listen(secrets), moment)
+        return effects + self.relay_event(Listen(secrets, is_urgent), moment)
 
     def _is_caught_up(self, now: float) -> bool:
         since = self._connected_since
@@ -238,10 +243,15 @@ class Post:
         return self.relay_event(Publish(f"notice-{self._tokens}", wraps), moment)
 
     def tell_all(
-        self, kind: MessageType, network_id: str, body: dict[str, object], moment: Moment
+        self,
+        kind: MessageType,
+        network_id: str,
+        body: dict[str, object],
+        moment: Moment,
+        under: NetworkKey | None = None,
     ) -> list[NodeEffect]:
-        """Put PRESENCE or NEWS on the network's board; nothing without a network key."""
-        key = self.keyring.current
+        """Put PRESENCE or NEWS on the board ``under`` a key (the one in use); nothing without any."""
+        key = under or self.keyring.writing
         if key is None:
             return []
         message, effects = self._message(kind, network_id, body, moment)
@@ -345,7 +355,7 @@ class Post:
         effects = self.relay_event(Tick(), moment)
         self._keeper.apply(self._keeper.pairs.tick(moment))
         if self._rotate_at is not None and moment.now >= self._rotate_at:
-            effects += self._renew(moment)
+            effects += self._renew(moment, is_urgent=False)
         return effects + self._saved()
 
     def relay_event(self, event: RelayEvent, moment: Moment) -> list[NodeEffect]:

@@ -210,6 +210,16 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "this node was removed from the network by its owner",
         "ask the owner for a new invite",
     ),
+    "membership_ended": (
+        "error",
+        "this node's membership has ended",
+        "ask the owner or an admin to renew it: `nostrvpn peer role NAME ROLE --for TIME`",
+    ),
+    "network_key_missing": (
+        "warning",
+        "this node has not got the network's present key, so it may not hear of changes",
+        "keep it running: it asks the other members; an admin's node makes a new key after a while",
+    ),
     "peer_unreachable": (
         "warning",
         "no path to {name}: {reason}",

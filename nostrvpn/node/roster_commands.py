@@ -22,10 +22,12 @@ from nostrvpn.nostr.event import Event
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
 
-__all__ = ["ROSTER_COMMANDS", "run_roster_command"]
+__all__ = ["ROSTER_COMMANDS", "run_roster_command", "stop_node"]
 
 # Relays that a link names: where this node listens.
 LINK_RELAYS = 4
+# An ephemeral member that is stopped waits so long for a relay to take its leaving.
+LEAVE_S = 3.0
 
 _Json = dict[str, Any]
 
@@ -73,6 +75,17 @@ def _leave(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
         return [Reply(command.call, {"name": roster and roster.name, "told": True})]
     effects = node.take_membership(node.membership.leave(moment), moment)
     return [*effects, *spread(node, command, {"name": roster.name}, moment)]
+
+
+def stop_node(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
+    """End the daemon; an ephemeral member leaves the network first, so nobody has to miss it."""
+    roster, answer = node.membership.roster, {"stopping": True}
+    me = roster.members.get(node.me) if roster is not None else None
+    if me is None or not me.ephemeral or me.role is Role.OWNER:
+        return [Reply(command.call, answer), ShutDown()]
+    effects = node.take_membership(node.membership.leave(moment), moment)
+    waits = Command(command.call, command.name, command.args | {"wait_s": LEAVE_S})
+    return [*effects, *spread(node, waits, answer, moment, (ShutDown(),))]
 
 
 def _log(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:

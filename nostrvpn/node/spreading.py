@@ -22,20 +22,26 @@ class Spreading:
     until: float
     tokens: frozenset[str]
     answer: dict[str, Any]
+    then: tuple[NodeEffect, ...] = ()
 
 
 def spread(
-    node: Node, command: Command, answer: dict[str, Any], moment: Moment
+    node: Node,
+    command: Command,
+    answer: dict[str, Any],
+    moment: Moment,
+    then: tuple[NodeEffect, ...] = (),
 ) -> list[NodeEffect]:
-    """Answer once a relay has taken what this command published, or ``wait_s`` later.
+    """Answer once a relay has taken what this command published, or ``wait_s`` later; ``then`` do more.
 
     The answer gets ``told``: whether one has. Where there is nobody to tell, it is.
     """
     wait_s = command.args["wait_s"]
     assert isinstance(wait_s, float | int)
-    waiting = Spreading(command.call, moment.now + wait_s, node.post.on_their_way(), answer)
-    if not waiting.tokens:
-        return [Reply(command.call, answer | {"told": True})]
+    until, tokens = moment.now + wait_s, node.post.on_their_way()
+    if not tokens:
+        return [Reply(command.call, answer | {"told": True}), *then]
+    waiting = Spreading(command.call, until, tokens, answer, then)
     node.spreading.append(waiting)
     return []
 
@@ -48,5 +54,5 @@ def answer_spread(node: Node, moment: Moment) -> list[NodeEffect]:
         is_told = bool(waiting.tokens & node.post.taken)
         if is_told or moment.now >= waiting.until or not waiting.tokens & under_way:
             node.spreading.remove(waiting)
-            effects.append(Reply(waiting.call, waiting.answer | {"told": is_told}))
+            effects += [Reply(waiting.call, waiting.answer | {"told": is_told}), *waiting.then]
     return effects

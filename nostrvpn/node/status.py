@@ -10,6 +10,7 @@ from nostrvpn.machine import Moment
 from nostrvpn.mesh.addressing import ipv4_prefix
 from nostrvpn.mesh.effects import JoinState
 from nostrvpn.node.problems import Problem, problem, refusal_words
+from nostrvpn.node.roster_sync import has_network_key
 from nostrvpn.node.services import services, via_name
 from nostrvpn.node.situation import is_hard, is_stun_silent, situation_of, udp_works
 from nostrvpn.node.subnets import offers_of
@@ -24,6 +25,7 @@ __all__ = [
     "relays_document",
     "rounded",
     "status_document",
+    "tunnel_messages",
 ]
 
 # A refused applicant is news for a day.
@@ -63,9 +65,15 @@ def status_document(node: Node, moment: Moment) -> dict[str, object]:
         "joining": _joining(node),
         "dns": node.dns,
         "dropped_messages": drops,
+        "tunnel_messages": tunnel_messages(node),
         "dropped_datagrams": dict(node.paths.counters) | node.tap_counters,
         "problems": [item.to_json() for item in _problems(node, moment)],
     }
+
+
+def tunnel_messages(node: Node) -> dict[str, int]:
+    """Messages through tunnels: how many were sent, how many of them failed, and how many came."""
+    return {name: node.tunnel_post.counters[name] for name in ("sent", "failed", "heard")}
 
 
 def relays_document(node: Node) -> list[dict[str, object]]:
@@ -187,6 +195,11 @@ def _membership_problems(node: Node, moment: Moment) -> list[Problem]:
     if membership.roster is not None and not membership.is_member:
         is_replaced = membership.roster.is_rotated(node.me)
         found.append(problem("key_replaced" if is_replaced else "removed"))
+    elif membership.roster is not None:
+        if not membership.roster.members[node.me].is_active(moment.wall):
+            found.append(problem("membership_ended"))
+        if not has_network_key(node):
+            found.append(problem("network_key_missing"))
     for wall, applicant, reason in membership.refusals:
         if moment.wall - wall < REFUSAL_SHOWN_S:
             words = refusal_words(reason)

@@ -20,6 +20,7 @@ from nostrvpn.mesh.addressing import ipv4_prefix, ipv6_prefix
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.mesh.subnets import IPNetwork, SubnetSettings, covering_route, objection
 from nostrvpn.node.events import NodeEffect, Reconcile, ReconcileFinished
+from nostrvpn.paths.candidates import PathKind
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -266,8 +267,8 @@ def endpoint_within(node: Node, network: IPNetwork) -> str | None:
 
 def _has_path(node: Node, router: str) -> bool:
     """Whether packets reach a router, or would wake it."""
-    link = node.paths.snapshot(router)
-    return link is not None and (link.path != "none" or link.asleep)
+    link = node.paths.link(router)
+    return link is not None and (link.path is not PathKind.NONE or link.asleep)
 
 
 def _are(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nostrvpn.machine import Moment
 from nostrvpn.node.events import NodeEffect, SendThrough, ThroughFailed
 from nostrvpn.node.tunnel import SESSION_S
+from nostrvpn.paths.states import LinkState
 from nostrvpn.signaling.messages import MessageType
 
 if TYPE_CHECKING:
@@ -57,24 +58,27 @@ class TunnelPost:
         """Return, once, what was under way under this token."""
         return self._under_way.pop(token, None)
 
-    def member_at(self, node: Node, address: IPv6Address) -> str | None:
-        """Return whose overlay address this is, among the active members."""
+    def member_at(self, node: Node, address: IPv6Address, moment: Moment) -> str | None:
+        """Return whose overlay address this is, among the active members (public key)."""
         roster = node.membership.roster
         if roster is None:
             return None
         if self._members[0] != roster.digest:
             found = {roster.address(key).ipv6: key for key in roster.members}
             self._members = roster.digest, found
-        return self._members[1].get(address)
+        member = self._members[1].get(address)
+        if member is None or not roster.members[member].is_active(moment.wall):
+            return None
+        return member
 
 
 def is_up(node: Node, peer: str, moment: Moment) -> bool:
     """Whether data flows through the tunnel of ``peer`` now."""
-    known, link = node.peers.get(peer), node.paths.snapshot(peer)
+    known, link = node.peers.get(peer), node.paths.link(peer)
     if known is None or known.endpoint is None or known.held_until is not None or link is None:
         return False
     age = node.tunnel.handshake_age(known, moment)
-    return age is not None and age < SESSION_S and link.state == "connected"
+    return age is not None and age < SESSION_S and link.state is LinkState.CONNECTED
 
 
 def send_through(

@@ -44,7 +44,7 @@ def wake_relays(node: Node, moment: Moment) -> list[NodeEffect]:
     """A search found nothing: what sleeping relays offered may be outdated, so let them say it again."""
     effects: list[NodeEffect] = []
     for relay in [peer.public_key for peer in node.peers.values() if peer.relay_offer is not None]:
-        link = node.paths.snapshot(relay)
+        link = node.paths.link(relay)
         if link is not None and link.asleep:
             effects += node.step_paths(Wake(relay), moment)
     return effects

@@ -29,10 +29,12 @@ from nostrvpn.nostr.event import (
 )
 
 __all__ = [
+    "BLUR_S",
     "EPHEMERAL_WRAP",
     "SEAL",
     "STORED_WRAP",
     "Rumor",
+    "blurred",
     "fresh_secret",
     "gift_wrap",
     "open_seal",
@@ -44,6 +46,7 @@ __all__ = [
 SEAL = 13
 STORED_WRAP = 1059  # kept until its NIP-40 expiration
 EPHEMERAL_WRAP = 21059  # relays pass it on and keep nothing (NIP-01 kind ranges)
+BLUR_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,14 @@ def seal_rumor(
     if seal.pubkey != rumor.pubkey:
         raise ValueError("a rumor can only be sealed by its own author")
     return seal
+
+
+def blurred(wall: float, entropy: Entropy) -> int:
+    """Return a wrap's date: near ``wall``, but not so near that it shows whose clock it was.
+
+    Relays refuse what is dated far off: ephemeral kinds that are a minute old, by the strictest known.
+    """
+    return int(wall + BLUR_S * (2.0 * entropy.fraction() - 1.0))
 
 
 def gift_wrap(

@@ -21,7 +21,6 @@ first (one peer's machine, its states as data), then ``agent.py`` (all of them, 
 - ``remote``       the peer's side of it, and the memory against replays
 - ``selection``    the pair in use: endpoint, heartbeat, proof, and when it is left
 - ``nomination``   which pair both sides use: said by one, followed by the other
-- ``nomination``   which pair both sides use: one side nominates, the other follows
 - ``path_mtu``     how large a packet may be on one path (RFC 8899)
 - ``guards``       late packets of the old path, when the endpoint of a live tunnel changes
 - ``heartbeat``    is a path alive (RFC 7675), at the price of few wake-ups

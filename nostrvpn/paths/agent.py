@@ -125,6 +125,10 @@ class Paths:
         link = self._links.get(peer)
         return None if link is None else link.snapshot()
 
+    def link(self, peer: str) -> Link | None:
+        """Return the link of ``peer``, to look at: each step may, where ``snapshot`` costs too much."""
+        return self._links.get(peer)
+
     def nat(self) -> NatReport:
         """Return what STUN servers told about our NAT."""
         return self._probe.report()
@@ -225,10 +229,8 @@ class Paths:
 
     def _settle_all(self, moment: Moment) -> list[PathEffect]:
         """Something that all links share changed."""
-        effects: list[PathEffect] = []
-        for link in list(self._links.values()):
-            effects += self._after(link, [], moment)
-        return effects
+        links = list(self._links.values())
+        return [effect for link in links for effect in self._after(link, [], moment)]
 
     def _add(self, event: AddPeer, moment: Moment) -> list[PathEffect]:
         if event.peer in self._links:
@@ -276,8 +278,7 @@ class Paths:
     def _network_changed(self, moment: Moment, *, slept: bool) -> list[PathEffect]:
         effects = self._ask_servers(self._surroundings.versions, moment)
         for link in list(self._links.values()):
-            done = link.network_changed(moment, slept=slept)
-            effects += self._after(link, done, moment)
+            effects += self._after(link, link.network_changed(moment, slept=slept), moment)
         return effects + self._survey(moment)
 
     def _survey(self, moment: Moment) -> list[PathEffect]:

@@ -163,13 +163,21 @@ class CheckList:
                 continue
             if pair is None and len(self.pairs) >= MAX_PAIRS + MAX_ROUTES:
                 return
-            rank = (False, TYPE_PREFERENCE[CandidateKind.RELAYED], CARRIER_RANK[carrier], 0)
             if pair is None:
-                pair = self.pairs[endpoint] = Pair(endpoint, CandidateKind.RELAYED, rank)
+                pair = self.pairs[endpoint] = Pair(
+                    endpoint, CandidateKind.RELAYED, (False, 0, 0, 0)
+                )
             # The peer's checks may have come through before we knew what they come through.
-            pair.kind, pair.rank, pair.own_route = CandidateKind.RELAYED, rank, True
+            self.count_as_relayed(pair, carrier)
+            pair.own_route = True
             if self._credentials is not None and not pair.works:
                 self._hasten(pair, now)
+
+    @staticmethod
+    def count_as_relayed(pair: Pair, carrier: str = "udp") -> None:
+        """Note that a pair leads through a relay."""
+        pair.kind = CandidateKind.RELAYED
+        pair.rank = (False, TYPE_PREFERENCE[pair.kind], CARRIER_RANK[carrier], 0)
 
     def begin(self, now: float, *, hold: float, keep: Endpoint | None) -> None:
         """Start a round. NATed pairs wait ``hold`` seconds for the peer; ``keep``: the pair in use.
@@ -223,6 +231,14 @@ class CheckList:
         if not pair.works and not recent:
             self._hasten(pair, now)
         return pair
+
+    def try_anew(self, endpoint: Endpoint, now: float) -> Pair | None:
+        """Begin again with the checks of one endpoint: those before left from another port of ours."""
+        pair = self.pairs.get(endpoint)
+        if pair is not None and not pair.works:
+            pair.restart()
+            pair.last_sent = None
+        return self.trigger(endpoint, now)
 
     def settle(self, best: Pair) -> None:
         """A pair works: stop trying worse ones."""

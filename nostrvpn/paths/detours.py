@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import Moment, earliest
-from nostrvpn.paths.candidates import Candidate
+from nostrvpn.paths.candidates import Candidate, CandidateKind
 from nostrvpn.paths.checks import CheckList
 from nostrvpn.paths.events import CloseChannel, PathEffect
 from nostrvpn.paths.pair import Pair
@@ -25,6 +25,7 @@ class Detours:
     """What a link has beside the direct paths. ``relays`` and ``standby`` are its parts."""
 
     def __init__(self, peer: str, book: RelayBook, *, controlling: bool) -> None:
+        self._peer, self._book = peer, book
         self.relays = LinkRelays(peer, book, controlling=controlling)
         self.turn = TurnRoutes(peer, book)
         self.standby = Standby(controlling=controlling)
@@ -51,8 +52,23 @@ class Detours:
         """Return how a pair is not direct, or None."""
         if not pair.is_relayed:
             return None
-        # What is none of ours is the peer's: its address at a TURN server.
-        return self.routes.get(pair.endpoint) or Route(f"turn {pair.endpoint.ip}", "udp")
+        # What is none of ours is the peer's: its port at a relay, or its address at a TURN server.
+        via = self._book.name_of(pair.endpoint.ip) or f"turn {pair.endpoint.ip}"
+        return self.routes.get(pair.endpoint) or Route(via, "udp")
+
+    def recognize(self, checks: CheckList, named: tuple[Candidate, ...]) -> None:
+        """See which of the peer's checks came through a relay though we use none of its ports yet.
+
+        A restart forgets the ports, and the peer keeps its end warm. Taken for direct, such a pair would
+        win over those that are. A peer that says that it is at the relay's address may be direct.
+        """
+        ips = {candidate.endpoint.ip for candidate in named}
+        for pair in checks.pairs.values():
+            ip = pair.endpoint.ip
+            if pair.kind is not CandidateKind.PEER_REFLEXIVE or ip in ips:
+                continue
+            if self._book.name_of(ip) not in (None, self._peer):
+                checks.count_as_relayed(pair)
 
     def doubt(self, pair: Pair, now: float) -> None:
         """The selected pair left a check unanswered: see what else lives, and bind it again."""

@@ -205,6 +205,7 @@ class Link(LinkSleep):
         if pair is None:
             self._record.counters["no_room_for_pair"] += 1
             return [] if nominates else effects
+        self.detours.recognize(self.checks, self._remote.description.candidates)
         if self.rounds.called(message.round, now):
             # The peer holds its checks back until this is answered: our NATs are to be open by then.
             self.checks.open_nats(now)

@@ -98,6 +98,11 @@ class LinkPath:
         return self._selection.endpoint
 
     @property
+    def asleep(self) -> bool:
+        """Whether the path was let go until somebody wants it."""
+        return self.state is LinkState.ASLEEP
+
+    @property
     def doubtful(self) -> bool:
         """Whether a direct path in use left a check unanswered."""
         return self._selection.doubtful and self._selection.kind is PathKind.DIRECT
@@ -151,7 +156,7 @@ class LinkPath:
             search=self.hard.shown,
             crossed=self.crossed,
             mtu=self._mtu.mtu,
-            asleep=self.state is LinkState.ASLEEP,
+            asleep=self.asleep,
         )
 
     def memory(self) -> Remember | None:
@@ -249,7 +254,11 @@ class LinkPath:
     def _search_ports(self, moment: Moment) -> list[PathEffect]:
         """Ordinary checks found no direct path: search for one through hard NATs."""
         task = self._search_task()
-        return [] if task is None else self._hard_done(self.hard.begin(task, moment), moment)
+        if task is None:
+            return []
+        effects = self._hard_done(self.hard.begin(task, moment), moment)
+        self.rounds.no_later(self.hard.again_at, moment.now)
+        return effects
 
     def _hard_done(self, effects: list[SendDatagram | Pin], moment: Moment) -> list[PathEffect]:
         """Tell the peer what the search did, and check what it found, over the port it found."""
@@ -260,7 +269,7 @@ class LinkPath:
         if self.hard.take_news():
             done += self._describe(moment)
         found = self.hard.take_found()
-        if found is not None and self.checks.trigger(found, moment.now) is not None:
+        if found is not None and self.checks.try_anew(found, moment.now) is not None:
             done += self._tick_checks(moment)
         return done
 
@@ -349,6 +358,7 @@ class LinkPath:
         remote = self._remote.description
         candidates = () if remote is None else remote.candidates
         effects = self.detours.update(candidates, self._surroundings.versions, moment)
+        self.detours.recognize(self.checks, candidates)  # the offers may have come later
         routes = self.detours.routes
         if routes or self._routed:
             carriers = {endpoint: route.carrier for endpoint, route in routes.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ANSWER_GAP",
+    "CONTROLLED_LATER",
     "FALLBACK_AGE",
     "HOLD_UNANSWERED",
     "HUSHED_ROUNDS",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from nostrvpn.machine import Moment, earliest
-from nostrvpn.paths.patience import LOST_AGAIN, ROUND_GAP, retry_gap
+from nostrvpn.paths.patience import CONTROLLED_LATER, LOST_AGAIN, ROUND_GAP, retry_gap
 
 __all__ = ["Rounds"]
 
@@ -54,6 +54,12 @@ class Rounds:
         """A round found no direct path."""
         self.retry_at = now + retry_gap(self.failures, controlling=self._controlling)
         self.failures += 1
+
+    def no_later(self, at: float | None, now: float) -> None:
+        """The round that comes next is of use at ``at``, and may be due long after."""
+        if at is None or self.retry_at is None or at <= now:
+            return
+        self.retry_at = min(self.retry_at, at if self._controlling else at + CONTROLLED_LATER)
 
     def lost(self, now: float) -> None:
         """A direct path broke and a relay took over: look again, later if it breaks often."""

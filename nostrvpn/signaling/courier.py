@@ -31,6 +31,7 @@ from nostrvpn.nostr.nip59 import (
     EPHEMERAL_WRAP,
     STORED_WRAP,
     Rumor,
+    blurred,
     gift_wrap,
     open_seal,
     open_wrap,
@@ -154,13 +155,14 @@ class Courier:
                 secret = self._pairs.writing(recipient, mailbox.day)
                 shared = key_of_day(shared, mailbox.salt, secret)
             seal = make_seal(rumor, self._secret, shared, entropy)
-        expiration = now + (FALLBACK_EXPIRES_S if expires_s is None else expires_s)
+        dated = blurred(moment.wall, entropy)
+        expiration = dated + (FALLBACK_EXPIRES_S if expires_s is None else expires_s)
         wraps = {
             STORED_WRAP: gift_wrap(
                 seal,
                 mailbox.public_key,
                 kind=STORED_WRAP,
-                created_at=now,
+                created_at=dated,
                 expiration=expiration,
                 entropy=entropy,
             )
@@ -170,7 +172,7 @@ class Courier:
                 seal,
                 mailbox.public_key,
                 kind=EPHEMERAL_WRAP,
-                created_at=now,
+                created_at=dated,
                 expiration=None,
                 entropy=entropy,
             )

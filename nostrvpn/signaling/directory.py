@@ -104,7 +104,7 @@ class Directory:
         """Return where a member reads now; ValueError if this node has no network key."""
         ring = self._keeper.keyring
         # Who has not heard of the newest key yet reads under the one it writes under.
-        key = ring.get(self._heard_under.get(recipient, "")) or ring.current
+        key = ring.get(self._heard_under.get(recipient, "")) or ring.writing
         if key is None:
             raise ValueError("this node has no network key yet")
         return ring.today(key, wall).inbox(recipient)
@@ -139,6 +139,7 @@ class Directory:
 
     def note_key(self, peer: str, key_id: str) -> None:
         """``peer`` writes under this key: it reads under it too. Never back to an older one."""
+        self._keeper.confirm(key_id, peer)
         order = [key.id for key in self._keeper.keyring.keys]
         known = self._heard_under.get(peer)
         if key_id in order and (known not in order or order.index(key_id) <= order.index(known)):

@@ -10,7 +10,7 @@ To the outside a connection of a lane is named by the relay's URL and the lane's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nostrvpn.machine import Moment, Tick, earliest
@@ -41,6 +41,9 @@ __all__ = ["Lanes"]
 PUBLISHING_S = 45.0
 # Publications at once; each holds a connection for each relay in use.
 MAX_PUBLICATIONS = 32
+# When the day changes every mailbox does. Each connection comes and goes at a time of its own, within
+# so many seconds: tomorrow's are read an hour before midnight, yesterday's an hour after it.
+SPREAD_S = 1_500.0
 
 
 @dataclass(slots=True)
@@ -60,6 +63,8 @@ class Lanes:
         self._is_isolated = is_isolated
         self._readers: dict[str, tuple[str, _Lane]] = {}  # mailbox -> its lane
         self._writers: dict[str, _Lane] = {}
+        self._wanted: dict[str, bytes] = {}  # mailbox -> its secret
+        self._turns: dict[str, float] = {}  # mailbox -> when its lane comes or goes
         self._used: tuple[str, ...] = ()
 
     @property
@@ -67,7 +72,7 @@ class Lanes:
         """When ``step(Tick())`` is due, in Moment.now's time."""
         pools = (lane.pool.deadline for _, lane in self._lanes())
         until = (lane.until for lane in self._writers.values())
-        return earliest(self._main.deadline, *pools, *until)
+        return earliest(self._main.deadline, *pools, *until, *self._turns.values())
 
     @property
     def connected(self) -> int:
@@ -84,8 +89,9 @@ class Lanes:
             return self._main.step(event, moment)
         out: list[RelayEffect] = []
         match event:
-            case Listen(mailboxes):
-                self._listen(mailboxes, moment, out)
+            case Listen(mailboxes, is_urgent):
+                self._wanted = dict(mailboxes)
+                self._plan(is_urgent, moment)
             case Publish():
                 self._publish(event, moment, out)
             case RelayOpened(url) | RelayClosed(url) | RelayText(url):
@@ -97,6 +103,7 @@ class Lanes:
                 out += self._main.step(event, moment)
                 for name, lane in self._lanes():
                     out += _named(name, lane.pool.step(event, moment))
+        self._read(moment, out)
         self._follow(moment, out)
         self._end(moment, out)
         return out
@@ -113,18 +120,26 @@ class Lanes:
         name = moment.entropy.take(8).hex()
         return name, _Lane(RelayPool(self._usable(), active=self._active, is_tested=False))
 
-    def _listen(
-        self, mailboxes: Mapping[str, bytes], moment: Moment, out: list[RelayEffect]
-    ) -> None:
-        for address in [address for address in self._readers if address not in mailboxes]:
-            name, lane = self._readers.pop(address)
-            out += _named(name, lane.pool.step(UseRelays(()), moment))
-        for address, secret in mailboxes.items():
-            if address not in self._readers:
-                name, lane = self._readers[address] = self._pool(moment)
-                out += _named(name, lane.pool.step(Listen({address: secret}), moment))
-        if not mailboxes:
-            out += self._main.step(Tick(), moment)
+    def _plan(self, is_urgent: bool, moment: Moment) -> None:
+        """Say when each mailbox that changed has its turn; in any order, for the order tells too."""
+        changed = self._readers.keys() ^ self._wanted.keys()
+        turns = {}
+        for address in changed:
+            wait = 0.0 if is_urgent else SPREAD_S * moment.entropy.fraction()
+            turns[address] = self._turns.get(address, moment.now + wait)
+        self._turns = turns
+
+    def _read(self, moment: Moment, out: list[RelayEffect]) -> None:
+        """Open and close the lanes whose turn it is."""
+        for address in [address for address, at in self._turns.items() if moment.now >= at]:
+            del self._turns[address]
+            if address not in self._wanted:
+                name, lane = self._readers.pop(address)
+                out += _named(name, lane.pool.step(UseRelays(()), moment))
+                continue
+            name, lane = self._readers[address] = self._pool(moment)
+            listen = Listen({address: self._wanted[address]})
+            out += _named(name, lane.pool.step(listen, moment))
 
     def _publish(self, event: Publish, moment: Moment, out: list[RelayEffect]) -> None:
         if len(self._writers) >= MAX_PUBLICATIONS:

@@ -19,12 +19,15 @@ from nostrvpn.machine import Entropy
 from nostrvpn.signaling.mailboxes import Mailbox, network_board, node_inbox
 from nostrvpn.signaling.ratchet import DAY_S, MAX_STEPS, days_around, standing_day, step_to
 
-__all__ = ["MAX_FORMER", "Keyring", "NetworkKey", "make_key"]
+__all__ = ["MAX_FORMER", "Keyring", "NetworkKey", "make_key", "received_key"]
 
 # Keys before the current one: each costs a reader one board and one inbox a day.
 MAX_FORMER = 4
 FORMER_S = 60 * DAY_S
+# A key that was handed over may have waited on a relay for a week, and clocks differ.
+MAX_AGE_DAYS, MAX_AHEAD_DAYS = 9, 2
 _ID = re.compile(r"[0-9a-f]{16}")
+_MEMBER = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +35,25 @@ class NetworkKey:
     """A network key as it stands at ``day`` (since 1970): ``secret`` is 32 bytes, ``id`` 16 hex digits.
 
     ``left_at``: since when (Unix seconds) it is no longer the current one; None while it is.
+    ``told_by``: the plain member (public key) on whose word alone it is held. Nothing in the key shows
+    that it is the right one; that a third member writes under it does. Empty: it is known to be.
     """
 
     id: str
     day: int
     secret: bytes = field(repr=False)
     left_at: int | None = None
+    told_by: str = ""
 
     def at(self, day: int) -> NetworkKey:
         """Return the key of a day; the same if that is before the key's own: it only moves forward."""
         if day <= self.day:
             return self
         return replace(self, day=day, secret=step_to(self.secret, self.day, day))
+
+    def told(self, member: str) -> NetworkKey:
+        """Return the key as held on the word of ``member`` (public key), or of nobody ("")."""
+        return replace(self, told_by=member)
 
     def inbox(self, node: str) -> Mailbox:
         """Return the day's inbox of ``node`` (public key)."""
@@ -55,9 +65,9 @@ class NetworkKey:
 
     def to_json(self) -> dict[str, object]:
         """Return the key as it is stored and, without its past, as it is handed over."""
-        return {"id": self.id, "day": self.day, "secret": self.secret.hex()} | (
-            {} if self.left_at is None else {"left": self.left_at}
-        )
+        left = {} if self.left_at is None else {"left": self.left_at}
+        told = {"by": self.told_by} if self.told_by else {}
+        return {"id": self.id, "day": self.day, "secret": self.secret.hex()} | left | told
 
     @classmethod
     def from_json(cls, value: object) -> NetworkKey:
@@ -71,8 +81,11 @@ class NetworkKey:
             raise PeerMisbehaved("bad_key", "a network key with a wrong day or length")
         if left is not None and (type(left) is not int or not 0 <= left < 1 << 53):
             raise PeerMisbehaved("bad_key", "a network key with a wrong date")
+        told_by = value.get("by", "")
+        if type(told_by) is not str or (told_by and not _MEMBER.fullmatch(told_by)):
+            raise PeerMisbehaved("bad_key", "a network key told by nobody")
         try:
-            return cls(name, day, bytes.fromhex(text), left)
+            return cls(name, day, bytes.fromhex(text), left, told_by)
         except ValueError as exc:
             raise PeerMisbehaved("bad_key", "a network key that is not in hex") from exc
 
@@ -83,6 +96,17 @@ def make_key(key_id: str, wall: float, entropy: Entropy) -> NetworkKey:
     return NetworkKey(key_id, days_around(wall)[0], entropy.take(32))
 
 
+def received_key(value: object, wall: float) -> NetworkKey:
+    """Return the key that somebody handed over; PeerMisbehaved("bad_key") if it is none of these days.
+
+    It only moves forward, so one of another day would be of no use, and could not be mended.
+    """
+    key = NetworkKey.from_json(value)
+    if not -MAX_AGE_DAYS <= key.day - standing_day(wall) <= MAX_AHEAD_DAYS:
+        raise PeerMisbehaved("bad_key", "a network key of another day")
+    return replace(key, left_at=None, told_by="")
+
+
 @dataclass(frozen=True, slots=True)
 class Keyring:
     """The network keys a node holds, a value: the current one first, then those before it."""
@@ -91,24 +115,50 @@ class Keyring:
 
     @property
     def current(self) -> NetworkKey | None:
-        """The key that everything new is written under; None outside a network."""
+        """The newest key; None outside a network."""
         return self.keys[0] if self.keys and self.keys[0].left_at is None else None
+
+    @property
+    def writing(self) -> NetworkKey | None:
+        """The key that everything new is written under: the newest that is known to be right."""
+        return next((key for key in self.keys if not key.told_by), self.current)
 
     def get(self, key_id: str) -> NetworkKey | None:
         """Return the key with this id, if it is held."""
         return next((key for key in self.keys if key.id == key_id), None)
 
     def adopt(self, key: NetworkKey, wall: float) -> Keyring:
-        """Return the ring with ``key`` as the current one; a key held already never goes back."""
+        """Return the ring with ``key`` as the current one; a key held already never goes back.
+
+        One that was held on somebody's word gives way to what somebody else says.
+        """
         held = self.get(key.id)
-        if held is not None:
-            key = replace(held if held.day >= key.day else key, left_at=None)
+        if held is not None and not held.told_by:
+            key = held if held.day >= key.day else key
+        elif held is not None and self.is_same(held, key):
+            key = replace(held, told_by="")
         former = tuple(
             other if other.left_at is not None else replace(other, left_at=int(wall))
             for other in self.keys
             if other.id != key.id
         )
         return Keyring((replace(key, left_at=None), *former[:MAX_FORMER]))
+
+    @staticmethod
+    def is_same(one: NetworkKey, other: NetworkKey) -> bool:
+        """Whether two keys come to the same on the later one's day."""
+        day = max(one.day, other.day)
+        near = day - min(one.day, other.day) <= MAX_STEPS
+        return near and one.at(day).secret == other.at(day).secret
+
+    def confirm(self, key_id: str, member: str) -> Keyring:
+        """Return the ring after ``member`` (public key) wrote under a key: others have it too."""
+        return Keyring(
+            tuple(
+                replace(key, told_by="") if key.id == key_id and key.told_by != member else key
+                for key in self.keys
+            )
+        )
 
     def advance(self, wall: float, *, behind: int = 0) -> Keyring:
         """Return the ring at the day of ``wall``, without what is no longer needed.
@@ -148,19 +198,17 @@ class Keyring:
         return 0 if self.current is None else max(0, standing_day(wall) - self.current.day)
 
     def welcome_fields(self, wall: float) -> dict[str, object]:
-        """Return what a welcome hands over: the current key as of today; empty if there is none."""
-        if self.current is None:
+        """Return what a welcome hands over: the key in use as of today; empty if there is none."""
+        key = self.writing
+        if key is None:
             return {}
         # Not of an earlier day: the new member shall not read what was said before it came.
-        today = self.current.at(max(self.current.day, standing_day(wall)))
-        return {"key": today.to_json()}
+        today = key.at(max(key.day, standing_day(wall))) if self.is_near(key, wall) else key
+        return {"key": replace(today, left_at=None, told_by="").to_json()}
 
     def take_welcome(self, body: dict[str, object], wall: float) -> Keyring:
         """Return the ring with the key of a welcome; PeerMisbehaved("bad_key") if there is none."""
-        key = NetworkKey.from_json(body.get("key"))
-        if abs(key.day - standing_day(wall)) > 2:
-            raise PeerMisbehaved("bad_key", "a network key of another day")
-        return self.adopt(replace(key, left_at=None), wall)
+        return self.adopt(received_key(body.get("key"), wall), wall)
 
     def to_json(self) -> list[object]:
         """Return the ring as it is stored."""

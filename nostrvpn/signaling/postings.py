@@ -8,11 +8,12 @@ such a mailbox, so readers spend a bounded effort.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment
 from nostrvpn.nostr.event import Event, public_key
-from nostrvpn.nostr.nip59 import STORED_WRAP, Rumor, gift_wrap, open_seal, open_wrap
+from nostrvpn.nostr.nip59 import STORED_WRAP, Rumor, blurred, gift_wrap, open_seal, open_wrap
 from nostrvpn.signaling.allowance import Allowance
 from nostrvpn.signaling.mailboxes import Mailbox
 from nostrvpn.signaling.sealing import make_seal
@@ -27,12 +28,13 @@ def make_posting(
     now, entropy = int(moment.wall), moment.entropy
     rumor = Rumor(public_key(secret), now, kind, (), content)
     seal = make_seal(rumor, secret, board.salt, entropy)
+    dated = blurred(moment.wall, entropy)
     wrap = gift_wrap(
         seal,
         board.public_key,
         kind=STORED_WRAP,
-        created_at=now,
-        expiration=now + expires_s,
+        created_at=dated,
+        expiration=dated + expires_s,
         entropy=entropy,
     )
     return {STORED_WRAP: wrap}
@@ -42,16 +44,21 @@ class Boards:
     """The boards that are read, and how much effort goes into them."""
 
     def __init__(self, allowance: Allowance) -> None:
+        """``allowance``: of each board, so that who only knows a former one cannot crowd the others."""
         self._boards: dict[str, Mailbox] = {}
         self._allowance = allowance
+        self._allowances: dict[str, Allowance] = {}
 
     def open(self, boards: Iterable[Mailbox]) -> tuple[str, ...]:
         """Read these and no others; return their addresses (public keys)."""
         self._boards = {board.public_key: board for board in boards}
+        self._allowances = {
+            key: self._allowances.get(key) or replace(self._allowance) for key in self._boards
+        }
         return tuple(self._boards)
 
     def close(self) -> None:
-        """Read nothing any more."""
+        """Read nothing any more; what was spent is spent, should the same be read again."""
         self._boards.clear()
 
     def owns(self, wrap: Event) -> bool:
@@ -64,9 +71,10 @@ class Boards:
 
     def read(self, wrap: Event, now: float) -> Event:
         """Return the seal of a posting, its author verified; PeerMisbehaved if it is none."""
-        if not self._allowance.spend(now):
+        board = self.board_of(wrap)
+        if not self._allowances[board.public_key].spend(now):
             raise PeerMisbehaved("notice_flood", "more notices than anybody reads")
-        return open_wrap(wrap, self.board_of(wrap).secret)
+        return open_wrap(wrap, board.secret)
 
     def unseal(self, wrap: Event, seal: Event) -> Rumor:
         """Return what is in the seal of a posting; PeerMisbehaved if it is none."""

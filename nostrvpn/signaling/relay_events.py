@@ -59,9 +59,13 @@ class Listen:
     The secret answers NIP-42 for that mailbox. Where it is empty, AUTH is never answered for that
     key, and it is read through a subscription of its own, so that a relay that insists on AUTH
     refuses only that one.
+
+    ``is_urgent`` False: the day changes. What comes and goes has half an hour's time, and where each
+    mailbox has its own connection it takes it, so that not all of one node's come and go together.
     """
 
     mailboxes: Mapping[str, bytes] = field(repr=False)
+    is_urgent: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import connect, idle, matrix, relay, switch
+from tests.bench import connect, idle, matrix, relay, scale, switch
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "connect": connect.measure_connect,
@@ -24,7 +24,10 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "relay": relay.measure_relay,
     "switch": switch.measure_switch,
     "matrix": matrix.measure_pairs,
+    "scale": scale.measure_scale,
 }
+# Others write to these files too; their figures stay.
+SHARED = frozenset({"scale"})
 TARGET = Path("build/bench")
 
 
@@ -56,8 +59,11 @@ def main(wanted: list[str]) -> int:
             complete = False
             continue
         result["machine"] = before
+        file = TARGET / f"{name}.json"
+        if name in SHARED and file.exists():
+            result = json.loads(file.read_text()) | result
         text = json.dumps(result, indent=2)
-        (TARGET / f"{name}.json").write_text(text + "\n")
+        file.write_text(text + "\n")
         print(f"{name}: {text}")
     return 0 if complete else 1
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nostrvpn.host.inbound import inbound_table
 from nostrvpn.lab.capture import Capture
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
@@ -137,7 +138,8 @@ def test_however_it_ends_the_machine_is_as_before(
         a.kill()
         assert machine(a) != before
         if end == "kill, down":
-            assert a.query("down") == {"was_running": False, "removed": [a.interface]}
+            left = [a.interface, f"table inet {inbound_table(a.interface)}"]
+            assert a.query("down") == {"was_running": False, "removed": left}
         else:
             assert a.interface in a.namespace.run(*cleanup).stdout
     assert machine(a) == before

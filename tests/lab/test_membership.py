@@ -18,7 +18,6 @@ from tests.lab.homes import (
     Homes,
     admit,
     homes,
-    join,
     launch,
     peer_of,
     ping,
@@ -33,14 +32,24 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(90))]
 def lab() -> Iterator[Homes]:
     """Three homes; the first two nodes have met, the third is up and alone."""
     with homes(3) as lab:
-        join(*lab.nodes[:2])
-        launch(lab.nodes[2])
+        launch(*lab.nodes)
         yield lab
 
 
+@pytest.fixture(scope="module")
+def used(lab: Homes) -> str:
+    """The link by which the member joined, whoever has it."""
+    owner, member, _ = lab.nodes
+    link = str(owner.query("invite", "--once")["link"])
+    assert member.query("join", link)["state"] == "joined"
+    wait_direct(owner, member)
+    return link
+
+
 @pytest.fixture
-def trio(lab: Homes) -> tuple[LabNode, LabNode, LabNode]:
+def trio(lab: Homes, used: str) -> tuple[LabNode, LabNode, LabNode]:
     """The owner, the member, and the guest."""
+    assert used
     a, b, c = lab.nodes
     return a, b, c
 
@@ -66,13 +75,21 @@ def assert_both_know(owner: LabNode, guest: LabNode, link: str, reason: str) -> 
     assert guest.npub not in {peer["npub"] for peer in told["peers"]}
 
 
-def test_a_used_invite_is_refused(trio: tuple[LabNode, LabNode, LabNode]) -> None:
+def test_a_used_invite_is_refused(trio: tuple[LabNode, LabNode, LabNode], used: str) -> None:
     owner, member, guest = trio
+    assert_both_know(owner, guest, used, "another node has used it")
+    wait_direct(owner, member)
+
+
+def test_who_was_removed_needs_an_invite_of_its_own(
+    trio: tuple[LabNode, LabNode, LabNode],
+) -> None:
+    owner, member, _ = trio
     owner.query("peer", "remove", member.npub)
     member.wait_for(lambda status: status["peers"] == [], "its removal")
-    link = owner.query("invite", "--once")["link"]
-    assert member.query("join", link)["state"] == "joined"
-    assert_both_know(owner, guest, link, "another node has used it")
+    anybody = owner.query("invite", "--once")["link"]
+    assert "this node was removed from that network" in refused(member, anybody)
+    admit(owner, member)
     wait_direct(owner, member)
 
 
@@ -138,7 +155,9 @@ def test_a_removed_member_is_gone_everywhere(trio: tuple[LabNode, LabNode, LabNo
     wait_direct(owner, member, guest)
     forbidden = guest.attempt("peer", "remove", "laptop-b")
     assert forbidden.returncode == 1
-    assert f"only the network's owner and admins can remove members: {owner.npub}" in forbidden.stderr
+    assert (
+        f"only the network's owner and admins can remove members: {owner.npub}" in forbidden.stderr
+    )
     address = peer_of(owner, member)["addresses"][0]
 
     removed = owner.query("peer", "remove", "laptop-b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Iterator
@@ -79,14 +80,16 @@ def listening(node: LabNode, address: str, port: int) -> Iterator[socket.socket]
 
 
 def connect(node: LabNode, address: str, port: int, limit: float = LIMIT) -> socket.socket | None:
-    """Open a TCP connection; None if nothing answers."""
+    """Open a TCP connection; None if nothing answers, or there is no way to it any more."""
     made = make(node, address, socket.SOCK_STREAM)
     made.settimeout(limit)
     try:
         made.connect((address, port))
-    except TimeoutError:
+    except OSError as error:
         made.close()
-        return None
+        if isinstance(error, TimeoutError) or error.errno == errno.ENETUNREACH:
+            return None
+        raise
     made.settimeout(patient(LIMIT))
     return made
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from nostrvpn.host.subnet_gateway import gateway_table
+from nostrvpn.identity.keys import parse_npub
 from nostrvpn.lab.links import connect
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
@@ -302,8 +303,6 @@ def test_another_router_takes_over_and_the_first_one_gets_it_back(routed: Office
 
 
 def public_key(node: LabNode) -> str:
-    from nostrvpn.identity.keys import parse_npub
-
     return parse_npub(node.npub)
 
 
@@ -346,6 +345,20 @@ def test_a_network_that_is_here_already_is_not_routed_away(routed: Office) -> No
         assert answers(client, BOX4)
     finally:
         client.namespace.ip("link del home")
+
+
+def test_after_a_crash_nothing_leaves_by_another_way(routed: Office) -> None:
+    client, first = routed.client, routed.first
+    share(routed, first)
+    wait_until(lambda: routes(client) == {LAN4, LAN6}, "the routes", timeout=LIMIT)
+    client.kill()
+    began = client.log.stat().st_size
+    client.start()
+    client.wait_for_peer(first.npub, path="direct")
+    assert answers(client, BOX4)
+    with client.log.open() as log:
+        log.seek(began)
+        assert "route del 192.168.50.0/24" not in log.read()
 
 
 @pytest.mark.parametrize(

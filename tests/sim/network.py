@@ -21,7 +21,7 @@ from aioice import stun
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.machine import Entropy, Moment, Tick
 from nostrvpn.paths.agent import Paths
-from nostrvpn.paths.candidates import LocalAddress
+from nostrvpn.paths.candidates import LocalAddress, PathKind
 from nostrvpn.paths.description import (
     CachedSession,
     cached_session_to_json,
@@ -53,6 +53,7 @@ from nostrvpn.paths.events import (
 )
 from nostrvpn.paths.guards import passes_on
 from nostrvpn.paths.hard_nat.search import SOURCE_PORTS
+from nostrvpn.paths.link import Link
 from nostrvpn.paths.settings import PathSettings
 from nostrvpn.paths.snapshot import LinkSnapshot
 from tests.sim.nats import ConeNat, Firewall, HardNat, LinuxNat, Nat, SymmetricNat
@@ -539,15 +540,20 @@ class Simulation:
         return snapshot
 
     def state(self, host: Host, peer: Host) -> str:
-        return self.link(host, peer).state
+        return self.look(host, peer).state.value
+
+    def look(self, host: Host, peer: Host) -> Link:
+        """Return the link itself: what is asked after each event had better cost no snapshot."""
+        return host.paths._links[peer.key]
 
     def are_direct(self, first: Host, second: Host) -> bool:
-        links = (self.link(first, second), self.link(second, first))
-        return all(link.path == "direct" for link in links)
+        return self._both(first, second, PathKind.DIRECT)
 
     def are_relayed(self, first: Host, second: Host) -> bool:
-        links = (self.link(first, second), self.link(second, first))
-        return all(link.path == "relayed" for link in links)
+        return self._both(first, second, PathKind.RELAYED)
+
+    def _both(self, first: Host, second: Host, kind: PathKind) -> bool:
+        return self.look(first, second).path is kind is self.look(second, first).path
 
     def are_connected(self, first: Host, second: Host) -> bool:
         """Whether both are connected over whatever path."""

@@ -197,18 +197,18 @@ class World:
 
     def _arm(self, host: Host) -> None:
         node, run = host.node, host.run
-        if node is None or node.deadline is None:
+        deadline = None if node is None else node.deadline
+        if deadline is None:
             return
-        due = max(node.deadline, self.now)
 
         def wake() -> None:
-            current = host.node
-            if current is None or current is not node or host.run != run:
+            if host.node is not node or host.run != run:
                 return
-            if current.deadline is not None and current.deadline <= self.now + 1e-9:
+            late = node.deadline
+            if late is not None and late <= self.now + 1e-9:
                 self.step(host, Tick())
 
-        self.at(due - self.now, wake)
+        self.at(max(deadline, self.now) - self.now, wake)
 
     # -- effects ----------------------------------------------------------------------------
 
@@ -319,22 +319,21 @@ class World:
         )
 
     def _watch_tunnels(self) -> None:
-        public = {host.wireguard_key: host for host in self.hosts.values()}
-        for host in self.hosts.values():
-            if host.node is None:
-                continue
-            own = host.node.settings.tunnel.public_key
-            for peer in host.node.desired(self.now).device.peers:
-                other = public.get(peer.public_key)
-                if peer.endpoint is None or other is None or other.node is None:
+        running = {h.wireguard_key: h for h in self.hosts.values() if h.node is not None}
+        told = {
+            key: {peer.public_key: peer for peer in host.node.desired(self.now).device.peers}
+            for key, host in running.items()
+        }
+        for own, host in running.items():
+            for key, peer in told[own].items():
+                other = running.get(key)
+                if peer.endpoint is None or other is None or own not in told[key]:
                     continue
-                if own not in {p.public_key for p in other.node.desired(self.now).device.peers}:
-                    continue
-                if peer.endpoint == other.address and peer.public_key not in host.handshakes:
+                if peer.endpoint == other.address and key not in host.handshakes:
                     wall = WALL + self.now + 2 * self.delay
-                    host.handshakes[peer.public_key] = wall
+                    host.handshakes[key] = wall
                     other.handshakes[own] = wall
-                    host.endpoints[peer.public_key] = other.address
+                    host.endpoints[key] = other.address
                     other.endpoints[own] = host.address
 
     # -- relays -----------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Watch:
         def arrived(host: Host, data: bytes, source: Endpoint, port: int | None = None) -> None:
             if data.startswith((b"WG flow", b"WG probe")):
                 peer = self.ends[host is self.ends[0]]
-                fits = source == self.sim.link(host, peer).endpoint
+                fits = source == self.sim.look(host, peer).endpoint
                 kept = self.data if data.startswith(b"WG flow") else self.probes
                 kept.append((self.sim.now, fits))
             if not data.startswith(b"WG probe"):
@@ -98,7 +98,7 @@ class Watch:
 
         def probe() -> None:
             for host, peer in (self.ends, self.ends[::-1]):
-                if (endpoint := self.sim.link(host, peer).endpoint) is not None:
+                if (endpoint := self.sim.look(host, peer).endpoint) is not None:
                     self.sim._send(host, b"WG probe", endpoint)
             if self.sim.now + SAMPLE < end:
                 self.sim.at(SAMPLE, probe)
@@ -130,8 +130,10 @@ def meet(sim: Simulation, first: Host, second: Host, *, within: float) -> bool:
 
 
 def are_live(sim: Simulation, first: Host, second: Host) -> bool:
-    links = (first.paths.snapshot(second.key), second.paths.snapshot(first.key))
-    return all(link is not None and link.endpoint is not None for link in links)
+    if second.key not in first.paths.peers or first.key not in second.paths.peers:
+        return False
+    links = (sim.look(first, second), sim.look(second, first))
+    return all(link.endpoint is not None for link in links)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 from functools import partial
@@ -89,6 +90,35 @@ def test_guesses_miss_as_seldom_as_the_formula_says():
 @pytest.mark.parametrize("seed", [4, 36, 49])
 def test_a_plan_that_comes_while_stun_servers_are_asked_anew_is_taken(seed):
     assert found(seed)
+
+
+@pytest.mark.parametrize("seed", [2011, 2051])
+def test_a_search_in_vain_is_followed_by_another_after_ten_minutes(seed):
+    """No guess hits at first. The second search runs during a round, whose checks must not spoil it."""
+    sim, first, second = two(("draws", "port-restricted"), seed, relays=0)
+    sim.pair(first, second)
+    sim.flow(first, second, 140, every=5)
+    assert not sim.run(590, until=partial(sim.are_direct, first, second))
+    assert sim.run(50, until=partial(sim.are_direct, first, second))
+
+
+def test_searches_that_find_nothing_end_after_six():
+    """A firewall far away lets nothing in: as many as a pair may have, and then hardly any."""
+    sim, first, second = two(("draws", "port-restricted"), 3, relays=1)
+    sim.blocked = lambda sender, receiver: True
+    sent: list[float] = []
+
+    def note(host: Host, effect: SendDatagram) -> None:
+        if effect.source_port is not None:
+            sent.append(sim.now)
+
+    sim.on_datagram = note
+    began = sim.now
+    sim.pair(first, second)
+    sim.run(7200)
+    searches = 1 + sum(later - sooner > 120 for sooner, later in itertools.pairwise(sent))
+    assert 6 <= searches <= 8
+    assert len([at for at in sent if at > began + 3600]) <= 3 * 300
 
 
 def test_a_peer_that_does_not_take_part_is_relayed_and_that_is_said():

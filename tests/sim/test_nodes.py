@@ -7,7 +7,7 @@ import pytest
 from nostrvpn.machine import Tick
 from nostrvpn.node.events import Refuse, Reply
 from nostrvpn.paths.events import UseEndpoint
-from tests.sim.nodes import Host, World
+from tests.sim.nodes import WALL, Host, World
 
 
 def meet(world: World, a: Host, b: Host) -> float:
@@ -129,6 +129,7 @@ def test_a_removed_member_is_cut_off_by_all():
 
 def test_no_relay_ever_sees_who_it_is():
     world = World(9)
+    world.now = 54_000.0  # an hour before midnight UTC, when mailboxes change
     relay = world.relay()
     hosts = [world.host(f"laptop-{i}") for i in range(2)]
     for host in hosts:
@@ -136,7 +137,8 @@ def test_no_relay_ever_sees_who_it_is():
     world.run(5)
     for joiner in hosts[1:]:
         meet(world, hosts[0], joiner)
-    world.run(58_000)  # past midnight UTC, when mailboxes change
+    world.run(9_000)
+    assert (WALL + world.now) // 86_400 > (WALL + 54_000.0) // 86_400
     everything = "\n".join(relay.seen)
     for host in hosts:
         network = host.node.membership.roster.network_id

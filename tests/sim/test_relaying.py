@@ -67,6 +67,13 @@ def test_two_symmetric_nats_are_relayed_at_once():
     assert sim.data_flows(first, second)
 
 
+def reboot(sim: Simulation, host: Host) -> None:
+    """The daemon starts anew; WireGuard in the kernel keeps running."""
+    host.paths = Simulation(sim.seed + 1).host(host.name, "open").paths
+    host.scheduled = None
+    sim.boot(host)
+
+
 def describes(*hosts: Host) -> int:
     return sum(host.counts["Describe"] for host in hosts)
 
@@ -153,6 +160,24 @@ def test_a_blocked_direct_path_is_replaced_by_a_relay_and_comes_back(seed):
     for host in (first, second):
         assert sim.longest_gap(host, back, sim.now) < 0.5
     assert describes(first, second) <= 5
+
+
+@pytest.mark.parametrize("late", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_after_a_restart_the_relay_beside_the_direct_path_is_not_taken_for_one(seed, late):
+    sim, restarted, other = two(("linux", "linux"), seed, Conditions(delay=0.02), relays=1)
+    assert connect(sim, restarted, other)
+    sim.flow(restarted, other, 60)
+    sim.run(30)
+    assert sim.are_direct(restarted, other)
+    reboot(sim, restarted)  # its peer keeps their port at the relay warm
+    sim.at(late, partial(sim.offer, restarted))
+    sim.add(restarted, other, cached=restarted.memories[other.key])
+    sim.run(20)
+    assert sim.are_direct(restarted, other)
+    relay = sim.carriers.relays[0].offer(restarted).endpoints[0].ip
+    ends = (sim.link(restarted, other).endpoint, sim.link(other, restarted).endpoint)
+    assert all(end is not None and end.ip != relay for end in ends)
 
 
 @pytest.mark.parametrize("seed", range(9))

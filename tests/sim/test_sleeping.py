@@ -57,11 +57,11 @@ class Mesh(World):
         for host in self.all[1:]:
             key = host.secret.public_key
             roster = admit(roster, owner, key, host.name, wall=WALL)
-        key = make_key(roster.key_id, WALL, Entropy(b"key"))
+        network_key = make_key(roster.key_id, WALL, Entropy(b"key"))
         log: dict[str, object] = {event.id: event_json(event) for event in roster.log}
         for host in self.all:
             host.records["network"] = dict(log)
-            host.records["keys"] = {"ring": [key.to_json()]}
+            host.records["keys"] = {"ring": [network_key.to_json()]}
 
     def have_used(self, one: Host, other: Host, day: int) -> None:
         """Both had a path to each other on that day, in an earlier run."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import nostr_sdk
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from nostrvpn.mesh.invites import parse_link
 from nostrvpn.mesh.log_text import unpack_operations
@@ -64,6 +65,47 @@ def test_mailboxes_by_other_means():
     assert len(set(secrets)) == len(secrets) == 6
 
 
+def test_the_network_key_by_other_means():
+    """The ratchet, mailboxes, keys of seals and a rekey's entry, with hmac and another AEAD call."""
+
+    def derived(secret: bytes, salt: bytes, info: bytes) -> bytes:
+        return hmac.digest(hmac.digest(salt, secret, "sha256"), info + b"\x01", "sha256")
+
+    shared = bytes.fromhex(SIGNALING["conversation_key"])
+    bob = SIGNALING["bob"]["public_key"]
+    first, second = SIGNALING["network_key"]
+    for name in ("secret", "pair_secret"):
+        stepped = derived(bytes.fromhex(first[name]), b"nostrvpn/ratchet", b"day/v1")
+        assert stepped.hex() == second[name]
+    assert second["day"] == first["day"] + 1
+    for given in (first, second):
+        secret, pair = bytes.fromhex(given["secret"]), bytes.fromhex(given["pair_secret"])
+        prk = hmac.digest(b"nostrvpn/mailbox", secret, "sha256")
+        infos = {"inbox_of_bob": b"inbox/v2/" + bytes.fromhex(bob), "board": b"board/v2"}
+        for name, info in infos.items():
+            assert given[name]["secret"] == hmac.digest(prk, info + b"\x01", "sha256").hex()
+            public = keys(given[name]["secret"]).public_key().to_hex()
+            assert given[name]["public_key"] == public
+        salt = derived(secret, b"nostrvpn/seal", b"pair/v2")
+        on_board = derived(secret, b"nostrvpn/seal", b"board/v2")
+        assert [given["inbox_of_bob"]["salt"], given["board"]["salt"]] == [
+            salt.hex(),
+            on_board.hex(),
+        ]
+        assert given["seal_key"] == derived(shared, salt, b"nostrvpn/seal/v2").hex()
+        with_secret = derived(shared + pair, salt, b"nostrvpn/seal-with-secret/v2")
+        assert given["seal_key_with_secret"] == with_secret.hex()
+        assert given["entry_key"] == derived(shared, on_board, b"nostrvpn/rekey/v1").hex()
+        entry_with = derived(shared + pair, on_board, b"nostrvpn/rekey-with-secret/v1")
+        assert given["entry_key_with_secret"] == entry_with.hex()
+        entry = given["rekey_under_32_zeros"]
+        place = bytes.fromhex(entry["id"] + bob) + entry["day"].to_bytes(8, "big")
+        nonce = derived(place, b"nostrvpn/rekey", b"nonce/v1")[:12]
+        aad = f"{entry['id']}/{entry['day']}/{bob}".encode()
+        sealed = base64.b64decode(entry["entries"])
+        assert ChaCha20Poly1305(bytes(32)).decrypt(nonce, sealed, aad) == secret
+
+
 @pytest.mark.parametrize("message", SIGNALING["messages"], ids=NAMES)
 def test_nostr_sdk_reads_the_published_messages(message):
     wrap, seal = message["wrap"], message["seal"]
@@ -105,7 +147,7 @@ def test_the_published_messages_open(message):
 
 def test_the_published_roster_by_other_means():
     """Ids, signatures, order and names of predecessors, without the code that made them."""
-    network, heights = MEMBERSHIP["network_id"], {}
+    network, heights = MEMBERSHIP["network_id"], dict[str, int]()
     followed, places = set(), []
     for operation in MEMBERSHIP["log"]:
         assert nostr_sdk.Event.from_json(json.dumps(operation)).verify()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ from nostrvpn.mesh.tokens import (
 from nostrvpn.nostr import nip44
 from nostrvpn.nostr.event import event_json
 from nostrvpn.nostr.nip44 import conversation_key
-from nostrvpn.nostr.nip59 import Rumor, gift_wrap, seal_rumor
+from nostrvpn.nostr.nip59 import Rumor, gift_wrap
 from nostrvpn.signaling.mailboxes import Mailbox, invite_mailbox, pair_mailbox
 from nostrvpn.signaling.messages import RUMOR_KIND, Message, MessageType, render_message
+from nostrvpn.signaling.network_key import NetworkKey
+from nostrvpn.signaling.ratchet import step_to
+from nostrvpn.signaling.rekey import entry_key, rekey_bodies
+from nostrvpn.signaling.sealing import key_of_day, make_seal
 
 __all__ = ["DIRECTORY", "membership", "signaling"]
 
@@ -59,11 +64,11 @@ def _mailbox(mailbox: Mailbox) -> dict[str, str]:
 
 
 def signaling() -> dict[str, Any]:
-    """Mailboxes, and two messages (live and stored) from rumor to wrap."""
+    """Mailboxes, keys of a day, and two messages of first contact from rumor to wrap."""
     shared = conversation_key(ALICE.reveal(), BOB.public_key)
     pairs = [
         {"recipient": to.public_key, "unix_time": at, "day": at // DAY}
-        | _mailbox(pair_mailbox(shared, to.public_key, at))
+        | _mailbox(pair_mailbox(shared, to.public_key, at // DAY))
         for to in (ALICE, BOB)
         for at in (WALL, WALL + DAY, 0)
     ]
@@ -78,23 +83,45 @@ def signaling() -> dict[str, Any]:
             {"invite_secret": secret.hex()} | _mailbox(invite_mailbox(secret))
             for secret in (INVITE_SECRET, bytes(16))
         ],
+        "network_key": [_network_key(shared, day) for day in (WALL // DAY, WALL // DAY + 1)],
         "messages": [
-            _chain("live", MessageType.DESCRIBE, 21059, None),
+            _chain("live", MessageType.JOIN, 21059, None),
             _chain("stored", MessageType.REFUSED, 1059, WALL + 7 * DAY),
         ],
+    }
+
+
+def _network_key(shared: bytes, day: int) -> dict[str, Any]:
+    """A network key on a day: its mailboxes, and the keys of seals and of a rekey's entry."""
+    key = NetworkKey("0123456789abcdef", WALL // DAY, bytes(range(32))).at(day)
+    pair_secret = step_to(bytes(range(32, 64)), WALL // DAY, day)
+    inbox, board = key.inbox(BOB.public_key), key.board()
+    [entry] = rekey_bodies(replace(key, id="f" * 16), {BOB.public_key: bytes(32)})
+    return {
+        "day": day,
+        "secret": key.secret.hex(),
+        "pair_secret": pair_secret.hex(),
+        "inbox_of_bob": _mailbox(inbox) | {"salt": inbox.salt.hex()},
+        "board": _mailbox(board) | {"salt": board.salt.hex()},
+        "seal_key": key_of_day(shared, inbox.salt, None).hex(),
+        "seal_key_with_secret": key_of_day(shared, inbox.salt, pair_secret).hex(),
+        "entry_key": entry_key(shared, board.salt, None).hex(),
+        "entry_key_with_secret": entry_key(shared, board.salt, pair_secret).hex(),
+        "rekey_under_32_zeros": entry,
     }
 
 
 def _chain(label: str, kind: MessageType, wrap_kind: int, expiration: int | None) -> dict[str, Any]:
     tape = Tape(label.encode())
     shared = conversation_key(ALICE.reveal(), BOB.public_key)
-    mailbox = pair_mailbox(shared, BOB.public_key, WALL)
-    body: dict[str, object] = {"wg": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "relays": []}
-    if kind is MessageType.REFUSED:
-        body = {"invite": invite_id(INVITE_SECRET), "reason": "expired"}
+    body: dict[str, object] = {"invite": invite_id(INVITE_SECRET), "reason": "expired"}
+    mailbox = pair_mailbox(shared, BOB.public_key, WALL // DAY)
+    if kind is MessageType.JOIN:
+        body = {"wg": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "relays": []}
+        mailbox = invite_mailbox(INVITE_SECRET)
     envelope = render_message(Message(kind, NETWORK, WALL * 1000, body))
     rumor = Rumor(ALICE.public_key, WALL, RUMOR_KIND, (), envelope)
-    seal = seal_rumor(rumor, ALICE.reveal(), shared, created_at=WALL, entropy=tape)  # type: ignore[arg-type]
+    seal = make_seal(rumor, ALICE.reveal(), shared, tape)  # type: ignore[arg-type]
     wrap = gift_wrap(
         seal,
         mailbox.public_key,

@@ -280,7 +280,9 @@ def test_invite_and_join(run: Run, daemon: FakeDaemon) -> None:
     assert "▀" in made.out
     name, asked = daemon.asked[-1]
     assert name == "invite"
-    assert asked.items() >= {"npub": PEER, "once": False, "expires_s": 900, "role": "member"}.items()
+    assert (
+        asked.items() >= {"npub": PEER, "once": False, "expires_s": 900, "role": "member"}.items()
+    )
     assert run("invite", "--once", "--json").json["link"] == link
     daemon.answers["network"] = {"id": None, "members": None, "joining": None, "name": None}
     daemon.answers["join"] = [
@@ -421,6 +423,22 @@ def test_ping_without_an_echo(run: Run, daemon: FakeDaemon) -> None:
     result = run("ping", "home", "--count", "2", "--interval", "0")
     assert result.code == 1
     assert "no echo came back from home" in result.err
+
+
+def test_doctor_gathers_what_the_daemon_says(
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nostrvpn.io.privilege.has_net_admin", lambda: False)
+    lost = {"code": "x", "severity": "error", "text": "it is broken", "hint": "mend it"}
+    daemon.answers["status"] = STATUS
+    assert run("doctor").code == 0
+    daemon.answers["status"] = STATUS | {"problems": [lost], "peers": [{"path": "none"}]}
+    result = run("doctor", "--json")
+    assert result.code == 1
+    found = {item["code"]: (item["severity"], item["hint"]) for item in result.json["findings"]}
+    assert found["x"] == ("error", "mend it")
+    assert found["peers"] == ("warning", "see: nostrvpn why PEER")
+    assert found["privilege"] == ("info", "run it as root: sudo nostrvpn doctor")
 
 
 def test_netcheck(run: Run, daemon: FakeDaemon) -> None:

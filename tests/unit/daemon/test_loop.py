@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from ipaddress import IPv6Address
 from typing import Any, cast
 
 from nostrvpn.daemon.loop import Loop
+from nostrvpn.errors import SystemRefused
 from nostrvpn.io.clock_watch import SleepMeter
 from nostrvpn.machine import Moment, Tick
-from nostrvpn.node.events import NodeEffect, NodeEvent, Resumed
+from nostrvpn.node.events import (
+    NodeEffect,
+    NodeEvent,
+    Persist,
+    Reconcile,
+    Resumed,
+    SendThrough,
+)
+from nostrvpn.signaling.relays import SendText
 
 
 class SleepyNode:
@@ -50,3 +60,24 @@ async def test_a_sleep_is_told_at_once_once_and_before_anything_else():
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+class FullDisk:
+    def put(self, _records: object) -> None:
+        raise SystemRefused("the disk is full")
+
+
+def test_what_is_not_stored_is_told_to_nobody_by_relay_or_tunnel():
+    node = SleepyNode()
+    loop = Loop(
+        cast("Any", node), cast("Any", FullDisk()), cast("Any", None), interface="x", port=1
+    )
+    done: list[NodeEffect] = []
+    cast("Any", loop)._perform_one = done.append
+    shown = Reconcile()
+    told = (SendThrough(IPv6Address("fd00::1"), "{}", "roster-1"), SendText("wss://r", "[]"))
+    loop._perform([*told])
+    assert done == [*told]
+    done.clear()
+    loop._perform([Persist("network", "a", {}), *told, shown])
+    assert done == [shown]

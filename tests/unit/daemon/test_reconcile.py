@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.inbound import EVERYTHING, Inbound
 from nostrvpn.host.state import HostState
+from nostrvpn.host.subnet_gateway import Gateway
 from nostrvpn.io.forward_policy import Obstacle
 from nostrvpn.node.desired import Desired
 from nostrvpn.wireguard.device import Device, ObservedDevice, SecretKey
@@ -127,3 +129,55 @@ def test_a_user_may_prefer_a_tunnel_that_lets_everything_in(kernel: Kernel) -> N
     finished = reconciler.finished(None)
     assert finished.inbound_error == "nftables is not installed"
     assert finished.obstacle == ("ip filter INPUT", "sudo ufw allow in on nv0")
+
+
+LAN = Gateway(frozenset({ip_network("192.168.5.0/24")}))
+
+
+def routing(gateway: Gateway) -> Desired:
+    return replace(desired(Inbound()), gateway=gateway)
+
+
+def test_networks_behind_this_host_are_opened_after_the_filter(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(gateway: Gateway, _interface: str) -> bool:
+        kernel.done.append(gateway)
+        return True
+
+    monkeypatch.setattr(reconcile, "apply_gateway", forward)
+    monkeypatch.setattr(reconcile, "forward_obstacle", lambda *_: Obstacle("chain", "command"))
+    reconciler = made(kernel, must_filter=False)
+    reconciler.reconcile_now(routing(LAN))
+    assert kernel.done.index(LAN) > kernel.done.index(Inbound())
+    assert reconciler.finished(None).forward_obstacle == ("chain", "command")
+    kernel.done.clear()
+    reconciler.reconcile_now(routing(LAN))
+    assert LAN not in kernel.done
+    reconciler.reconcile_now(routing(Gateway()))
+    assert Gateway() in kernel.done
+    assert reconciler.finished(None).forward_obstacle is None
+
+
+def test_without_a_filter_nothing_is_forwarded(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else everybody in the network would reach what is behind this host."""
+    asked: list[Gateway] = []
+
+    def forward(gateway: Gateway, _interface: str) -> bool:
+        asked.append(gateway)
+        return False
+
+    monkeypatch.setattr(reconcile, "apply_gateway", forward)
+    kernel.refusal = "nftables is not installed"
+    reconciler = made(kernel, must_filter=False)
+    reconciler.reconcile_now(routing(LAN))
+    assert asked == []
+    told = reconciler.finished(None).gateway_error
+    assert told is not None
+    assert "permissions cannot be enforced" in told
+    kernel.refusal = None
+    reconciler.reconcile_now(routing(LAN))
+    assert asked == [LAN]
+    assert reconciler.finished(None).gateway_error is None

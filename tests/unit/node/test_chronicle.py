@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nostrvpn.identity.keys import RootSecret, npub
@@ -17,22 +19,21 @@ WALL = 1_700_000_000.0
 
 
 def founded() -> Roster:
-    take = {"wall": WALL, "aux": bytes(32)}
     roster = create_network(
-        OWNER.reveal(), "home", "laptop", nonce=bytes(16), key_id="0" * 16, **take
+        OWNER.reveal(), "home", "laptop", nonce=bytes(16), key_id="0" * 16, wall=WALL, aux=bytes(32)
     )
     for who, name, role in ((ADMIN, "desk", "admin"), (PHONE, "phone", "member")):
         roster = signed(roster, OWNER, "add", **added(who, name, role))
     return roster
 
 
-def added(who: RootSecret, name: str, role: str, **more: object) -> dict[str, object]:
+def added(who: RootSecret, name: str, role: str, **more: Any) -> dict[str, Any]:
     fields = {"who": who.public_key, "name": dns_label(name), "role": role, "tags": []}
     return fields | {"owner": who.public_key, "expires": None, "ephemeral": False} | more
 
 
 def signed(
-    roster: Roster, by: RootSecret, action: str, *, later: float = 0, **fields: object
+    roster: Roster, by: RootSecret, action: str, *, later: float = 0, **fields: Any
 ) -> Roster:
     return roster.sign(by.reveal(), action, fields, wall=WALL + later, aux=bytes(32))
 
@@ -46,8 +47,8 @@ def test_every_kind_of_operation_has_words() -> None:
 
 
 def test_each_is_told_as_it_was_meant() -> None:
-    who = {"who": PHONE.public_key}
-    token = {
+    who: dict[str, object] = {"who": PHONE.public_key}
+    token: dict[str, Any] = {
         "id": token_id(SECRET),
         "signer": token_signer(SECRET),
         "mailbox": token_mailbox(SECRET).hex(),
@@ -58,7 +59,7 @@ def test_each_is_told_as_it_was_meant() -> None:
         "ephemeral": True,
     }
     roster = founded()
-    steps: list[tuple[RootSecret, str, dict[str, object], str]] = [
+    steps: list[tuple[RootSecret, str, dict[str, Any], str]] = [
         (OWNER, "tag", who | {"tags": ["a", "b"]}, "tagged phone a, b"),
         (OWNER, "tag", who | {"tags": []}, "untagged phone"),
         (PHONE, "name", who | {"name": "phone"}, "named itself phone"),
@@ -117,7 +118,8 @@ def test_each_is_told_as_it_was_meant() -> None:
 
 
 def test_an_invite_with_everything() -> None:
-    more = {"tags": ["a"], "owner": OWNER.public_key, "expires": int(WALL), "ephemeral": True}
+    more: dict[str, Any] = {"tags": ["a"], "owner": OWNER.public_key, "ephemeral": True}
+    more["expires"] = int(WALL)
     roster = signed(founded(), OWNER, "add", **added(GUEST, "tv", "guest", **more))
     assert texts(roster)[-1] == (
         "let tv in as guest, tagged a, as a device of the same owner, until 2023-11-14 22:13 UTC, "
@@ -139,7 +141,7 @@ def test_what_was_done_by_who_was_just_removed_is_void(first: bool) -> None:
 
 
 def test_a_token_that_was_used_up_elsewhere() -> None:
-    token = {
+    token: dict[str, Any] = {
         "id": token_id(SECRET),
         "signer": token_signer(SECRET),
         "mailbox": token_mailbox(SECRET).hex(),

@@ -262,8 +262,10 @@ def test_a_key_in_a_welcome_that_is_none_is_counted_and_no_harm(world):
 
 
 def rekey(alice: Person, remaining: list[Person]) -> None:
+    under = alice.post.keyring.current
+    assert under is not None
     key = alice.post.new_key("5b" * 8, alice.world.moment())
-    for part in alice.post.rekey_parts(key, frozenset(p.key for p in remaining)):
+    for part in alice.post.rekey_parts(key, frozenset(p.key for p in remaining), under):
         alice.tell(NEWS, {"rekey": part})
     alice.run(alice.post.use_key(key, alice.world.moment()))
 

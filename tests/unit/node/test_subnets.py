@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -326,6 +327,24 @@ def test_no_probe_goes_into_the_tunnel(office: Office) -> None:
     assert node.dropped["into_tunnel"] == 1
 
 
+def test_a_router_that_is_in_its_own_network_is_still_heard(office: Office) -> None:
+    """Its address there is one of its candidates: not tried, but no reason to drop all it says."""
+    office.share(office.bob, str(LAN))
+    office.approve(office.bob, str(LAN))
+    office.accept("all")
+    assert office.world.run(10, lambda: office.behind(office.bob) == {LAN})
+    office.at(office.bob, str(LAN), address="192.168.5.9")
+    node, key = office.alice.node, office.bob.secret.public_key
+
+    def is_described() -> bool:
+        heard = node.peers[key].heard
+        addresses = {str(candidate.endpoint.ip) for candidate in heard.candidates}
+        return "192.168.5.9" in addresses
+
+    assert office.world.run(30, is_described)
+    assert node.dropped["bad_description"] == 0
+
+
 def test_a_router_forwards_what_is_shared_and_approved_to_whom_lan_is_allowed(
     office: Office,
 ) -> None:
@@ -386,6 +405,27 @@ def test_choices_survive_a_restart_and_a_damaged_record_begins_anew(office: Offi
     damaged = Node(office.alice.node.settings, records, "kernel")
     assert damaged.subnets.settings.choices == ()
     assert any("of subnets is lost" in text for _, text in damaged.notes)
+
+
+def test_the_last_of_a_few_changes_is_stored_and_many_are_not(office: Office) -> None:
+    alice, key = office.alice, office.bob.secret.public_key
+
+    def stored() -> Any:
+        return Node(alice.node.settings, alice.records, "kernel").peers[key].advertised
+
+    def is_stored(network: IPNetwork) -> bool:
+        return network in stored()
+
+    for number in range(3):
+        network = f"192.168.{number}.0/24"
+        office.share(office.bob, network)
+        assert office.world.run(5, partial(is_stored, ip_network(network)))
+    writes = []
+    for number in range(60):
+        office.share(office.bob, str(LAN), withdraw=number % 2 == 1)
+        office.world.run(0.2)
+        writes.append(stored())
+    assert sum(one != other for one, other in pairwise(writes)) < 30
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -238,30 +239,59 @@ def test_one_search_at_a_time_few_an_hour_and_rarely_the_same_peer():
     assert not budget.start("a", PEER_GAP - 1)
     assert budget.start("a", PEER_GAP - 1, asked=True)
     budget.end("a")
-    assert not budget.start("a", 2 * PEER_GAP)
     for number in range(SEARCHES_PER_HOUR - 3):
         assert budget.start(f"c{number}", 700.0)
         budget.end(f"c{number}")
     assert not budget.start("late", 3599.0)
+    assert budget.free_at("late") == 3600.0
     assert budget.start("late", 3600.0)
 
 
-def test_liars_do_not_use_up_the_searches_of_others():
-    budget = SearchBudget()
-
-    def searches(peer: str, start: float = 0.0) -> int:
-        """How many an eager peer gets within an hour."""
-        count = 0
-        for number in range(12):
-            if budget.start(peer, start + number * PEER_GAP / 2, asked=True):
+def searches(budget: SearchBudget, peers: list[str], begin: float = 0.0) -> list[list[float]]:
+    """When each of some eager peers gets a search within two hours, in minutes after ``begin``."""
+    got: dict[str, list[float]] = {peer: [] for peer in peers}
+    for minute in range(120):
+        for peer in peers:
+            if budget.start(peer, begin + minute * 60.0, asked=True):
+                got[peer].append(minute)
                 budget.end(peer)
-                count += 1
-        return count
+    return list(got.values())
 
-    assert [searches(f"liar {n}") for n in range(3)] == [2, 2, 1]
-    assert searches("honest") == 1
-    assert searches("late") == 0
-    assert searches("liar 0", 3600.0) == 2
+
+def test_who_is_alone_with_his_wish_gets_all_searches():
+    budget = SearchBudget()
+    [alone] = searches(budget, ["a"])
+    assert len([minute for minute in alone if minute < 60]) == SEARCHES_PER_HOUR
+    assert min(b - a for a, b in itertools.pairwise(alone)) * 60 >= PEER_GAP - 60
+    assert len(alone) == 2 * SEARCHES_PER_HOUR
+
+
+def test_who_comes_later_waits_ten_minutes_at_most():
+    budget = SearchBudget()
+    searches(budget, ["eager"])
+    eager, late = searches(budget, ["eager", "late"], 7200.0)
+    assert late[0] * 60 <= PEER_GAP
+    # From then on they share.
+    assert abs(sum(m >= 60 for m in eager) - sum(m >= 60 for m in late)) <= 2
+
+
+def test_liars_do_not_use_up_the_searches_of_others():
+    *liars, honest = searches(SearchBudget(), [*(f"liar {n}" for n in range(3)), "honest"])
+    assert honest[0] == 0
+    for hour in (range(60), range(60, 120)):
+        assert all(len([m for m in liar if m in hour]) <= 2 for liar in liars)
+        assert any(minute in hour for minute in honest)
+
+
+def test_a_wait_for_a_plan_in_vain_does_not_count_once_the_plan_comes():
+    budget = SearchBudget()
+    for number in range(2 * SEARCHES_PER_HOUR):
+        assert budget.start(f"a{number}", number)
+        budget.end(f"a{number}", spent=False)
+    assert not budget.start("a0", 100.0)
+    assert budget.start("a0", 100.0, asked=True)
+    budget.end("a0")
+    assert not budget.start("a0", 200.0, asked=True)
 
 
 def test_shots_are_paced_and_bounded():

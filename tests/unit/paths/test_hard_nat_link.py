@@ -78,3 +78,25 @@ def test_a_search_in_vain_leaves_its_reason_and_the_next_one_waits():
     link.stop()
     assert not link.running
     assert link.deadline is None
+
+
+def test_who_waits_for_a_plan_in_vain_takes_part_when_it_comes():
+    link = LinkSearch("peer", SearchBudget())
+    assert link.begin(EASY, moment(100.0)) == []
+    while link.deadline is not None:
+        assert link.tick(moment(link.deadline)) == []
+    assert link.reason == "the peer told no plan"
+    assert link.told(PLAN, EASY, moment(160.0)) != []
+    assert link.attempts == 1
+
+
+def test_after_six_searches_in_vain_none_is_asked_for_any_more():
+    link, asked, now = LinkSearch("peer", SearchBudget()), [], 100.0
+    for _ in range(8):
+        link.begin(HARD, moment(now))
+        while link.deadline is not None:
+            link.tick(moment(link.deadline))
+        asked.append(link.again_at)
+        now += PEER_GAP
+    assert asked[:6] == [700.0, 1300.0, 1900.0, 2500.0, 3100.0, None]
+    assert asked[6:] == [None, None]
