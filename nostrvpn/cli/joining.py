@@ -15,6 +15,8 @@ from nostrvpn.io.profiles import create_profile, profiles
 
 __all__ = ["join_by_link", "join_command", "say_joined"]
 
+TOKEN_LINK = "nostrvpn://join/"
+
 
 @click.command("join")
 @click.argument("link")
@@ -52,12 +54,14 @@ def join_by_link(options: Options, link: str, profile: str | None = None) -> dic
     network = _network_of(link)
     place, document = _place_for(options, network)
     made = False
-    if document is not None and document.get("id") == network:
-        if document.get("role") is None:
-            raise UserError(
-                "this node was removed from that network", "ask for a new invite for its npub"
-            )
+    is_here = document is not None and document.get("id") == network
+    if is_here and document is not None and document.get("role") is not None:
         answer = {"network": network, "inviter": None, "state": "member"}
+    elif is_here and link.startswith(TOKEN_LINK):
+        # Nobody would even answer; an invite may be somebody's word that it is let in again.
+        raise UserError(
+            "this node was removed from that network", "ask for a new invite for its npub"
+        )
     else:
         if place is None:
             place, made = _make_place(options, profile), True

@@ -24,7 +24,7 @@ __all__ = ["PeerChannel"]
 
 _LENGTH: Final = struct.Struct("!I")
 _TAKEN: Final = b"\x06"  # ASCII ACK
-# A message has 36,000 bytes at most (signaling/messages.py); a member that says more is cut off.
+# A message has 25,000 bytes at most (signaling/messages.py); a member that says more is cut off.
 MAX_FRAME: Final = 40_000
 # How long a message may take, in either direction: several round trips of the slowest link.
 SECONDS: Final = 8.0

@@ -38,7 +38,7 @@ SocketEvent = RelayOpened | RelayClosed | RelayText
 PROXIED_CONNECT_SECONDS: Final = 30.0
 # aiohttp pings this often and gives up when no pong comes within half of it.
 HEARTBEAT_SECONDS: Final = 20.0
-# The largest wrap is below 90 kB of text; what most relays allow is 128 KiB.
+# The largest wrap has 55 kB of text; some relays allow 64 KiB, most 128 KiB.
 MAX_MESSAGE: Final = 128 * 1024
 # Texts waiting to be written. The pool has at most 256 unanswered publishes per relay, and a few
 # subscriptions and answers to AUTH.

@@ -26,8 +26,8 @@ from nostrvpn.nostr.event import (
 
 __all__ = ["MAX_PACKED", "pack_operations", "split_operations", "unpack_operations"]
 
-# Characters of one text: an envelope of 36,000 characters holds it and what else a welcome says.
-MAX_PACKED = 32_000
+# Characters of one text: an envelope of 25,000 characters holds it and what else a welcome says.
+MAX_PACKED = 21_000
 # What a text may decompress to: at most 32 times its size, where ours take about 3.
 MAX_UNPACKED = 1 << 20
 MAX_IN_ONE = 1_000

@@ -18,8 +18,8 @@ from nostrvpn.mesh.roster import Roster
 
 __all__ = ["UNHEARD_S", "Upkeep"]
 
-# An ephemeral member that nobody heard for so long is gone: it speaks every 50 minutes at the latest, and
-# a message may be lost.
+# An ephemeral member that nobody heard for so long is gone: it speaks every 50 minutes at the latest,
+# and a message may be lost.
 UNHEARD_S = 7200.0
 # Time for the admin before to act, and for the news to get around.
 RANK_S = 30.0

@@ -164,9 +164,8 @@ class CheckList:
             if pair is None and len(self.pairs) >= MAX_PAIRS + MAX_ROUTES:
                 return
             if pair is None:
-                pair = self.pairs[endpoint] = Pair(
-                    endpoint, CandidateKind.RELAYED, (False, 0, 0, 0)
-                )
+                pair = Pair(endpoint, CandidateKind.RELAYED, (False, 0, 0, 0))
+                self.pairs[endpoint] = pair
             # The peer's checks may have come through before we knew what they come through.
             self.count_as_relayed(pair, carrier)
             pair.own_route = True
@@ -234,8 +233,7 @@ class CheckList:
 
     def try_anew(self, endpoint: Endpoint, now: float) -> Pair | None:
         """Begin again with the checks of one endpoint: those before left from another port of ours."""
-        pair = self.pairs.get(endpoint)
-        if pair is not None and not pair.works:
+        if (pair := self.pairs.get(endpoint)) is not None and not pair.works:
             pair.restart()
             pair.last_sent = None
         return self.trigger(endpoint, now)

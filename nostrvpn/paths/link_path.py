@@ -198,7 +198,11 @@ class LinkPath:
     def _nat_is_news(self, said: NatInfo | None) -> bool:
         """Whether the peer has to know more of our NAT, to take its part in a search."""
         now = self._book.nat
-        if now is None or not self.rounds.failures or not self._settings.hard_nat_search:
+        if now is None or not self.rounds.failures:
+            return False
+        if not now.udp and (said is None or said.udp):
+            return True  # no wonder that nothing answers: that is worth a word
+        if not self._settings.hard_nat_search:
             return False
         told = Mapping.UNKNOWN if said is None else said.mapping
         vague = told in (Mapping.UNKNOWN, Mapping.DEPENDENT)
@@ -257,7 +261,8 @@ class LinkPath:
         if task is None:
             return []
         effects = self._hard_done(self.hard.begin(task, moment), moment)
-        self.rounds.no_later(self.hard.again_at, moment.now)
+        if self.state in LIVE or self.announcer.answered:  # else there is nobody to search with
+            self.rounds.no_later(self.hard.again_at, moment.now)
         return effects
 
     def _hard_done(self, effects: list[SendDatagram | Pin], moment: Moment) -> list[PathEffect]:
@@ -294,7 +299,9 @@ class LinkPath:
             return [*self.checks.send(pair, moment, nomination=self._selection.nomination)]
         pair.fail("stopped answering")
         self._selection.drop()
-        return self._replace(pair, moment)
+        if self._pin is not None and self._pin.remote == pair.endpoint:
+            self.hard.stop()  # what is tried now is to leave from WireGuard's own port
+        return self._unpin() + self._replace(pair, moment)
 
     def _replace(self, lost: Pair, moment: Moment) -> list[PathEffect]:
         """The path in use is lost: another one that works takes over, or a new session begins."""

@@ -35,8 +35,9 @@ _STANDS_S = {MessageType.PRESENCE: PRESENCE_EXPIRES_S, MessageType.NEWS: NEWS_EX
 # All together: what 1,000 members leave in two hours is read at once after a start, at a
 # millisecond and a half each; then ten a second.
 BURST, RATE = 2_048.0, 10.0
-# One author: news come in parts (a new key for 1,000 members is two), presence once in 40 minutes.
-AUTHOR_BURST, AUTHOR_RATE = 32.0, 0.1
+# One author: presence once in 40 minutes, news in parts (a new key for 1,000 members is four). An admin
+# who lets in many at once tells each by itself: who heard only the first of them would lack the rest.
+AUTHOR_BURST, AUTHOR_RATE = 256.0, 0.5
 # More than may be in a network are not kept in mind.
 MAX_AUTHORS = 2_048
 SEEN = 8_192

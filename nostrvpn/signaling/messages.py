@@ -22,8 +22,8 @@ __all__ = ["MAX_MESSAGE", "RUMOR_KIND", "Message", "MessageType", "parse_message
 VERSION = 2
 # The rumor is never published, so its kind only has to be told from chat messages (NIP-59).
 RUMOR_KIND = 21910
-# NIP-44 takes 65,535 bytes of plaintext a layer; two layers of padding and base64 leave this much.
-MAX_MESSAGE = 36_000
+# What goes, JSON escapes included, into the largest rumor whose wrap relays take (``sealing.BUCKETS``).
+MAX_MESSAGE = 25_000
 
 
 class MessageType(Enum):

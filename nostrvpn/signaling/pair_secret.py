@@ -195,7 +195,10 @@ class PairSecrets:
         current = held.get(held.speaks)
         is_older = held.place(name) > held.place(held.speaks)
         if is_older and current is not None and created <= current.born + SKEW_S:
-            return []  # written before that one was agreed on, perhaps
+            # Written before that one was agreed on, perhaps. But it is in use: it is not to be let go.
+            if name in ("", held.heard):
+                return []
+            return self._keep(peer, replace(held, heard=name))
         return self._keep(peer, replace(held, speaks=name, heard=name))
 
     # -- agreeing ---------------------------------------------------------------------------
@@ -230,15 +233,16 @@ class PairSecrets:
             if run is not None and moment.now - run.began < MIN_GAP_S:
                 raise PeerMisbehaved("keys_flood", "exchanges begun too often")
             run = self._start(peer, moment)
-        effects = self._compute(peer, run, (theirs, base, day), moment)
-        assert run.made is not None
+        made = self._made(peer, run, (theirs, base, day), moment)
+        if echo and mac != _mac(made, run.public, theirs):
+            # Before anything is held: what is not stored may not be proven to anybody.
+            raise PeerMisbehaved("bad_keys", "a proof that is none")
+        effects = self._hold(peer, run, theirs, made)
         if echo:
-            if mac != _mac(run.made, run.public, theirs):
-                raise PeerMisbehaved("bad_keys", "a proof that is none")
             run.proven = True
             held = self._held[peer]
-            if held.place(run.made.id) < held.place(held.speaks):
-                effects += self._keep(peer, replace(held, speaks=run.made.id))
+            if held.place(made.id) < held.place(held.speaks):
+                effects += self._keep(peer, replace(held, speaks=made.id))
         if not done:
             effects += self._say(peer, run, moment)
         elif run.proven:
@@ -285,12 +289,13 @@ class PairSecrets:
         self._running[peer] = run
         return run
 
-    def _compute(
+    def _made(
         self, peer: str, run: _Running, heard: tuple[bytes, str, int], moment: Moment
-    ) -> list[PairEffect]:
+    ) -> PairSecret:
+        """Return the secret that follows from what was heard of the other side."""
         theirs, base, day = heard
         if run.theirs == theirs and run.made is not None:
-            return []
+            return run.made
         shared = exchange(run.own, theirs)
         day = max(day, run.day)
         same = run.base is not None and base == run.base.id
@@ -298,11 +303,15 @@ class PairSecrets:
         halves = b"".join(sorted((run.public, theirs)))
         names = "".join(sorted((self._me, peer))).encode()
         secret = derive(shared + (old or bytes(32)), b"nostrvpn/pair", b"v1" + names + halves)
-        run.theirs, run.proven = theirs, False
         name = derive(secret, b"nostrvpn/pair", b"id/v1")[:8].hex()
-        run.made = PairSecret(name, day, secret, int(moment.wall))
-        run.mac = _mac(run.made, theirs, run.public)
-        return self._keep(peer, self._held.get(peer, Held()).add(run.made))
+        return PairSecret(name, day, secret, int(moment.wall))
+
+    def _hold(self, peer: str, run: _Running, theirs: bytes, made: PairSecret) -> list[PairEffect]:
+        if made is run.made:
+            return []
+        run.theirs, run.proven, run.made = theirs, False, made
+        run.mac = _mac(made, theirs, run.public)
+        return self._keep(peer, self._held.get(peer, Held()).add(made))
 
     def _say(self, peer: str, run: _Running, moment: Moment) -> list[PairEffect]:
         run.sends += 1

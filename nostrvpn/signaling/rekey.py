@@ -22,8 +22,8 @@ from nostrvpn.signaling.ratchet import derive
 __all__ = ["ENTRIES_PER_MESSAGE", "entry_key", "open_rekey", "rekey_bodies"]
 
 _ENTRY = 48
-# 64 characters each; a message holds 36,000, and operations may come with it.
-ENTRIES_PER_MESSAGE = 500
+# 64 characters each; a message holds 25,000, and operations may come with it.
+ENTRIES_PER_MESSAGE = 320
 
 
 def entry_key(conversation: bytes, salt: bytes, secret: bytes | None) -> bytes:

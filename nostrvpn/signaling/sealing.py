@@ -38,9 +38,9 @@ __all__ = [
     "public_half",
 ]
 
-# Bytes of a rumor's JSON. The last is what NIP-44 makes of anything from 32 KiB on; two layers of it
-# are the largest message (``messages.MAX_MESSAGE`` characters, and their escapes).
-BUCKETS = (2_048, 8_192, 40_960)
+# Bytes of a rumor's JSON. The last is the largest whose two layers of NIP-44 stay below 65,536 bytes as
+# an event (55,200), which is all that many relays take; ``messages.MAX_MESSAGE`` and its escapes fit.
+BUCKETS = (2_048, 8_192, 28_672)
 # Base64 of 32 bytes without its "=".
 _HALF = 43
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import connect, idle, matrix, relay, scale, switch
+from tests.bench import connect, idle, matrix, relay, scale, simulated, switch
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "connect": connect.measure_connect,
@@ -24,7 +24,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "relay": relay.measure_relay,
     "switch": switch.measure_switch,
     "matrix": matrix.measure_pairs,
-    "scale": scale.measure_scale,
+    "scale": lambda: simulated.measure_simulated() | scale.measure_scale(),
 }
 # Others write to these files too; their figures stay.
 SHARED = frozenset({"scale"})

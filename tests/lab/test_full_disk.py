@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from nostrvpn.lab.node import Status
+from nostrvpn.control.client import CallRefused, ControlClient
+from nostrvpn.lab.node import LabNode, Status
 from nostrvpn.lab.patience import patient
 from nostrvpn.lab.topologies import Mesh
 
@@ -17,6 +18,17 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(60))]
 
 def codes(status: Status) -> list[str]:
     return [problem["code"] for problem in status["problems"]]
+
+
+def first_refusal(node: LabNode) -> str:
+    """Change something until the room that the database still had is used up; return the error."""
+    client = ControlClient(f"{node.directory}/run/control.sock")
+    for number in range(1000):
+        try:
+            client.call("network_settings", name=f"home-{number}")
+        except CallRefused as refused:
+            return str(refused)
+    raise AssertionError("the disk does not fill up")
 
 
 def test_a_full_disk_is_said_and_survived() -> None:
@@ -30,10 +42,12 @@ def test_a_full_disk_is_said_and_survived() -> None:
         node.init()
         node.start()
         node.wait_for_relay()
+        assert node.query("invite", "--once")["link"]
         filler = state / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
+        assert "could not be saved" in first_refusal(node)
         refused = node.attempt("invite", "--once", "--json")
         assert refused.returncode == 1
         error = json.loads(refused.stderr)["error"]

@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(60))]
 SLEEP_AFTER_MINUTES = 0.05
 SILENT_S = 5.0
 """Longer than anything a path in use leaves out: its checks come every 3 s."""
+WIREGUARD_KEEPALIVE = 32
+"""Bytes."""
 WAKE_S = 1.5
 """Until the first echo is back; measured: 0.2 to 0.4 s."""
 
@@ -72,7 +74,10 @@ def test_a_tunnel_that_nobody_uses_is_silent(lab: TwoNats) -> None:
     time.sleep(SILENT_S)
     assert capture.packets() == []
     capture.stop()
-    assert (traffic(a, b), traffic(b, a)) == before
+    for was, now in zip(before, (traffic(a, b), traffic(b, a)), strict=True):
+        # WireGuard answers the last data 10 s later by itself, which gets no farther than the doorbell.
+        assert now[0] == was[0]
+        assert now[1] - was[1] in (0, WIREGUARD_KEEPALIVE)
     for node, other in ((a, b), (b, a)):
         status = node.status()
         assert problems(status) == {}

@@ -156,8 +156,8 @@ def boards_of_inboxes(
     """For each inbox of each day: to which of that day's boards does it belong?
 
     ``boards``: day -> address -> network; ``inboxes``: day -> address -> network; ``quiet``: whether
-    an inbox's owner did nothing on a day that shows (started, moved, spoke to one). By connections: whose
-    began (or ended) nearest to one that reads the board; by messages: what came there at the same time.
+    an inbox's owner did nothing on a day that shows (started, moved, spoke to one). By connections:
+    whose began (or ended) nearest to one that reads the board; by messages: what came there then.
     """
     reads = _reads(relay)
     posts: dict[str, list[float]] = defaultdict(list)

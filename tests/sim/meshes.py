@@ -20,10 +20,10 @@ from unittest.mock import patch
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import Entropy
-from nostrvpn.node.events import TunnelSeen
-from nostrvpn.node.node import Node, NodeSettings
 from nostrvpn.mesh import ledger
 from nostrvpn.mesh.roster import Roster, open_roster
+from nostrvpn.node.events import TunnelSeen
+from nostrvpn.node.node import Node, NodeSettings
 from nostrvpn.nostr import nip44, nip59
 from nostrvpn.nostr.event import Event, event_json, public_key, verify_event
 from nostrvpn.paths.events import SendDatagram, Wake
@@ -146,9 +146,7 @@ class Meshes(World):
         return relay
 
     def host(self, name: str, *, skew: float = 0.0) -> Host:
-        number = len(self.hosts) + 1
         host = super().host(name, skew=skew)
-        host.address = Endpoint(IPv4Address((11 << 24) + (number << 8) + 2), host.address.port)
         self.by_key[host.secret.public_key] = host
         self._numbered.append(host)
         return host
@@ -391,13 +389,15 @@ class Meshes(World):
 
     def _forget(self, relay: RecordingRelay) -> None:
         wall = WALL + self.now
-        relay.stored = [
-            event for event in relay.stored if int(dict(event["tags"])["expiration"]) > wall
-        ]
+        relay.stored = [event for event in relay.stored if _expires(event) > wall]
 
     def _tell(self, place: tuple[Host, str], frame: list[object]) -> None:
         host, url = place
         self._later(host, RelayText(url, json.dumps(frame)))
+
+
+def _expires(event: dict[str, Any]) -> int:
+    return int(dict(event["tags"])["expiration"])
 
 
 def _addresses(wanted: dict[str, Any]) -> list[str]:

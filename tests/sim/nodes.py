@@ -115,7 +115,7 @@ class World:
         host = Host(
             name,
             RootSecret((number + 1000 * self.seed).to_bytes(32, "big")),
-            Endpoint(IPv4Address(f"11.0.{number}.2"), LISTEN_PORT),
+            Endpoint(IPv4Address((11 << 24) + (number << 8) + 2), LISTEN_PORT),
             tuple(self.relays),
             skew,
         )

@@ -12,7 +12,7 @@ import pytest
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.paths.agent import Paths
-from nostrvpn.paths.events import RemoteDescription, SendDatagram
+from nostrvpn.paths.events import NetworkChanged, RemoteDescription, SendDatagram
 from nostrvpn.paths.hard_nat.plan import PlanKind, PortSpan, SearchPlan
 from nostrvpn.paths.settings import PathSettings
 from tests.sim.network import Conditions, Host, Simulation
@@ -72,6 +72,10 @@ def test_hard_nats_become_direct_within_a_minute(kinds, relays):
         assert not any(
             h.paths.counters[code] for h in (first, second) for code in ("forged_check",)
         )
+
+
+def is_unpinned(host: Host) -> bool:
+    return not host.pins
 
 
 def found(seed: int) -> bool:
@@ -156,6 +160,28 @@ def test_a_pinned_path_that_dies_gives_the_port_back():
         sim.run(10)
         assert not first.pins, seed
         assert not second.pins
+
+
+@pytest.mark.parametrize("at", [3.0, 15.0])
+def test_who_moves_away_from_a_pinned_path_leaves_by_his_own_port_again(at):
+    """Else all checks of the new round leave from the pinned port, and none of the peer's gets in."""
+    for seed in (0, 2, 3):
+        sim, first, second = two(("draws", "port-restricted"), seed, relays=0)
+        sim.pair(first, second)
+        sim.flow(first, second, 120, every=0.5)
+        assert sim.run(60, until=partial(sim.are_direct, first, second))
+        sim.run(at)
+        assert first.pins
+        first.nat = sim.nat("linux", 77)
+        first.address = Endpoint(IPv4Address("10.7.7.7"), first.address.port)
+        first.lan = "elsewhere"
+        sim.step(first, sim.local_addresses(first))
+        sim.step(first, NetworkChanged())
+        moved = sim.now
+        assert sim.run(12, until=partial(is_unpinned, first))
+        assert sim.run(12, until=partial(sim.are_direct, first, second)), seed
+        sim.run(2)
+        assert sim.longest_gap(second, moved, sim.now) < 6, seed
 
 
 def test_a_peer_that_tells_plans_for_a_victim_is_refused():

@@ -251,7 +251,8 @@ def test_who_is_woken_in_vain_goes_to_sleep_again():
     before = mesh.said.copy()
     mesh.run(3600)
     assert mesh.said == before
-    assert max(mesh.presence.values()) <= 3
+    # One at the start, and in 80 minutes two more in the mean, at random.
+    assert mesh.presence.total() <= 4.5 * len(mesh.all)
     assert mesh.status(host)["problems"] == []
     mesh.start(gone)
     mesh.run(5)

@@ -19,6 +19,7 @@ from nostrvpn.control.server import ControlServer
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import RootSecret
 from nostrvpn.io.profiles import create_profile, profiles, select_profile, selected_profile
+from nostrvpn.mesh.invites import Link, render_link
 from nostrvpn.mesh.tokens import TokenLink, render_token_link
 from tests.unit.cli.test_cli import NPUB, PEER, STATUS, FakeDaemon, Result, Run
 
@@ -262,6 +263,16 @@ def test_a_removed_member_is_told(run: Run, daemon: Daemon) -> None:
     refused = run("join", LINK)
     assert refused.code == 1
     assert "this node was removed from that network" in refused.err
+
+
+def test_a_removed_member_may_be_invited_again(run: Run, daemon: Daemon) -> None:
+    fake = daemon(id=WORK, role=None, members=None)
+    fake.answers["join"] = {"network": WORK, "inviter": NPUB, "state": "joined"}
+    invite = render_link(
+        Link(RootSecret(bytes([7]) * 32).public_key, b"\x02" * 16, WORK, 4_000_000_000, None, ())
+    )
+    assert run("join", invite).code == 0
+    assert ("join", {"link": invite}) in fake.asked
 
 
 def test_a_named_network_is_joined_there_or_refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nostrvpn.errors import PeerMisbehaved, UserError
@@ -94,6 +94,7 @@ def test_a_token_link_says_all_and_shows_nothing():
 
 
 @given(st.lists(st.sets(st.integers(0, 30), max_size=3), max_size=30))
+@example([set()] * 30)
 def test_a_history_is_in_order_and_knows_what_is_concurrent(named):
     parents = {
         f"{number:02}": sorted(f"{one:02}" for one in some if one < number)

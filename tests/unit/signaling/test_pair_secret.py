@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nostrvpn.errors import PeerMisbehaved
@@ -119,6 +119,7 @@ def test_crossed_exchanges_agree():
 
 
 @settings(max_examples=150, deadline=None)
+@example(3116496)
 @given(st.integers(0, 10**9))
 def test_loss_repeats_and_disorder_never_break_reading_and_end_in_agreement(seed):
     pair = Pair(seed)
