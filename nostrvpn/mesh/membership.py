@@ -212,6 +212,10 @@ class Membership(Administration):
         """``peer`` speaks as a member: it has its welcome."""
         self._admission.heard(peer)
 
+    def heard(self, peer: str) -> None:
+        """``peer`` showed that it has its welcome."""
+        self._admission.heard(peer)
+
     def unheard(self, peer: str, since: float) -> None:
         """Nothing was heard of ``peer`` since ``since`` (Moment.now's seconds)."""
         self._upkeep.unheard(peer, since)

@@ -98,6 +98,8 @@ def _link_changed(node: Node, effect: LinkChanged, moment: Moment) -> list[NodeE
     ]
     if effect.snapshot.crossed:
         node.tunnel.proven(effect.peer)
+        # Without its welcome the peer had no tunnel.
+        node.membership.heard(effect.peer)
         effects += node.post.tunnel_up(effect.peer, moment)
     if effect.snapshot.state == "failed":
         effects += wake_relays(node, moment)
