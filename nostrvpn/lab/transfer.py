@@ -62,7 +62,10 @@ def transfer(
     finished: list[float] = []
 
     def receive() -> None:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # nobody got through: the sender says why
         with connection:
             connection.settimeout(patient(patience))
             while chunk := connection.recv(CHUNK):
