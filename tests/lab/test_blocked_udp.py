@@ -161,7 +161,7 @@ def test_a_websocket_to_a_member_carries(member: WithMember, one: str, other: st
 
 def test_that_udp_is_blocked_is_said(member: WithMember) -> None:
     a = member.laptops["tcp-a"]
-    assert "udp_blocked" in problems(a.status())
+    a.wait_for(lambda status: "udp_blocked" in problems(status), "UDP to be found blocked")
     assert a.query("netcheck")["udp"] is False
     assert "websocket" in a.cli("ping", "tcp-b", "--count", "3")
 
@@ -173,7 +173,7 @@ def test_why_says_that_the_peers_network_blocks_udp(member: WithMember) -> None:
         codes = [block["code"] for block in hard.query("why", blocked.npub)["blocks"]]
         return "peer_udp_blocked" in codes and "udp_blocked" not in codes
 
-    wait_until(is_said, "the peer's word")
+    wait_until(is_said, "the peer's word", timeout=30)
     assert "tcp-a says that no UDP answer reaches it" in hard.cli("why", "tcp-a")
 
 

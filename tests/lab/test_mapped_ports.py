@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
 SHORT_TIMEOUT = 2
 """Seconds after which the impatient router forgets a mapping; the shortest that is seen."""
 KEEPALIVE = 1
+LAZY = 25
 QUIET = 8
 
 
@@ -128,10 +130,32 @@ def flows_at(lab: Impatient) -> partial[CompletedProcess[str]]:
     return partial(lab.homes[1].namespace.run, "conntrack", "-L", "-p", "udp", "-d", outside)
 
 
-def one_ping(source: LabNode, target: LabNode) -> str:
-    address = target.status()["addresses"][0]
+def one_ping(source: LabNode, address: str) -> str:
+    """Send one echo request now, and return what ping says."""
     ping = ("ping", "-n", "-c", "1", "-W", "1", address)
     return source.namespace.run(*ping, check=False).stdout
+
+
+def test_without_it_the_mapping_is_gone_and_nothing_gets_in() -> None:
+    with watched(Impatient(LAZY)) as lab:
+        a, b = lab.nodes
+        launch(a, b)
+        admit(a, b)
+        wait_direct(a, b)
+        ping(a, b)
+        flows = flows_at(lab)
+        assert "dport=" in flows().stdout
+
+        # An agent sends heartbeats for a while after its tunnel was used: nearly every two seconds.
+        address = b.status()["addresses"][0]
+        b.process.signal(signal.SIGSTOP)
+        try:
+            wait_until(
+                lambda: "dport=" not in flows().stdout, "the mapping to be forgotten", timeout=40
+            )
+            assert "0 received" in one_ping(a, address)
+        finally:
+            b.process.signal(signal.SIGCONT)
 
 
 def test_a_keepalive_of_a_second_holds_a_mapping_that_lives_for_two() -> None:
@@ -149,5 +173,5 @@ def test_a_keepalive_of_a_second_holds_a_mapping_that_lives_for_two() -> None:
         )
         listed = flows().stdout
         assert "dport=" in listed, listed
-        assert "1 received" in one_ping(a, b)
+        assert "1 received" in one_ping(a, b.status()["addresses"][0])
         sys.stdout.write(f"idle for {QUIET} s behind a router of {SHORT_TIMEOUT} s\n")
