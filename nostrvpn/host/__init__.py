@@ -10,5 +10,7 @@ subprocess and no sibling package. Open ``state.py`` first, then ``diff.py``.
 - ``resolver``  how this host's resolver is told of our names: systemd-resolved, resolvconf, resolv.conf
 - ``firewall``  what we ask of nftables, and the script that makes it so
 - ``inbound``   what may come out of the tunnel into this host, and the script of that
+- ``shield``    what may leave while an exit is used or nothing may, and the script of that
+- ``exit_routing``  rules and a table of our own that lead into the tunnel
 - ``subnet_gateway``  this host forwards into networks behind it: SNAT, and nothing else, and its script
 """

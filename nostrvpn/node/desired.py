@@ -10,8 +10,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface
 from types import MappingProxyType
 
 from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.firewall import Firewall, Guard, Pin
 from nostrvpn.host.inbound import Inbound
+from nostrvpn.host.shield import Shield
 from nostrvpn.host.state import (
     FWMARK,
     IPV6_MIN_MTU,
@@ -55,6 +57,7 @@ class Desired:
 
     ``awake``: the endpoints in it that are a peer's own, by the peer's (Nostr) public key.
     ``inbound`` None: nobody asks for a filter. ``gateway``: what is forwarded into networks behind us.
+    ``shield`` and ``exit_routing``: what may leave while an exit is used, and the way to it.
     """
 
     device: Device
@@ -63,6 +66,8 @@ class Desired:
     awake: Mapping[str, Endpoint] = field(default_factory=dict)
     inbound: Inbound | None = None
     gateway: Gateway = field(default_factory=Gateway)
+    shield: Shield = field(default_factory=Shield)
+    exit_routing: ExitRouting = field(default_factory=ExitRouting)
 
 
 def overlapping_route(

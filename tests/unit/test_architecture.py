@@ -21,7 +21,7 @@ PACKAGE = ROOT / "nostrvpn"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 PURE = (
-    *("node", "signaling", "mesh", "paths", "relaying", "portmap", "wireguard", "host"),
+    *("node", "signaling", "mesh", "paths", "relaying", "portmap", "exits", "wireguard", "host"),
     *("nostr", "identity", "config", "stun"),
 )
 

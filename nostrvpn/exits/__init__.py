@@ -1,0 +1,10 @@
+"""Exits as values and machines: what is offered, which one is used, and what may leave meanwhile. Pure.
+
+Decides: the state of the kill switch, which exit is taken and when it is left for another one, what a
+provider's policy lets its guests reach. Knows nothing of members, packet filters or sockets; imports no
+sibling package. Open ``kill_switch.py`` first, then ``choice.py``.
+
+- ``settings``     what the user of an exit decided
+- ``kill_switch``  the states, and which one holds
+- ``offer``        what a node that is an exit says of itself
+"""

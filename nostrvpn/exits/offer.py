@@ -1,0 +1,76 @@
+"""What a node that is an exit says of itself to those who may use it.
+
+::
+
+    {"v4": true, "v6": false, "dns": true, "policy": "web", "country": "DE" | null, "load": 0…100}
+
+All of it is a claim: what counts is what is measured. ``dns``: it answers DNS at its overlay address.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nostrvpn.errors import PeerMisbehaved
+
+__all__ = ["ExitOffer", "offer_to_json", "parse_offer"]
+
+# Spec: ISO 3166-1 alpha-2.
+_COUNTRY = re.compile(r"[A-Z]{2}\Z")
+_POLICY = re.compile(r"[a-z][a-z-]{0,31}\Z")
+_MAX_LOAD = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ExitOffer:
+    """``v4`` and ``v6``: what it carries to the internet. ``policy``: the name of what it lets through.
+    ``country``: where it says it is. ``load``: percent of what it has."""
+
+    v4: bool = True
+    v6: bool = False
+    dns: bool = False
+    policy: str = "open"
+    country: str | None = None
+    load: int = 0
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """The IP versions that it carries to the internet."""
+        return frozenset(v for v, carried in ((4, self.v4), (6, self.v6)) if carried)
+
+
+def offer_to_json(offer: ExitOffer) -> dict[str, object]:
+    """Return what is said of an offer."""
+    return {
+        "v4": offer.v4,
+        "v6": offer.v6,
+        "dns": offer.dns,
+        "policy": offer.policy,
+        "country": offer.country,
+        "load": offer.load,
+    }
+
+
+def parse_offer(value: object) -> ExitOffer | None:
+    """Return a peer's offer; None where it makes none. PeerMisbehaved if it breaks a bound."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise PeerMisbehaved("bad_message", "not an exit's offer")
+    flags = [value.get(name, False) for name in ("v4", "v6", "dns")]
+    policy, country, load = value.get("policy", "open"), value.get("country"), value.get("load", 0)
+    fits = (
+        all(isinstance(flag, bool) for flag in flags)
+        and isinstance(policy, str)
+        and _POLICY.match(policy)
+        and (country is None or (isinstance(country, str) and _COUNTRY.match(country)))
+        and isinstance(load, int)
+        and not isinstance(load, bool)
+        and 0 <= load <= _MAX_LOAD
+    )
+    if not fits:
+        raise PeerMisbehaved("bad_message", "not an exit's offer")
+    if not flags[0] and not flags[1]:
+        return None
+    return ExitOffer(flags[0], flags[1], flags[2], policy, country, load)
