@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # What each Debian package is for is in docs/dependencies.md.
 PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools
 # A router's and a TURN server's daemons, which tests start by themselves; as services they stay off.
-TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn microsocks dnsmasq-base bind9-dnsutils dbus-daemon
+TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn microsocks dnsmasq-base bind9-dnsutils dbus-daemon systemd
 # The kernel's package has another name on Ubuntu.
 KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)
@@ -18,7 +18,7 @@ ONLY ?=
 # Most of the time of these is waiting. A file's tests share a lab, so they stay together.
 PARALLEL := -n 3 --dist loadfile
 
-.PHONY: help setup packages test-packages demo test check unit sim sim-long contract lab test-kernel bench matrix fmt clean
+.PHONY: help setup packages test-packages package package-test demo test check unit sim sim-long contract lab test-kernel bench matrix fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml
 demo: setup ## two laptops behind two NATs meet: the whole product in a minute
 	@$(BIN)/nostrvpn lab demo
 
-test: setup check unit sim contract lab test-kernel ## everything, in about a quarter of an hour
+test: setup test-packages check unit sim contract lab test-kernel ## everything, in about a quarter of an hour
 
 check: setup ## style, types and import rules
 	$(BIN)/ruff check .
@@ -73,6 +73,14 @@ matrix: setup ## every kind of network meets every other: writes docs/matrix.md
 test-kernel: setup ## the kernel's own WireGuard: this machine's, or a booted kernel's
 	@! $(BIN)/python tests/kernel/boot.py --needed || packaging/install-packages $(KERNEL_PACKAGES) || true
 	$(BIN)/python tests/kernel/boot.py
+
+package: ## dist/nostrvpn_VERSION_ARCH.deb for this Debian release
+	@packaging/install-packages python3-venv
+	packaging/debian/build
+
+package-test: package ## install, upgrade, remove and purge it, in a Debian of its own
+	@packaging/install-packages debootstrap iproute2
+	tests/package/run "$$(ls -t dist/nostrvpn_*.deb | head -n 1)"
 
 bench: setup ## measure; ONLY=connect for one part; JSON in build/bench/
 	$(BIN)/python -m tests.bench.run $(ONLY)

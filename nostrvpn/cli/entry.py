@@ -45,6 +45,7 @@ _COMMANDS = {
     "rules": "permissions",
     "shields-up": "permissions",
     "routes": "routes",
+    "exit": "exits",
     "policy": "permissions",
     "resolve": "names",
     "nip05": "names",
@@ -55,6 +56,7 @@ _COMMANDS = {
     "export": "tools",
     "relay": "tools",
     "daemon": "running",
+    "service": "service",
     "cleanup": "tools",
     "lab": "tools",
     "completion": "tools",
@@ -157,10 +159,10 @@ def _check_interface(name: str) -> None:
     import re
 
     # The same rule as config.model.INTERFACE_PATTERN, which would cost msgspec's import here.
-    if not re.match(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", name):
         raise UsageError(
             f"{name[:40]!r} is not a name for an interface",
-            "use 1 to 15 letters, digits, '_', '.' or '-'",
+            "use 1 to 15 letters, digits, '_', '.' or '-', and a letter or digit first",
         )
 
 

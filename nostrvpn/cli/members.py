@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, span
+from nostrvpn.cli.output import console, json_option, show_json, span, warn_unless_applied
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.cli.terms import checked_label, checked_npub, checked_tags, parse_span, terms_options
 from nostrvpn.config.options import Options
@@ -125,6 +125,7 @@ def remove(options: Options, peer: str, as_json: bool) -> None:
     if as_json:
         show_json(answer)
         return
+    warn_unless_applied(answer)
     click.echo(f"Removed {_called(answer)}.")
 
 
@@ -173,6 +174,7 @@ def role(options: Options, peer: str, role: str, expires_member: str | None, as_
     if as_json:
         show_json(answer)
         return
+    warn_unless_applied(answer)
     until = f" for {span(lasts)}" if lasts is not None else ""
     click.echo(f"{_called(answer)} is now {answer['role']}{until}.")
 
@@ -190,6 +192,7 @@ def tag(options: Options, peer: str, tags: tuple[str, ...], as_json: bool) -> No
     if as_json:
         show_json(answer)
         return
+    warn_unless_applied(answer)
     said = ", ".join(answer["tags"]) if answer["tags"] else "none"
     click.echo(f"Tags of {_called(answer)}: {said}.")
 
@@ -214,6 +217,7 @@ def replace(options: Options, peer: str, npub: str, expires: str, as_json: bool)
     if as_json:
         show_json(answer)
         return
+    warn_unless_applied(answer)
     click.echo(f"{_called(answer)} is replaced.", err=True)
     show_link(answer, "that npub only", open_to_all=False)
 

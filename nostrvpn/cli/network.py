@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from nostrvpn.cli.choosing import find_network, network_document
-from nostrvpn.cli.output import console, dash, json_option, show_json, table
+from nostrvpn.cli.output import console, dash, json_option, show_json, table, warn_unless_applied
+from nostrvpn.cli.seconds import seconds_option
 from nostrvpn.cli.terms import checked_label
 from nostrvpn.config.options import FIRST, Options
 from nostrvpn.control.client import ControlClient
@@ -95,9 +96,7 @@ def switch(options: Options, network: str, as_json: bool) -> None:
 @network_command.command("leave")
 @click.argument("network", required=False)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option(
-    "--timeout", default=20.0, show_default=True, help="Seconds to wait for others to hear."
-)
+@seconds_option("--timeout", 20.0, "Seconds to wait for others to hear.")
 @json_option
 @click.pass_obj
 def leave(options: Options, network: str | None, yes: bool, timeout: float, as_json: bool) -> None:
@@ -176,6 +175,7 @@ def settings(
     if as_json:
         show_json(answer)
         return
+    warn_unless_applied(answer)
     click.echo(f"name        {answer['name']}")
     click.echo(f"inbound     {answer['inbound']}")
     click.echo(f"same owner  {'on' if answer['same_owner'] else 'off'}")

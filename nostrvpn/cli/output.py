@@ -23,6 +23,7 @@ __all__ = [
     "span",
     "table",
     "version_spelled",
+    "warn_unless_applied",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -36,6 +37,12 @@ def json_option(command: _Command) -> _Command:
 def show_json(value: object) -> None:
     """Print a value as JSON on standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def warn_unless_applied(answer: dict[str, Any]) -> None:
+    """Say so if the kernel does not have yet what an answer tells of."""
+    if answer.get("applied") is False:
+        click.echo("This is not in force yet; why, says: nostrvpn status", err=True)
 
 
 def show_error(code: str, text: str, hint: str, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, table
+from nostrvpn.cli.output import console, json_option, show_json, table, warn_unless_applied
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -67,6 +67,7 @@ def _permit(options: Options, *, as_json: bool, **given: Any) -> None:
     if as_json:
         show_json(answer)
         return
+    warn_unless_applied(answer)
     where = "In the whole network" if given["network"] else "At this node"
     click.echo(f"{where}: {answer['text']}{' (taken back)' if answer['undone'] else ''}.")
 
@@ -102,7 +103,9 @@ def shields_up_command(options: Options, state: str, as_json: bool) -> None:
     answer = ControlClient(options.control_socket).call("shields_up", up=state == "on")
     if as_json:
         show_json(answer)
-    elif answer["shields_up"]:
+        return
+    warn_unless_applied(answer)
+    if answer["shields_up"]:
         click.echo("Shields are up: nothing is let in from the network.")
     else:
         click.echo("Shields are down: the rules decide again.")

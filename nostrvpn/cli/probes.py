@@ -11,6 +11,7 @@ import click
 
 from nostrvpn.cli.output import json_option, show_json
 from nostrvpn.cli.peer_argument import PEER
+from nostrvpn.cli.seconds import seconds_option
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import SystemRefused, UsageError
@@ -35,11 +36,9 @@ _COUNT = 4
     is_flag=True,
     help="Stop at the first echo over a direct path; exit code 1 if none comes.",
 )
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between two echoes.")
-@click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for each echo.")
-@click.option(
-    "--deadline", default=60.0, show_default=True, help="Seconds for --until-direct to give up."
-)
+@seconds_option("--interval", 1.0, "Seconds between two echoes.", least=0.0)
+@seconds_option("--timeout", 5.0, "Seconds to wait for each echo.")
+@seconds_option("--deadline", 60.0, "Seconds for --until-direct to give up.", least=0.0)
 @json_option
 @click.pass_obj
 def ping_command(

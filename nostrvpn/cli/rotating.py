@@ -7,23 +7,27 @@ network has been told; whatever happens in between, running it again goes on fro
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nostrvpn.cli.choosing import network_document
 from nostrvpn.cli.output import json_option, show_json
+from nostrvpn.cli.seconds import seconds_option
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import SystemRefused, UserError
 from nostrvpn.io.profiles import used_profiles
+
+if TYPE_CHECKING:
+    from nostrvpn.identity.keys import RootSecret
 
 __all__ = ["rotate_command"]
 
 
 @click.command("rotate")
 @click.option("--wireguard", is_flag=True, help="Another WireGuard key only; the npub stays.")
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for the relays.")
+@seconds_option("--timeout", 30.0, "Seconds to wait for the relays.")
 @json_option
 @click.pass_obj
 def rotate_command(options: Options, wireguard: bool, timeout: float, as_json: bool) -> None:
@@ -68,7 +72,7 @@ def _rotate_identity(options: Options, timeout: float) -> dict[str, Any]:
     else:
         new = prepare_next(options.state_dir, os.environ)
         for place in places:
-            _tell(place, new.npub, timeout)
+            _tell(place, root, new, timeout)
         former, stale = adopt_next(options.state_dir, os.environ), places
     for place in stale:
         _restart(place)
@@ -76,10 +80,15 @@ def _rotate_identity(options: Options, timeout: float) -> dict[str, Any]:
     return {"npub": npub, "former": str(former)}
 
 
-def _tell(place: Options, npub: str, timeout: float) -> None:
-    answer = ControlClient(place.control_socket).call(
-        "rotate", timeout=timeout + 5.0, npub=npub, wait_s=timeout
-    )
+def _tell(place: Options, root: RootSecret, new: RootSecret, timeout: float) -> None:
+    from nostrvpn.mesh.operations import agree_to_rotate
+
+    given: dict[str, Any] = {"npub": new.npub, "wait_s": timeout}
+    network = (network_document(place) or {}).get("id")
+    if network is not None:  # the daemon does not have the new secret, so the proof is made here
+        aux = os.urandom(32)
+        given["proof"] = agree_to_rotate(new.reveal(), network, root.public_key, aux)
+    answer = ControlClient(place.control_socket).call("rotate", timeout=timeout + 5.0, **given)
     if not answer["told"]:
         raise SystemRefused(
             f"no relay has taken the news for the network {place.network} yet",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, table
+from nostrvpn.cli.output import console, json_option, show_json, table, warn_unless_applied
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -112,6 +112,7 @@ def _show(answer: Any, *, as_json: bool) -> None:
     if as_json:
         show_json(answer)
         return
+    warn_unless_applied(answer)
     made = table("network", "behind", "advertised", "approved", "accepted", "state")
     for one in answer["shared"]:
         made.add_row(one["network"], "this node", "yes", _yes(one["approved"]), "-", one["text"])

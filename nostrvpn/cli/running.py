@@ -13,6 +13,8 @@ import click
 from nostrvpn.cli.choosing import with_network
 from nostrvpn.cli.output import json_option, show_json
 from nostrvpn.cli.relay_options import relay_options
+from nostrvpn.cli.seconds import seconds_option
+from nostrvpn.cli.tools import check_privilege, remove_leftovers
 from nostrvpn.config.options import FIRST, JOIN_VARIABLE, Options, RelayOptions
 from nostrvpn.control.client import ControlClient, DaemonNotRunning
 from nostrvpn.errors import NostrvpnError, SystemRefused
@@ -31,9 +33,7 @@ START_S = 20.0
     "--relay", "relays", multiple=True, metavar="URL", help="Use this Nostr relay; repeatable."
 )
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal: one network only.")
-@click.option(
-    "--timeout", default=20.0, show_default=True, help="Seconds to wait for the first relay."
-)
+@seconds_option("--timeout", 20.0, "Seconds to wait for the first relay.")
 @relay_options
 @json_option
 @click.pass_obj
@@ -63,7 +63,8 @@ def up_command(
         raise SystemRefused("nostrvpn is already up", "stop it first: nostrvpn down")
     if running is not None and (name or relays or relay.given) and not as_json:
         click.echo("Already up: these options take effect after nostrvpn down.", err=True)
-    fresh = running is None and _prepare(options, quiet=as_json)
+    if running is None:
+        _prepare(options, quiet=as_json)
     if foreground:
         return _run(options)
     statuses = _start_all(options, running, deadline)
@@ -76,7 +77,7 @@ def up_command(
             status | ({"networks": told} if told else {}) | ({"join": joined} if joined else {})
         )
         return _exit_code(others)
-    _show_up(status, fresh and not joined)
+    _show_up(status, has_joined=joined is not None)
     for profile, other in others.items():
         if "error" in other:
             click.echo(f"network {profile}: {other['error']['text']}", err=True)
@@ -87,7 +88,7 @@ def up_command(
 
 @click.command("down")
 @click.option("--network", help="Stop this network only.")
-@click.option("--timeout", default=15.0, show_default=True, help="Seconds to wait for the end.")
+@seconds_option("--timeout", 15.0, "Seconds to wait for the end.")
 @json_option
 @click.pass_obj
 def down_command(options: Options, network: str | None, timeout: float, as_json: bool) -> None:
@@ -198,16 +199,17 @@ def _exit_code(others: dict[str, Any]) -> int:
 
 
 def _remove_leftovers(options: Options) -> list[str]:
-    from nostrvpn.cli.tools import remove_leftovers
+    from nostrvpn.daemon.boot_guard import is_locked
     from nostrvpn.io.config_file import load_config
 
-    _check_privilege()
-    return remove_leftovers(options.interface_name(load_config(options.config, options.overlay)))
+    check_privilege()
+    interface = options.interface_name(load_config(options.config, options.overlay))
+    return remove_leftovers(interface, options.home, keep_shield=is_locked(options))
 
 
 def _run(options: Options) -> int:
     """Be the daemon until it ends."""
-    _check_privilege()
+    check_privilege()
     # To look for garbage in what is being imported takes a fifth of the start; the daemon enables it.
     gc.disable()
     from nostrvpn.daemon.main import run
@@ -224,7 +226,7 @@ def _running_status(options: Options) -> Any:
 
 def _prepare(options: Options, *, quiet: bool) -> bool:
     """Check rights and configuration and create a missing identity; say whether it is new."""
-    _check_privilege()
+    check_privilege()
     from nostrvpn.cli.setup import create_node
     from nostrvpn.io.config_file import load_config
     from nostrvpn.io.identity_file import has_identity
@@ -237,19 +239,6 @@ def _prepare(options: Options, *, quiet: bool) -> bool:
         click.echo(f"Created this node's identity: {made['npub']}")
         click.echo(f"Its secret is in {made['identity']}: keep a copy, nobody can restore it.")
     return True
-
-
-def _check_privilege() -> None:
-    """Raise SystemRefused unless this process may make interfaces and raw sockets."""
-    from nostrvpn.io.privilege import has_net_admin, has_net_raw
-
-    held = {"CAP_NET_ADMIN": has_net_admin(), "CAP_NET_RAW": has_net_raw()}
-    missing = [name for name, has in held.items() if not has]
-    if missing:
-        raise SystemRefused(
-            f"no permission to change the network ({' and '.join(missing)} missing)",
-            "run it as root (sudo)",
-        )
 
 
 def _wait_relay(options: Options, status: Any, deadline: float) -> Any:
@@ -286,7 +275,7 @@ def _connected(status: Any) -> bool:
     return any(relay.get("state") == "connected" for relay in status["relays"])
 
 
-def _show_up(status: Any, fresh: bool) -> None:
+def _show_up(status: Any, *, has_joined: bool) -> None:
     relays = [relay for relay in status["relays"] if relay.get("state") == "connected"]
     click.echo(f"nostrvpn is up on {status['interface']} ({status['backend']} WireGuard)")
     click.echo(f"  npub       {status['npub']}")
@@ -295,7 +284,7 @@ def _show_up(status: Any, fresh: bool) -> None:
     click.echo(f"  relays     {len(relays)} connected: {', '.join(r['url'] for r in relays)}")
     if status["peers"]:
         click.echo(f"  peers      {len(status['peers'])}, see: nostrvpn status")
-    elif fresh or not status["peers"]:
+    elif not has_joined:
         click.echo("Next, to connect another node, one of the two:")
         click.echo("  nostrvpn invite THEIR_NPUB   then run the printed link on the other node")
         click.echo("  nostrvpn join LINK           with a link that the other node printed")

@@ -17,6 +17,7 @@ from nostrvpn.control.client import ControlClient, DaemonNotRunning
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.io.durable_file import make_private_directory, refusal
 from nostrvpn.io.lock import lock_holder
+from nostrvpn.io.privilege import as_owner
 
 __all__ = [
     "daemon_command_line",
@@ -54,7 +55,9 @@ def start_detached(options: Options) -> tuple[subprocess.Popen[bytes], int]:
     # A link by which to join is a secret, and the daemon is told it otherwise.
     environment = {name: value for name, value in os.environ.items() if name != JOIN_VARIABLE}
     try:
-        with Path(options.log_path).open("ab") as log:
+        with as_owner(options.home):
+            log = Path(options.log_path).open("ab")  # noqa: SIM115  # closed below
+        with log:
             size = log.seek(0, os.SEEK_END)  # before the start: the child shares this position
             process = subprocess.Popen(
                 daemon_command_line(options),

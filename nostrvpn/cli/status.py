@@ -9,6 +9,7 @@ import click
 
 from nostrvpn.cli.network import other_networks
 from nostrvpn.cli.output import console, dash, json_option, show_json, size, span, table
+from nostrvpn.cli.seconds import seconds_option
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import UsageError
@@ -25,7 +26,7 @@ _SEVERITIES = {"error": "red", "warning": "yellow"}
 
 @click.command("status")
 @click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks.")
+@seconds_option("--interval", 1.0, "Seconds between two looks.")
 @json_option
 @click.pass_obj
 def status_command(options: Options, watch: bool, interval: float, as_json: bool) -> None:
@@ -110,11 +111,16 @@ def _self_table(status: Any) -> Table:
         f"{dash(status['listen_port'])}",
         "Network": _network_name(status.get("network")),
         "Names": _names(status.get("dns") or {}),
+        "Exit": _exit(status.get("exit") or {}),
     }
     for label, value in rows.items():
         if value:
             made.add_row(label, value)
     return made
+
+
+def _exit(used: Any) -> str:
+    return str(used["text"]) if used and (used["state"] != "off" or used["wanted"]) else ""
 
 
 def _names(dns: Any) -> str:

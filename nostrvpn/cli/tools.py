@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from nostrvpn.cli.output import console, json_option, show_json, version_spelled
-from nostrvpn.config.options import NETWORKS, Options
+from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import SystemRefused, UsageError
 
 __all__ = [
+    "check_privilege",
     "cleanup_command",
     "completion_command",
     "export_command",
@@ -88,9 +89,9 @@ def cleanup_command(options: Options, as_json: bool) -> None:
 
     It needs no saved state. With --interface, only that interface.
     """
-    if options.interface is None:
-        _refuse_running()
-    removed = remove_leftovers(options.interface)
+    check_privilege(for_packets=False)
+    # All: nobody's may be at work. One: it may be this node's own.
+    removed = remove_leftovers(options.interface, options.home if options.interface else None)
     if as_json:
         show_json({"removed": removed})
         return
@@ -100,33 +101,37 @@ def cleanup_command(options: Options, as_json: bool) -> None:
         click.echo("Nothing here carries our mark.")
 
 
-def remove_leftovers(interface: str | None) -> list[str]:
-    """Remove an interface that a killed daemon left (None: all with our mark); return names."""
-    from nostrvpn.io.cleanup import remove_marked
+def remove_leftovers(
+    interface: str | None, home: str | None, *, keep_shield: bool = False
+) -> list[str]:
+    """Remove an interface that a killed daemon left (None: all with our mark); return names.
 
-    return list(remove_marked(interface=interface))
+    SystemRefused if a daemon of another home than this one lives on it, or if not all could go: what
+    went is told before.
+    """
+    from nostrvpn.io.cleanup import NotAllRemoved, remove_marked
+    from nostrvpn.io.wireguard_claim import require_no_other_node
 
-
-def _refuse_running() -> None:
-    """Raise SystemRefused if a marked interface belongs to a living daemon; its alias says whose."""
-    from nostrvpn.host.state import ALIAS_MARK
-    from nostrvpn.io.lock import lock_holder
-    from nostrvpn.io.netlink import marked_interfaces
-
-    for link in marked_interfaces():
-        state_dir = link.alias.removeprefix(ALIAS_MARK).strip()
-        holder = lock_holder(Options(state_dir=state_dir).lock_path) if state_dir else None
-        if holder is not None:
-            raise SystemRefused(
-                f"a daemon runs on {link.name} (pid {holder})",
-                f"stop it with: nostrvpn --state-dir {_base(state_dir)} down; or name one --interface",
-            )
+    require_no_other_node(interface, home)
+    try:
+        return list(remove_marked(interface=interface, keep_shield=keep_shield))
+    except NotAllRemoved as exc:
+        for item in exc.removed:
+            click.echo(f"Removed {item}.", err=True)
+        raise
 
 
-def _base(home: str) -> str:
-    """Return the state directory of the node whose network lives in ``home``."""
-    above, _, profile = home.rpartition(f"/{NETWORKS}/")
-    return above if above and "/" not in profile else home
+def check_privilege(*, for_packets: bool = True) -> None:
+    """Raise SystemRefused unless this process may change interfaces, and make raw sockets."""
+    from nostrvpn.io.privilege import has_net_admin, has_net_raw
+
+    held = {"CAP_NET_ADMIN": has_net_admin(), "CAP_NET_RAW": has_net_raw()}
+    missing = [name for name, has in held.items() if not has and (for_packets or "RAW" not in name)]
+    if missing:
+        raise SystemRefused(
+            f"no permission to change the network ({' and '.join(missing)} missing)",
+            "run it as root (sudo)",
+        )
 
 
 @click.group("lab")

@@ -13,6 +13,7 @@ __all__ = [
     "INTERFACE_PATTERN",
     "Config",
     "Dns",
+    "Exit",
     "Paths",
     "Permissions",
     "Relay",
@@ -23,7 +24,8 @@ __all__ = [
 ]
 
 # Linux: IFNAMSIZ is 16 with the final NUL; '/', whitespace and ':' are refused by the kernel.
-INTERFACE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$"
+# The same as host.state.is_interface_name asks.
+INTERFACE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z"
 
 
 class Relays(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,10 +128,23 @@ class Dns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     resolv_conf: bool = False
 
 
+class Exit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this node does as an exit for others, and what it knows of those that it uses."""
+
+    # Files with names that guests get no address for: hosts files, or one domain a line.
+    blocklists: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=4096)], ...], msgspec.Meta(max_length=8)
+    ] = ()
+    # Answer guests about names of our own LAN, and with private addresses.
+    private_names: bool = False
+    # A file in MaxMind's format (.mmdb) that says in which country addresses are; needs maxminddb.
+    country_database: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the configuration file can say. An empty ``name`` means the host's own name."""
 
-    name: Annotated[str, msgspec.Meta(pattern=f"^$|{NAME_PATTERN}")] = ""
+    name: Annotated[str, msgspec.Meta(pattern=rf"^\Z|{NAME_PATTERN}")] = ""
     relays: Relays = Relays()
     # socks5h://HOST:PORT of a proxy (Tor: 127.0.0.1:9050) for connections to Nostr relays; empty: none.
     proxy: Annotated[str, msgspec.Meta(max_length=300)] = ""
@@ -138,6 +153,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     wireguard: WireGuard = WireGuard()
     paths: Paths = Paths()
     dns: Dns = Dns()
+    exit: Exit = Exit()
     permissions: Permissions = Permissions()
     relay: Relay = Relay()
     # Tried in this order; more than a few only cost time.

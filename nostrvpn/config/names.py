@@ -7,7 +7,7 @@ import re
 __all__ = ["MAX_PROFILE", "NAME_PATTERN", "check_name", "check_profile", "name_from_hostname"]
 
 # RFC 1123, section 2.1, in lower case: DNS compares without case, so only one spelling exists.
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
 
 # A network's directories are called so: the path of a Unix socket in one has at most 107 bytes.
 MAX_PROFILE = 32

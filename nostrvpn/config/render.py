@@ -27,6 +27,8 @@ _COMMENTS = {
     "# its admins say). enforce best-effort: go on without nftables, open to all members.",
     "dns": "Members' names on this host. resolv_conf: may resolv.conf be edited, where neither\n"
     "# systemd-resolved nor resolvconf manages it.",
+    "exit": "Being an exit for others: blocklists are files with names that guests get no address for;\n"
+    "# private_names: answer about names of the own LAN. Using one: country_database, an .mmdb file.",
     "relay": "What this node carries, still sealed, for pairs that cannot meet directly.\n"
     "# offer: none, members or anyone. gigabytes: each month, 0: no cap. websocket: for members\n"
     "# whose network lets no UDP out; listen is IP:port, url how members reach it.",

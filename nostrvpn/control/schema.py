@@ -73,6 +73,8 @@ class _Wait(_Arguments, frozen=True):
 
 class _Rotate(_Arguments, frozen=True):
     npub: _Reference
+    # ``mesh.operations.agree_to_rotate``; not needed to tell again what was signed before.
+    proof: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{128}$")] | None = None
     wait_s: _Seconds = 15.0
 
 
@@ -164,6 +166,52 @@ class _RoutesAccept(_Arguments, frozen=True):
     force: bool = False
 
 
+_KillSwitch = Literal["off", "on", "lockdown"]
+# As many as are kept of one kind, and as long as a domain may be.
+_Words = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=300)]], msgspec.Meta(max_length=256)
+]
+
+
+class _ExitUse(_Arguments, frozen=True):
+    peer: _Reference
+    kill_switch: _KillSwitch | None = None
+    allow_lan: bool | None = None
+    resolver: Annotated[str, msgspec.Meta(min_length=1, max_length=50)] | None = None
+    dry_run: bool = False
+
+
+class _ExitOff(_Arguments, frozen=True):
+    kill_switch: _KillSwitch | None = None
+
+
+class _ExitWords(_Arguments, frozen=True):
+    action: Literal["add", "remove", "list"]
+    words: _Words = []
+
+
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+_Rate = Annotated[float, msgspec.Meta(ge=0, le=100_000)]
+_Policy = Literal["web", "reduced", "tor-default", "open"]
+_PolicyWords = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=300)]], msgspec.Meta(max_length=64)
+]
+
+
+class _ExitOffer(_Arguments, frozen=True):
+    to: Annotated[list[_Reference], msgspec.Meta(max_length=64)] = []
+    policy: _Policy = "tor-default"
+    allow: _PolicyWords = []
+    deny: _PolicyWords = []
+    allow_lan: bool = False
+    client_rate: _Rate = 0.0  # Mbit/s; of all amounts 0 is no limit
+    bandwidth: _Rate = 0.0  # Mbit/s
+    connections: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+    budget: _Amount = 0.0  # GB a month
+    country: Annotated[str, msgspec.Meta(max_length=2)] = ""
+    ipv6: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command: its arguments, and whether it changes something or shows a secret (admin)."""
@@ -192,6 +240,15 @@ COMMANDS: dict[str, Command] = {
         Command("routes_advertise", _RoutesAdvertise, admin=True),
         Command("routes_approve", _RoutesApprove, admin=True),
         Command("routes_accept", _RoutesAccept, admin=True),
+        Command("exit_list", _Arguments, admin=False),
+        Command("exit_status", _Arguments, admin=False),
+        Command("exit_use", _ExitUse, admin=True),
+        Command("exit_off", _ExitOff, admin=True),
+        Command("exit_bypass", _ExitWords, admin=True),
+        Command("exit_trust", _ExitWords, admin=True),
+        Command("exit_clients", _Arguments, admin=False),
+        Command("exit_offer", _ExitOffer, admin=True),
+        Command("exit_offer_stop", _Arguments, admin=True),
         Command("permit", _Permit, admin=True),
         Command("shields_up", _Shields, admin=True),
         Command("invite", _Invite, admin=True),

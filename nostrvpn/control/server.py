@@ -135,7 +135,7 @@ class ControlServer:
                     "the running daemon may be of another version: nostrvpn down, nostrvpn up",
                 )
             if command.admin and not admin:
-                raise _Refused(f"{name} needs root", f"run it again with: sudo nostrvpn {name}")
+                raise _Refused(f"{name} needs root", "run the same command with sudo")
             arguments = parse_arguments(command, await _body(request))
             result = await self._handle(name, arguments, admin)
             return web.Response(body=msgspec.json.encode(result), content_type="application/json")
@@ -212,7 +212,8 @@ def _share_with_group(path: Path) -> None:
     group = _group()
     if group is not None:
         with suppress(PermissionError):  # not root: the file stays ours alone
-            os.chown(path, -1, group)
+            if path.stat().st_gid != group:  # a service has it already, and may not chown
+                os.chown(path, -1, group)
             path.chmod(0o660)
             return
     path.chmod(0o600)

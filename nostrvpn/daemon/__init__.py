@@ -6,10 +6,16 @@ reconciled and ends in order. Open ``loop.py`` first.
 - ``main``       from options to a running daemon and its exit code
 - ``loop``       inbox -> node.step -> effects -> deadline
 - ``services``   what runs beside the node: channels, TURN, port mapping, our own relay
+- ``exit_service``  echoes to exits, and in which countries they are
+- ``guest_meter``  what this host's guests used, every few seconds
+- ``boot_guard``  what lockdown blocks while no daemon runs
 - ``name_service``  our name server, and this host's resolver told of it
+- ``exit_names``    whom it asks for other names while an exit is wanted
 - ``relay_service``  this node as a relay: its machine, ports, WebSockets and what it remembers
 - ``sleepers``   the doorbell of peers whose paths sleep
 - ``host_watch``  addresses and routes, at start and after each change
 - ``reconcile``  the kernel's observe -> diff -> apply, in one worker thread
+- ``exit_way``   what may leave beside an exit and the way to it, for ``reconcile``
+- ``rounds``  which wishes the reconciler has carried out, for answers that wait for it
 - ``supervise``  named tasks whose failure ends the daemon loudly
 """

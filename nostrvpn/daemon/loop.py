@@ -10,7 +10,9 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 from typing import assert_never
 
+from nostrvpn.daemon.guest_meter import GuestMeter
 from nostrvpn.daemon.reconcile import Reconciler
+from nostrvpn.daemon.rounds import Rounds
 from nostrvpn.daemon.services import Services
 from nostrvpn.daemon.sleepers import Sleepers
 from nostrvpn.daemon.supervise import Supervisor
@@ -20,6 +22,7 @@ from nostrvpn.io.clock_watch import ClockWatch, SleepMeter
 from nostrvpn.io.echo import echo
 from nostrvpn.io.relays import RelaySockets
 from nostrvpn.io.resolver import StunResolver
+from nostrvpn.io.service_manager import notify
 from nostrvpn.io.store import Record, Store
 from nostrvpn.io.tap import Tap
 from nostrvpn.machine import Entropy, Moment, Tick
@@ -34,6 +37,7 @@ from nostrvpn.node.events import (
     Persist,
     Poke,
     Reconcile,
+    ReconcileFinished,
     Refuse,
     Reply,
     ResolveStun,
@@ -60,14 +64,19 @@ __all__ = ["Loop", "moment"]
 # Events that wait. Relay connections wait for room (their sockets then stop being read); datagrams
 # do not wait, they are dropped and counted: a lost probe is repeated.
 INBOX = 4_096
-RECONCILE_EVERY_S = 30.0
 CALL_TIMEOUT_S = 130.0
 ECHO_TRIES = 3
 OBSERVE_TIMEOUT_S = 3.0
 # Idle counters are read every few seconds; whoever asks gets those of now.
 _NOT_DROPPED = frozenset({"received", "sent"})
 _SHOWS_COUNTERS = frozenset({"status", "peers", "why"})
-_SHOWS_SERVICES = frozenset({"status", "netcheck", "why"})
+_SHOWS_SERVICES = frozenset({"status", "netcheck", "why", "exit_list", "exit_status"})
+# Answered when the kernel has what they change: who then opens a door may rely on it.
+_IN_FORCE = frozenset(
+    {"permit", "shields_up", "network_settings", "peer_remove", "peer_role", "peer_tag"}
+    | {"peer_replace", "routes_advertise", "routes_approve", "routes_accept"}
+    | {"exit_offer", "exit_offer_stop"}
+)
 
 _log = logging.getLogger("nostrvpn.node")
 
@@ -92,6 +101,7 @@ class Loop:
         self._last_call = 0
         self._unsaved: list[Record] = []
         self._reconcile_wanted = asyncio.Event()
+        self._rounds = Rounds()
         self._stopping = asyncio.Event()
         self.restarts = False  # after the end, as it was started
         self._failure: BaseException | None = None
@@ -99,9 +109,10 @@ class Loop:
         self._sleep = SleepMeter()
         self._clock = ClockWatch(lambda: self.offer(Tick()))
         self.supervisor = Supervisor(self._task_failed)
-        self.sockets = RelaySockets(self._inbox.put)
+        self.sockets = RelaySockets(self._inbox.put, mark=FWMARK)
         self.tap = Tap(port, FWMARK, self._datagram)
         self.services: Services | None = None
+        self.guests: GuestMeter | None = None
         self.sleepers: Sleepers | None = None
 
     # -- in ---------------------------------------------------------------------------------
@@ -150,13 +161,22 @@ class Loop:
                         await self._observe()
             if self.services is not None and name in _SHOWS_SERVICES:
                 await self.services.show()
+            if self.services is not None and name == "exit_use":
+                await self.services.exits.check_alone()
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._inbox.put(Command(number, name, args))
-                return await future
+                answer = await future
+            if name in _IN_FORCE and isinstance(answer, dict):
+                answer = answer | {"applied": await self._rounds.applied()}
+            return answer
         except TimeoutError as exc:
             raise SystemRefused(f"the daemon did not answer {name} in time") from exc
         finally:
             self._calls.pop(number, None)
+
+    def reconcile_soon(self) -> None:
+        """Compare the kernel with what is desired, although that did not change."""
+        self._reconcile_wanted.set()
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end."""
@@ -198,6 +218,9 @@ class Loop:
                 _log.info("resumed after a sleep of %.0f s", slept)
                 self._perform(self._node.step(Resumed(slept), moment()))
             self._perform(self._node.step(event, moment()))
+            if isinstance(event, ReconcileFinished):
+                # Every 30 s at least: the reconciler ended a run, and the node has heard of it.
+                notify("WATCHDOG=1")
             if isinstance(event, ChannelAnswered) and self.services is not None:
                 self.services.answered(event.channel)
 
@@ -205,8 +228,9 @@ class Loop:
         while True:
             self._reconcile_wanted.clear()
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
-            desired = self._node.desired(now)
+            number, desired = self._rounds.begin(), self._node.desired(now)
             error = await self._reconciler.reconcile(desired)
+            self._rounds.end(number, is_applied=error is None and self._reconciler.is_applied)
             if error is not None:
                 _log.error("the tunnel could not be configured: %s", error)
             elif self.sleepers is not None:
@@ -216,7 +240,7 @@ class Loop:
                 await self.services.use_addresses(desired.host)
             await self._inbox.put(self._reconciler.finished(error))
             try:
-                async with asyncio.timeout(RECONCILE_EVERY_S):
+                async with asyncio.timeout(self._reconciler.due_in_s):
                     await self._reconcile_wanted.wait()
             except TimeoutError:
                 pass
@@ -254,7 +278,8 @@ class Loop:
         """
         if isinstance(effect, Reply) and changes:
             text = f"the state could not be saved: {self._node.storage_error}"
-            self._answer(effect.call, SystemRefused(text, "free some disk space, and try again"))
+            hint = "free some disk space; until a restart it holds, and it is saved as soon as it can be"
+            self._answer(effect.call, SystemRefused(text, hint))
             return True
         return isinstance(effect, SendText | SendThrough)
 
@@ -292,7 +317,12 @@ class Loop:
                 if self.services is not None:
                     self.services.perform(effect)
             case Reconcile():
+                self._rounds.ask()
                 self._reconcile_wanted.set()
+                if self.services is not None:
+                    self.services.exits.poke()
+                if self.guests is not None:
+                    self.guests.poke()
             case ObserveTunnel():
                 self.supervisor.start("observe", self._observe())
             case Reply():
@@ -307,6 +337,8 @@ class Loop:
                 self.supervisor.start("resolve", self._resolve(effect.servers))
             case ShutDown(restart=restart):
                 self.restarts = restart
+                if not restart:
+                    self._reconciler.end_with(self._node.exits.shield_after_down)
                 # The answer to the caller leaves first.
                 asyncio.get_running_loop().call_later(0.05, self.stop, "asked to")
             case Log():

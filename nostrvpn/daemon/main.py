@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from ipaddress import ip_address
 
@@ -18,6 +18,8 @@ from nostrvpn.config.addresses import check_proxy_url
 from nostrvpn.config.model import Config, Permissions, Relay
 from nostrvpn.config.options import JOIN_VARIABLE, Options
 from nostrvpn.control.server import ControlServer
+from nostrvpn.daemon.boot_guard import PRECIOUS_SPACES, SECRET_SPACES, doubt_exit
+from nostrvpn.daemon.guest_meter import GuestMeter
 from nostrvpn.daemon.host_watch import HostWatch
 from nostrvpn.daemon.loop import Loop, moment
 from nostrvpn.daemon.reconcile import Reconciler
@@ -25,6 +27,7 @@ from nostrvpn.daemon.services import Services
 from nostrvpn.daemon.sleepers import Sleepers
 from nostrvpn.endpoint import parse_endpoint
 from nostrvpn.errors import NostrvpnError, SystemRefused
+from nostrvpn.host.state import ALIAS_MARK, MAX_ALIAS
 from nostrvpn.identity.keys import RootSecret
 from nostrvpn.io.config_file import load_config
 from nostrvpn.io.durable_file import make_private_directory
@@ -32,9 +35,12 @@ from nostrvpn.io.identity_file import load_identity
 from nostrvpn.io.lock import StateLock
 from nostrvpn.io.logs import start_logging
 from nostrvpn.io.netlink import main_routes
+from nostrvpn.io.privilege import account_of, become
+from nostrvpn.io.runtime_directory import give_runtime_directory
 from nostrvpn.io.service_manager import notify
 from nostrvpn.io.store import Record, Store
 from nostrvpn.io.wireguard import Backend, select_backend
+from nostrvpn.io.wireguard_claim import require_no_other_node
 from nostrvpn.mesh.joining import parse_any_link
 from nostrvpn.mesh.policy import LocalPolicy
 from nostrvpn.node.desired import TunnelSettings
@@ -47,11 +53,6 @@ from nostrvpn.wireguard.device import SecretKey
 __all__ = ["run"]
 
 SPACES = ("meta", "network", "policy", "invite", "join", "peer", "session", "keys")
-# Losing one of these loses a membership, or the port and sequence numbers that peers know us by:
-# the store refreshes its backup after they change.
-PRECIOUS_SPACES = frozenset({"meta", "network", "policy", "invite", "join", "peer", "keys"})
-# What is deleted here makes recorded messages unreadable, so it has to be gone.
-SECRET_SPACES = frozenset({"keys"})
 # Ports below are registered for services, above are the kernel's own ephemeral range (32768+ by
 # default) which other programs draw from.
 PORT_RANGE = (20_000, 32_000)
@@ -64,11 +65,18 @@ def run(options: Options) -> int:
 
     NostrvpnError says why it could not start.
     """
+    account = account_of(options.home) if os.geteuid() == 0 else None
+    if account is not None:
+        give_runtime_directory(options.runtime_dir, account)
+        become(account)
     config = load_config(options.config, options.overlay)
     start_logging(config.log_level, options.log_file)
     # A relay's ports and its clients' connections need more than the usual 1024.
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != most:  # a service may not change what it may use
+        # The kernel's own limit (fs.nr_open) may be below.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     lock = StateLock(options.lock_path)
     lock.acquire()
     try:
@@ -119,7 +127,8 @@ async def _run(options: Options, config: Config) -> bool:
         await loop.run()
         if joining is not None:
             joining.cancel()
-        notify("STOPPING=1")
+        if asked or not loop.restarts:
+            notify("STOPPING=1")  # or a service manager ends what begins anew
     _log.info("stopped")
     return loop.restarts and not asked
 
@@ -173,10 +182,7 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     node = Node(settings, {space: store.all(space) for space in SPACES}, backend.name)
     if store.restored:
         node.notes.append(("state_restored", store.restored))
-    must_filter = config.permissions.enforce == "require"
-    reconciler = Reconciler(backend, interface, config.wireguard.mtu, must_filter=must_filter)
-    stack.callback(reconciler.close)
-    stack.push_async_callback(reconciler.delete)
+    reconciler = await _claim(options, config, backend, stack)
     loop = Loop(node, store, reconciler, interface=interface, port=port)
     if config.proxy:
         from nostrvpn.io.proxy import SocksProxy  # most nodes need none
@@ -191,11 +197,15 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
         loop.tap.listen_on(SOURCE_PORTS)
     stack.callback(loop.tap.close)
     loop.services = services = Services(node, config, loop.deliver)
+    services.names.changed = loop.reconcile_soon
     if settings.relay is not None:
         _lend(services, settings.relay, options.relay_settings(config), store, loop)
     stack.push_async_callback(services.stop)
     await services.start(interface)
+    loop.guests = GuestMeter(node, interface, reconciler.run, loop.offer)
+    loop.supervisor.start("guests", loop.guests.read_forever())
     watch = HostWatch(loop, reconciler, interface)
+    watch.must_know_network = lambda: bool(node.exits.settings.trusted)
     await watch.start()
     stack.callback(watch.stop)
     control = ControlServer(options.control_socket, loop.call)
@@ -205,12 +215,26 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     return loop
 
 
+async def _claim(
+    options: Options, config: Config, backend: Backend, stack: AsyncExitStack
+) -> Reconciler:
+    """Return the interface's single writer; SystemRefused if another node lives there."""
+    interface, must_filter = options.interface_name(config), config.permissions.enforce == "require"
+    reconciler = Reconciler(backend, interface, config.wireguard.mtu, must_filter=must_filter)
+    stack.callback(reconciler.close)
+    # Before anything is made, or taken down at the end.
+    await reconciler.run(partial(require_no_other_node, interface, options.home))
+    stack.push_async_callback(reconciler.delete)
+    return reconciler
+
+
 def _open_store(options: Options, stack: AsyncExitStack) -> Store:
     make_private_directory(options.home)
     store = Store.open(
         options.store_path, backup_spaces=PRECIOUS_SPACES, secret_spaces=SECRET_SPACES
     )
     stack.callback(store.close)
+    doubt_exit(store)
     return store
 
 
@@ -222,6 +246,7 @@ async def _reconcile_first(node: Node, reconciler: Reconciler, interface: str) -
         # it let in be kept out.
         present = moment()
         node.subnets.review(node, present)
+        node.exits.review(node, present)
         node.permissions.tell_time(present)
         wanted = node.desired(present.now)
         try:
@@ -239,7 +264,7 @@ def _tunnel(
 ) -> TunnelSettings:
     return TunnelSettings(
         options.interface_name(config),
-        f"nostrvpn {options.home}"[:255],
+        f"{ALIAS_MARK} {options.home}".encode()[:MAX_ALIAS].decode(errors="ignore"),
         config.wireguard.mtu,
         private_key,
         private_key.public_key,

@@ -11,20 +11,27 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from nostrvpn.daemon.exit_way import ExitWay
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.host import diff as host_diff
 from nostrvpn.host.diff import HostOp
+from nostrvpn.host.exit_filter import NO_GUESTS
+from nostrvpn.host.exit_meter import ExitMeter, meter_table
 from nostrvpn.host.firewall import Firewall, table_name
 from nostrvpn.host.inbound import Inbound, inbound_table
+from nostrvpn.host.shield import Shield
 from nostrvpn.host.state import HostState
 from nostrvpn.host.subnet_gateway import Gateway, gateway_table
+from nostrvpn.io.exit_meter import apply_meter
 from nostrvpn.io.forward_policy import Obstacle, forward_obstacle, input_obstacle
 from nostrvpn.io.netlink import apply_host, observe_host, remove_limits
 from nostrvpn.io.nftables import apply_firewall, apply_inbound
 from nostrvpn.io.own_tables import delete_own_tables
+from nostrvpn.io.relay_routing import RoutingMemory
 from nostrvpn.io.subnet_gateway import apply_gateway
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.node.desired import Desired
@@ -34,9 +41,11 @@ from nostrvpn.wireguard.device import ObservedDevice
 
 __all__ = ["Reconciler"]
 
-# Less than the 30 s between two runs of an idle loop, so that each of those looks at everything. In
-# between, what was found as desired is not read again: routes and addresses take six dumps, a table
-# of the packet filter a process, and while a mesh starts there are several runs a second.
+# Everything is looked at this often, whether the kernel told of a change or not.
+LOOK_AGAIN_S = 30.0
+# Less than that, so that one run looks at everything. In between, what was found as desired is not read
+# again: routes and addresses take six dumps, a table of the packet filter a process, and while a mesh
+# starts there are several runs a second.
 TRUSTED_S = 20.0
 # Reading all tables of the host takes a process; other firewalls change rarely.
 LOOK_EVERY_S = 300.0
@@ -51,7 +60,8 @@ class Reconciler:
     ``firewall_error`` says why the packet filter is not as desired (nftables is not installed, say);
     None if it is. Everything else goes on without it. ``inbound_error`` says why permissions are not
     enforced: with ``must_filter`` nothing more is done then, without it the tunnel stands all the same.
-    ``gateway_error`` says why nothing is forwarded into networks behind this host.
+    ``gateway_error`` says why nothing is forwarded into networks behind this host. ``shield_error`` says
+    why what may leave beside an exit, or the way to it, is not as desired: no more leaves then.
     """
 
     def __init__(
@@ -63,7 +73,7 @@ class Reconciler:
         self._applied: dict[str, int] = {}
         self._ready = False
         self._host: tuple[HostState, float] | None = None
-        self._host_moved = False
+        self._host_moved = self._tables_moved = False
         self._firewall: tuple[Firewall, float] | None = None
         self._must_filter = must_filter
         self._inbound: tuple[Inbound, float] | None = None
@@ -72,8 +82,13 @@ class Reconciler:
         self.inbound_error: str | None = None
         self.obstacle: Obstacle | None = None
         self._gateway: tuple[Gateway, float] | None = None
+        self._routing = RoutingMemory(gateway_table(interface))
         self.gateway_error: str | None = None
         self.forward_obstacle: Obstacle | None = None
+        self._exit_way = ExitWay(interface)
+        self._meter: tuple[ExitMeter, float] | None = None
+        self._has_metered = False
+        self.meter_error: str | None = None
         self._looked_at: float | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
 
@@ -98,12 +113,23 @@ class Reconciler:
             _told(self.obstacle),
             self.gateway_error,
             _told(self.forward_obstacle),
+            self.shield_error,
+            self.meter_error,
         )
 
     def reconcile_now(self, desired: Desired) -> None:
         """The same, in the calling thread; NostrvpnError says what the kernel refused."""
         name = self._interface
         was_judged = self._is_judged
+        if self._tables_moved:
+            self._tables_moved = False
+            self._firewall = self._inbound = self._gateway = self._meter = self._looked_at = None
+            self._exit_way.distrust_table()
+        if self._host_moved:
+            self._exit_way.distrust_routing()
+        # Before anything else: from here on nothing leaves that may not.
+        self._exit_way.close(desired.shield, desired.exit_routing)
+        desired = self._metered(desired)
         if not was_judged:
             # Before there is a link: what comes out of it is judged from the first packet on.
             self._apply_inbound(desired.inbound)
@@ -121,6 +147,9 @@ class Reconciler:
         # The device is ready before the link comes up and routes lead to it.
         self._apply_device(observed, desired)
         apply_host(host_operations)
+        if host_operations:
+            self._exit_way.distrust_routing()
+        self._exit_way.route(desired.shield, desired.exit_routing)
         if was_judged:
             # Last, as it takes longest: until then the filter of before drops what a new peer sends.
             self._apply_inbound(desired.inbound)
@@ -128,9 +157,37 @@ class Reconciler:
         self._apply_gateway(desired.gateway)
         if desired.inbound is not None:
             self._look_around(desired.gateway)
+        # After everything else.
+        self._exit_way.open(desired.shield)
+
+    @property
+    def shield_error(self) -> str | None:
+        """Why what may leave beside an exit, or the way to it, is not as desired; None if it is."""
+        return self._exit_way.error
+
+    def end_with(self, shield: Shield) -> None:
+        """Let ``delete`` leave this much of what holds traffic back. Without a word it leaves all."""
+        self._exit_way.after = shield
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the packet filter and what hangs on it were as desired after the last run."""
+        errors = (self.inbound_error, self.gateway_error, self.shield_error)
+        return all(error is None for error in errors)
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next run is due, at the latest: something was looked at long ago then."""
+        found = (self._host, self._firewall, self._inbound, self._gateway, *self._exit_way.found)
+        oldest = min((one[1] for one in found if one is not None), default=time.monotonic())
+        return max(1.0, oldest + LOOK_AGAIN_S - time.monotonic())
+
+    def tables_changed(self) -> None:
+        """Somebody removed of our nftables tables: the next run looks at them. From any thread."""
+        self._tables_moved = True
 
     def host_changed(self) -> None:
-        """Links, addresses or routes changed: the next run looks at them. From any thread."""
+        """Links, addresses, routes or rules changed: the next run looks at them. From any thread."""
         self._host_moved = True
 
     def _host_operations(self, desired: HostState) -> list[HostOp]:
@@ -186,6 +243,28 @@ class Reconciler:
             self.inbound_error = None
             self._is_judged, self._inbound = True, (inbound, time.monotonic())
 
+    def _metered(self, desired: Desired) -> Desired:
+        """Measure guests before any is let through; if that fails, none is."""
+        meter = desired.exit_meter
+        if not _holds(self._meter, meter):
+            self._meter = None
+            try:
+                # What an earlier run counted is not known; the month's account was stored.
+                if apply_meter(meter, self._interface, anew=not self._has_metered):
+                    table = meter_table(self._interface)
+                    _log.info("[#] nft: table inet %s: %s", table, meter.summary)
+            except SystemRefused as exc:
+                if self.meter_error is None:
+                    _log.warning("guests cannot be measured, and are not let through: %s", exc)
+                self.meter_error = str(exc)
+            else:
+                self.meter_error = None
+                self._has_metered = self._has_metered or bool(meter.guests)
+                self._meter = meter, time.monotonic()
+        if self.meter_error is None or desired.inbound is None:
+            return desired
+        return replace(desired, inbound=replace(desired.inbound, exit=NO_GUESTS))
+
     def _apply_gateway(self, gateway: Gateway) -> None:
         if _holds(self._gateway, gateway):
             return
@@ -193,10 +272,10 @@ class Reconciler:
         if before is None or before[0] != gateway:
             self._looked_at = None
         try:
-            if gateway.networks and self.inbound_error is not None:
+            if not gateway.is_empty and self.inbound_error is not None:
                 # Whoever came out of the tunnel would be let through.
                 raise SystemRefused(f"permissions cannot be enforced: {self.inbound_error}")
-            if apply_gateway(gateway, self._interface):
+            if apply_gateway(gateway, self._interface, self._routing):
                 table = gateway_table(self._interface)
                 _log.info("[#] nft: table inet %s: %s", table, gateway.summary)
         except SystemRefused as exc:
@@ -212,10 +291,13 @@ class Reconciler:
         now = time.monotonic()
         if self._looked_at is not None and now - self._looked_at < LOOK_EVERY_S:
             return
-        self.obstacle, self._looked_at = input_obstacle(self._interface), now
-        self.forward_obstacle = None
-        if gateway.networks:
-            self.forward_obstacle = forward_obstacle(self._interface, gateway.versions)
+        self._looked_at, self.obstacle, self.forward_obstacle = now, None, None
+        try:
+            self.obstacle = input_obstacle(self._interface)
+            if gateway.networks:
+                self.forward_obstacle = forward_obstacle(self._interface, gateway.versions)
+        except Exception as exc:  # only advice, out of what others wrote
+            _log.error("other firewalls are not understood: %r", exc, exc_info=exc)
 
     def _apply_device(self, observed: ObservedDevice | None, desired: Desired) -> None:
         name = self._interface
@@ -235,12 +317,16 @@ class Reconciler:
             return None
 
     async def delete(self) -> None:
-        """Remove the interface and all that hangs on it."""
+        """Remove the interface and all that hangs on it, but what holds traffic back (``end_with``)."""
         name = self._interface
         for what, remove in (
+            ("kill switch", self._exit_way.end_closed),
             ("tunnel", self._backend.delete),
             ("routing rules", remove_limits),
-            ("packet filter", delete_own_tables),
+            # First what it remembers, for its table may have been flushed just now.
+            ("routing", lambda _name: self._routing.put_back()),
+            ("packet filter", partial(delete_own_tables, keep_shield=True)),
+            ("kill switch", self._exit_way.end_open),
         ):
             try:
                 await self.run(partial(remove, name))

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from nostrvpn.config.addresses import check_port_range
 from nostrvpn.config.model import Relay
 from nostrvpn.endpoint import Endpoint, parse_endpoint
-from nostrvpn.errors import NostrvpnError
+from nostrvpn.errors import NostrvpnError, UserError
 from nostrvpn.host.state import FWMARK
 from nostrvpn.io.relay_host import RelayHost
 from nostrvpn.io.relay_routing import uplinks
@@ -133,7 +133,15 @@ class RelayService:
         await self._host.stop()
 
     def _counted(self) -> None:
-        """The counters were read: store them, if it is time or if they grew by much."""
+        """The counters were read: store them, if it is time or if they grew by much.
+
+        It comes every 15 s, and so a certificate that was renewed is taken up then too.
+        """
+        if self._websocket is not None:
+            try:
+                self._websocket.renew_certificate()
+            except UserError as exc:
+                _log.warning("the certificate of before is served on: %s", exc)
         moment = self._moment()
         told = self._server.snapshot(moment)
         month, carried = self._stored
@@ -156,6 +164,10 @@ class RelayService:
             self.unsaved = str(exc)
         else:
             self.unsaved = None
+
+    def tables_changed(self) -> None:
+        """Somebody removed of our nftables tables."""
+        self._host.tables_changed()
 
     def lend_to(self, users: frozenset[str]) -> None:
         """Relay for these users (names of their credentials) from now on, and for no others."""

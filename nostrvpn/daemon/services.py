@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nostrvpn.config.model import Config, Turn
+from nostrvpn.daemon.exit_service import ExitService
 from nostrvpn.daemon.name_service import NameService
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import NostrvpnError, UserError
@@ -82,7 +83,11 @@ class Services:
             lambda address, text: offer(HeardThrough(address, text)),
             lambda token: offer(ThroughFailed(token)),
         )
-        self.names = NameService(node, config.dns, node.settings.tunnel.interface)
+        interface = node.settings.tunnel.interface
+        self.names = NameService(node, config.dns, interface, config.exit)
+        self.exits = ExitService(
+            node, node.settings.tunnel.interface, offer, config.exit.country_database
+        )
 
     def use_relay(self, relay: RelayService) -> None:
         """Relay for others too."""
@@ -94,6 +99,7 @@ class Services:
         Nothing here waits for the network. Port mapping begins with ``network_changed``.
         """
         self.names.start()
+        self.exits.start()
         if self._turn is not None:
             for server in self._turn_servers:
                 self._node.turn_states[server.name] = "allocating"
@@ -104,6 +110,7 @@ class Services:
 
     async def stop(self) -> None:
         """Give everything back, in bounded time."""
+        await self.exits.stop()
         await self.names.stop()
         await self._talk.close()
         if self.relay is not None:
@@ -157,6 +164,7 @@ class Services:
 
     async def show(self) -> None:
         """Tell the node what status and netcheck show of us."""
+        self.exits.show()
         if self._mapping is not None:
             self._node.port_mapping = {**self._mapping.report(), "required": self._must_map}
         if self.relay is not None:

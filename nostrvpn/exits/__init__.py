@@ -6,5 +6,9 @@ sibling package. Open ``kill_switch.py`` first, then ``choice.py``.
 
 - ``settings``     what the user of an exit decided
 - ``kill_switch``  the states, and which one holds
+- ``choice``       which exit is used, and when it is left for another one
 - ``offer``        what a node that is an exit says of itself
+- ``guest_names``  which names and addresses an exit's guests are answered; ``blocklist``: and which not
+- ``policy``       what guests may reach: named policies, own words, and the rules they make
+- ``limits``       how much guests get, and the account of a month
 """

@@ -10,11 +10,25 @@ All of it is a claim: what counts is what is measured. ``dns``: it answers DNS a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.errors import PeerMisbehaved, UsageError, one_line
+from nostrvpn.exits.limits import ExitLimits
+from nostrvpn.exits.policy import ExitPolicy
 
-__all__ = ["ExitOffer", "offer_to_json", "parse_offer"]
+__all__ = [
+    "EXIT_DNS_PORT",
+    "ExitOffer",
+    "OfferSettings",
+    "offer_to_json",
+    "parse_country",
+    "parse_offer",
+]
+
+# Where an exit answers DNS, at its overlay addresses, over UDP and TCP.
+EXIT_DNS_PORT = 53
 
 # Spec: ISO 3166-1 alpha-2.
 _COUNTRY = re.compile(r"[A-Z]{2}\Z")
@@ -38,6 +52,45 @@ class ExitOffer:
     def versions(self) -> frozenset[int]:
         """The IP versions that it carries to the internet."""
         return frozenset(v for v, carried in ((4, self.v4), (6, self.v6)) if carried)
+
+
+@dataclass(frozen=True, slots=True)
+class OfferSettings:
+    """What the user of a node that is an exit decided. ``country``: where it says it is, or empty;
+    ``ipv6``: whether it carries IPv6 where the host has it."""
+
+    policy: ExitPolicy = field(default_factory=ExitPolicy)
+    limits: ExitLimits = field(default_factory=ExitLimits)
+    country: str = ""
+    ipv6: bool = True
+
+    def to_json(self) -> dict[str, object]:
+        """Return what is stored."""
+        return {
+            "policy": self.policy.to_json(),
+            "limits": self.limits.to_json(),
+            "country": self.country,
+            "ipv6": self.ipv6,
+        }
+
+    @classmethod
+    def from_json(cls, stored: object) -> OfferSettings:
+        """Rebuild from :meth:`to_json`; PeerMisbehaved if the record is damaged."""
+        values: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+        country, ipv6 = values.get("country"), values.get("ipv6")
+        if not isinstance(country, str) or not isinstance(ipv6, bool):
+            raise PeerMisbehaved("bad_record", "not what an exit offers")
+        if country and not _COUNTRY.match(country):
+            raise PeerMisbehaved("bad_record", "not a country")
+        policy = ExitPolicy.from_json(values.get("policy"))
+        return cls(policy, ExitLimits.from_json(values.get("limits")), country, ipv6)
+
+
+def parse_country(text: str) -> str:
+    """Return a country's code in capitals; UsageError if it is none."""
+    if not _COUNTRY.match(code := text.strip().upper()):
+        raise UsageError(f"{one_line(text)!r} is no country's code", "two letters, for example: DE")
+    return code
 
 
 def offer_to_json(offer: ExitOffer) -> dict[str, object]:

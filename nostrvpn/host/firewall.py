@@ -11,17 +11,15 @@ Three things that WireGuard itself cannot do:
   sees it, what leaves after it (-150). So conntrack knows one flow of WireGuard's port, and a host
   firewall that lets in answers only lets the peer's packets in.
 - **Clamp.** TCP that this host forwards through the tunnel learns the tunnel's MTU (RFC 4459, 3.2).
-
-Each rule's comment is a digest of the whole ruleset, so what is found can be told from what is
-wanted without comparing rules, and somebody else's flush shows.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from nostrvpn.endpoint import Endpoint
+from nostrvpn.host import nft_text
+from nostrvpn.host.nft_text import Chain
 
 __all__ = ["Firewall", "Guard", "Pin", "render_firewall", "rule_marks", "table_name"]
 
@@ -32,7 +30,6 @@ _HOOK = "priority -310; policy accept;"
 # RFC 768: a checksum of 0 over IPv4 says there is none. nft would "mend" it, which makes it wrong.
 _NO_CHECKSUM = "udp checksum 0"
 _SYN = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-_DIGEST_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +92,21 @@ def table_name(interface: str) -> str:
 
 def render_firewall(firewall: Firewall, interface: str) -> str:
     """Return an nft script that, as one transaction, replaces our table by what is wanted."""
-    # Unquoted: nft takes no quotes here, and every name that passed is_interface_name is a word to it.
     name = table_name(interface)
-    remove = f"table inet {name} {{}}\ndelete table inet {name}\n"
     if firewall.is_empty:
-        return remove
-    mark = _digest(firewall, interface)
-    chains = "".join(
-        f"\tchain {chain} {{\n\t\ttype filter hook {hook}\n"
-        + "".join(f'\t\t{rule} comment "{mark}"\n' for rule in rules)
-        + "\t}\n"
-        for chain, hook, rules in _chains(firewall, interface)
-        if rules
-    )
-    return f"{remove}table inet {name} {{\n{chains}}}\n"
+        return nft_text.removal(name)
+    chains = _chains(firewall, interface)
+    return nft_text.script(name, (), chains, nft_text.digest(chains))
 
 
 def rule_marks(firewall: Firewall, interface: str) -> tuple[str, ...]:
     """Return the comments of the rules of a table that is as ``firewall`` wants it."""
-    count = sum(len(rules) for _, _, rules in _chains(firewall, interface))
-    return (_digest(firewall, interface),) * count
+    chains = _chains(firewall, interface)
+    return nft_text.marks(chains, nft_text.digest(chains))
 
 
-def _digest(firewall: Firewall, interface: str) -> str:
-    text = repr(_chains(firewall, interface))
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
-
-
-def _chains(firewall: Firewall, interface: str) -> list[tuple[str, str, list[str]]]:
-    """Return (name, hook, rules) of each chain, in a fixed order."""
+def _chains(firewall: Firewall, interface: str) -> list[Chain]:
+    """Return the chains that have rules, in a fixed order."""
     pins = sorted(firewall.pins, key=lambda pin: str(pin.remote))
     guards = sorted(firewall.guards, key=lambda guard: str(guard.old))
     port = firewall.listen_port
@@ -138,15 +121,16 @@ def _chains(firewall: Firewall, interface: str) -> list[tuple[str, str, list[str
         arriving.append(f"{late} {verdict}")
     leaving = [f"{_to(pin.remote)} udp sport {port} udp sport set {pin.local_port}" for pin in pins]
     clamps = [f'{way} "{interface}" {_SYN}' for way in ("oifname", "iifname")]
-    return [
-        ("arriving", f"prerouting {_HOOK}", arriving),
-        ("leaving", "output priority mangle; policy accept;", leaving),
+    chains: list[Chain] = [
+        ("arriving", f"filter hook prerouting {_HOOK}", arriving),
+        ("leaving", "filter hook output priority mangle; policy accept;", leaving),
         (
             "forwarded",
-            "forward priority mangle; policy accept;",
+            "filter hook forward priority mangle; policy accept;",
             clamps if firewall.clamp_forwarded else [],
         ),
     ]
+    return [chain for chain in chains if chain[2]]
 
 
 def _verdict(guard: Guard) -> str:

@@ -11,7 +11,8 @@ the chain of what it may, and sources that may the same share one.
 - A port that a container publishes (DNAT) is judged like the host's own, by the port that was asked
   for, although its packets are forwarded.
 - Everything else that would be forwarded from the tunnel is dropped, except from the sources that may
-  reach the networks behind this host. Into the tunnel only replies are forwarded.
+  reach the networks behind this host, and from guests who may use it as an exit (``exit_filter.py``).
+  Into the tunnel only replies to those are forwarded.
 
 Extension headers hide nothing (``meta l4proto`` looks behind them), and conntrack puts fragments
 together before.
@@ -19,12 +20,14 @@ together before.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nostrvpn.endpoint import IPAddress
+from nostrvpn.host import nft_text
+from nostrvpn.host.exit_filter import NO_GUESTS, ExitFilter, exit_chain, to_us_rules
 from nostrvpn.host.firewall import table_name
+from nostrvpn.host.nft_text import Chain, elements
 from nostrvpn.host.state import IPNetwork
 
 __all__ = [
@@ -43,7 +46,6 @@ Ports = tuple[tuple[int, int], ...]
 """Ranges of ports, both ends included, rising and apart from each other."""
 
 ALL_PORTS: Ports = ((0, 65535),)
-_DIGEST_CHARS = 16
 _SUFFIX = "_inbound"
 
 
@@ -66,20 +68,23 @@ class Inbound:
     """What may enter. The empty value lets nothing in but replies.
 
     ``own`` are the overlay addresses of this host, ``sources`` the members' with what each may.
-    ``lan_sources`` may be forwarded to ``lan_networks``.
+    ``lan_sources`` may be forwarded to ``lan_networks``. ``exit``: who may go through to the internet.
     """
 
     own: frozenset[IPAddress] = frozenset()
     sources: Mapping[IPAddress, Access] = field(default_factory=dict)
     lan_sources: frozenset[IPAddress] = frozenset()
     lan_networks: frozenset[IPNetwork] = frozenset()
+    exit: ExitFilter = NO_GUESTS
 
     @property
     def summary(self) -> str:
         """What is let in, in a few words for a log."""
         kinds = len(set(self.sources.values()))
         words = f"{len(self.sources)} source addresses in {kinds} kinds"
-        return words + (f", {len(self.lan_networks)} networks behind" if self.lan_networks else "")
+        words += f", {len(self.lan_networks)} networks behind" if self.lan_networks else ""
+        guests = len(self.exit.sources)
+        return words + (f", {guests} addresses of guests" if guests else "")
 
 
 def inbound_table(interface: str) -> str:
@@ -89,24 +94,14 @@ def inbound_table(interface: str) -> str:
 
 def render_inbound(inbound: Inbound, interface: str) -> str:
     """Return an nft script that, as one transaction, replaces our table by what is wanted."""
-    name, mark = inbound_table(interface), _digest(inbound, interface)
-    body = "".join(_sets(inbound))
-    for chain, hook, rules in _chains(inbound, interface):
-        kind = f"\t\ttype filter hook {hook}\n" if hook else ""
-        text = "".join(f'\t\t{rule} comment "{mark}"\n' for rule in rules)
-        body += f"\tchain {chain} {{\n{kind}{text}\t}}\n"
-    return f"table inet {name} {{}}\ndelete table inet {name}\ntable inet {name} {{\n{body}}}\n"
+    sets, chains = _sets(inbound), _chains(inbound, interface)
+    return nft_text.script(inbound_table(interface), sets, chains, nft_text.digest(sets, chains))
 
 
 def inbound_marks(inbound: Inbound, interface: str) -> tuple[str, ...]:
     """Return the comments of the rules of a table that is as ``inbound`` wants it."""
-    count = sum(len(rules) for _, _, rules in _chains(inbound, interface))
-    return (_digest(inbound, interface),) * count
-
-
-def _digest(inbound: Inbound, interface: str) -> str:
-    text = repr((_sets(inbound), _chains(inbound, interface)))
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
+    chains = _chains(inbound, interface)
+    return nft_text.marks(chains, nft_text.digest(_sets(inbound), chains))
 
 
 def _kinds(inbound: Inbound) -> list[Access]:
@@ -127,30 +122,29 @@ def _sets(inbound: Inbound) -> list[str]:
         ]
         own = [str(ip) for ip in inbound.own if ip.version == version]
         lan = [str(ip) for ip in inbound.lan_sources if ip.version == version]
+        guests = [str(ip) for ip in inbound.exit.sources if ip.version == version]
         networks = [str(network) for network in inbound.lan_networks if network.version == version]
         made += [
-            f"\tset own{version} {{ type {kind}; {_elements(own)}}}\n",
-            f"\tmap sources{version} {{ type {kind} : verdict; {_elements(allowed)}}}\n",
-            f"\tmap published{version} {{ type {kind} : verdict; {_elements(published)}}}\n",
-            f"\tset lan_sources{version} {{ type {kind}; {_elements(lan)}}}\n",
-            f"\tset lan_networks{version} {{ type {kind}; flags interval; auto-merge; "
-            f"{_elements(networks)}}}\n",
+            f"set own{version} {{ type {kind}; {elements(own)}}}",
+            f"map sources{version} {{ type {kind} : verdict; {elements(allowed)}}}",
+            f"map published{version} {{ type {kind} : verdict; {elements(published)}}}",
+            f"set exit{version} {{ type {kind}; {elements(guests)}}}",
+            f"set lan_sources{version} {{ type {kind}; {elements(lan)}}}",
+            f"set lan_networks{version} {{ type {kind}; flags interval; auto-merge; "
+            f"{elements(networks)}}}",
         ]
     return made
 
 
-def _elements(texts: list[str]) -> str:
-    return f"elements = {{ {', '.join(sorted(texts))} }}; " if texts else ""
-
-
-def _chains(inbound: Inbound, interface: str) -> list[tuple[str, str, list[str]]]:
-    """Return (name, hook or nothing, rules) of each chain, in a fixed order."""
-    answers = [
-        "ct direction reply accept",
-        "meta l4proto { icmp, ipv6-icmp } ct state related accept",
-    ]
+def _chains(inbound: Inbound, interface: str) -> list[Chain]:
+    """Return the chains in a fixed order."""
+    errors = "meta l4proto { icmp, ipv6-icmp } ct state related accept"
+    answers = ["ct direction reply accept", errors]
     kinds = list(enumerate(_kinds(inbound)))
+    has_guests = bool(inbound.exit.sources)
+    guests = ["ip saddr @exit4 jump exit", "ip6 saddr @exit6 jump exit"] if has_guests else []
     return [
+        *([("exit", "", exit_chain(inbound.exit))] if has_guests else []),
         *((f"access_{index}", "", _access(kind)) for index, kind in kinds),
         *((f"published_{i}", "", _published(kind)) for i, kind in kinds if kind.tcp or kind.udp),
         (
@@ -160,6 +154,7 @@ def _chains(inbound: Inbound, interface: str) -> list[tuple[str, str, list[str]]
                 *answers,
                 "ip daddr @own4 ip saddr vmap @sources4",
                 "ip6 daddr @own6 ip6 saddr vmap @sources6",
+                *to_us_rules(inbound.exit),
                 "drop",
             ],
         ),
@@ -167,22 +162,58 @@ def _chains(inbound: Inbound, interface: str) -> list[tuple[str, str, list[str]]
             "from_tunnel",
             "",
             [
+                *_tunnel_to_tunnel(inbound.exit, interface, errors),
                 *answers,
                 "ct status dnat ct original ip daddr @own4 ip saddr vmap @published4",
                 "ct status dnat ct original ip6 daddr @own6 ip6 saddr vmap @published6",
                 "ip saddr @lan_sources4 ip daddr @lan_networks4 accept",
                 "ip6 saddr @lan_sources6 ip6 daddr @lan_networks6 accept",
+                *guests,
                 "drop",
             ],
         ),
-        # What hosts behind this one may begin in the mesh would be accepted here.
-        ("into_tunnel", "", [*answers, "drop"]),
-        ("input", "input priority -10; policy accept;", [f'iifname "{interface}" jump to_us']),
+        # What hosts behind this one may begin in the mesh would be accepted here. Replies too end with
+        # the permission.
+        (
+            "into_tunnel",
+            "",
+            _answers_to_members(errors),
+        ),
+        (
+            "input",
+            "filter hook input priority -10; policy accept;",
+            [f'iifname "{interface}" jump to_us'],
+        ),
         (
             "forward",
-            "forward priority -10; policy accept;",
+            "filter hook forward priority -10; policy accept;",
             [f'iifname "{interface}" jump from_tunnel', f'oifname "{interface}" jump into_tunnel'],
         ),
+    ]
+
+
+def _answers_to_members(errors: str) -> list[str]:
+    """Return the rules for what goes into the tunnel from somewhere else."""
+    return [
+        errors,
+        "ct status dnat ct direction reply accept",
+        "ct direction reply ip saddr @lan_networks4 ip daddr @lan_sources4 accept",
+        "ct direction reply ip6 saddr @lan_networks6 ip6 daddr @lan_sources6 accept",
+        "ct direction reply ip daddr @exit4 accept",
+        "ct direction reply ip6 daddr @exit6 accept",
+        "drop",
+    ]
+
+
+def _tunnel_to_tunnel(guests: ExitFilter, interface: str, errors: str) -> list[str]:
+    """Return the rules for what comes out of the tunnel and would go into it again."""
+    if not guests.through:
+        return [f'oifname "{interface}" drop']
+    return [
+        f'oifname "{interface}" ct direction reply ip daddr @exit4 accept',
+        f'oifname "{interface}" ct direction reply ip6 daddr @exit6 accept',
+        f'oifname "{interface}" {errors}',
+        f'oifname "{interface}" ct direction reply drop',
     ]
 
 

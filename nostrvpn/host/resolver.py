@@ -1,6 +1,7 @@
 """How this host's resolver learns our names: which way, and the least change to get there. Pure.
 
-Only questions for our own domains shall come to us (split DNS); the rest stays where it was. In order:
+Only questions for our own domains shall come to us (split DNS); the rest stays where it was, but while
+an exit is used: then everything comes to us, and nobody else is asked. In order:
 systemd-resolved where it is the host's resolver (nothing on disk changes); resolvconf where it writes
 resolv.conf; resolv.conf itself only where the user said so, as two marked blocks that can be taken
 out again without knowing what the rest was.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_address, ip_network
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 
@@ -27,6 +29,8 @@ __all__ = [
     "link_operations",
     "record_name",
     "resolvconf_record",
+    "search_domains",
+    "servers_in",
     "with_blocks",
     "without_blocks",
 ]
@@ -40,6 +44,13 @@ RECORD_ENDING = ".nostrvpn"
 _RECORD_BEGINNING = "tun0."
 _BEGIN = "# nostrvpn begin {}: `nostrvpn down` takes these lines out{}"
 _END = "# nostrvpn end {}"
+# Before each server of others while everything is to come to us.
+_HIDDEN = "# nostrvpn hides for {}: "
+_HIDES = re.compile(r"^# nostrvpn hides for (?P<name>[^\n: ]+): ", re.MULTILINE)
+# glibc and musl ask no more.
+_MAX_SERVERS = 3
+# Where name servers on this host may lie; 127.118.112.0/24 has ours.
+_OURS = ip_network("127.118.112.0/24")
 # Said by a block that had to end an open last line first.
 _JOINED = " (and the line break before)"
 _BLOCK = re.compile(
@@ -54,13 +65,16 @@ _BLOCK = re.compile(
 class DesiredNames:
     """What shall be asked of us. ``server`` is for this host only, ``overlay`` our address in the mesh.
 
-    ``search`` completes short names; ``domains`` are all that we answer for.
+    ``search`` completes short names; ``domains`` are all that we answer for. ``everything``: all other
+    questions shall come to us too, which we ask ``upstream`` (the best first; empty: nobody, for now).
     """
 
     server: Endpoint
     overlay: IPAddress
     search: str
     domains: tuple[str, ...]
+    upstream: tuple[Endpoint, ...] = ()
+    everything: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +126,31 @@ def choose_way(found: FoundResolver, *, may_edit: bool) -> Choice:
     )
 
 
+def servers_in(text: str, *, loopback: bool = False) -> tuple[Endpoint, ...]:
+    """Return the name servers that a resolv.conf (with or without our blocks) names, but for ours.
+
+    ``loopback``: also those on this host, whose own questions nobody marks.
+    """
+    found: dict[Endpoint, None] = {}
+    others = without_blocks(text, None)
+    for word in re.findall(r"^[ \t]*nameserver[ \t]+(\S+)", others, re.MULTILINE):
+        try:
+            ip = ip_address(word)
+        except ValueError:
+            continue
+        if ip not in _OURS and (loopback or not ip.is_loopback) and not ip.is_unspecified:
+            found[Endpoint(ip, DNS_PORT)] = None
+    return tuple(found)[:_MAX_SERVERS]
+
+
+def search_domains(text: str) -> frozenset[str]:
+    """Return the domains that a resolv.conf searches for short names, in lower case."""
+    others = without_blocks(text, None)
+    lines = re.findall(r"^(?:search|domain)[ \t]+([^\n]*)", others, re.MULTILINE)
+    words = {word.lower().strip(".") for line in lines for word in line.split()}
+    return frozenset(words - {""})
+
+
 # -- systemd-resolved ---------------------------------------------------------------------------
 
 
@@ -149,11 +188,13 @@ class Set:
 def desired_link(desired: DesiredNames) -> LinkNames:
     """Return what systemd-resolved is to know of our link.
 
-    Never the default route of other questions. No DNSSEC, since the root knows no ``nvpn`` and would
-    prove that it is not there; no TLS, since nothing leaves the host.
+    The default route of other questions only where everything is to come to us: then the root domain
+    is ours too, before which no other link's default counts. No DNSSEC, since the root knows no
+    ``nvpn`` and would prove that it is not there; no TLS, since nothing leaves the host.
     """
-    domains = (desired.search, False), *((domain, True) for domain in desired.domains)
-    return LinkNames((desired.server,), domains, False, "no", "no")
+    routed = (*desired.domains, ".") if desired.everything else desired.domains
+    domains = (desired.search, False), *((domain, True) for domain in routed)
+    return LinkNames((desired.server,), domains, desired.everything, "no", "no")
 
 
 def link_operations(found: LinkNames, desired: LinkNames, interface: str) -> tuple[Set, ...]:
@@ -187,9 +228,11 @@ def resolvconf_record(desired: DesiredNames) -> str:
     """Return what resolvconf is told.
 
     The server is our overlay address: beside a loopback address, both implementations leave every
-    other server out of resolv.conf, and we answer for our own names only.
+    other server out of resolv.conf, and we answer for our own names only. Where everything is to come
+    to us, just that is wanted.
     """
-    return f"nameserver {desired.overlay}\nsearch {desired.search}\n"
+    server = desired.server.ip if desired.everything else desired.overlay
+    return f"nameserver {server}\nsearch {desired.search}\n"
 
 
 # -- resolv.conf --------------------------------------------------------------------------------
@@ -199,9 +242,12 @@ def with_blocks(text: str, desired: DesiredNames, interface: str) -> str:
     """Return resolv.conf with our server first and our domain last among those searched.
 
     glibc asks the servers in order, and the next one when one refuses, as ours does for names of
-    others. Of several search lines the last one counts, so ours repeats what was there.
+    others. Of several search lines the last one counts, so ours repeats what was there. Where everything
+    is to come to us, the lines with other servers become comments.
     """
     bare = without_blocks(text, interface)
+    if desired.everything:
+        bare = _without_servers(bare, interface)
     found = re.findall(r"^(?:search|domain)[ \t]+([^\n]*)", bare, re.MULTILINE)
     before = found[-1].split() if found else []
     search = " ".join([*(name for name in before if name != desired.search), desired.search])
@@ -219,4 +265,15 @@ def without_blocks(text: str, interface: str | None) -> str:
     def replacement(match: re.Match[str]) -> str:
         return match[0] if interface not in (None, match["name"]) else ""
 
-    return _BLOCK.sub(replacement, text)
+    return _HIDES.sub(replacement, _BLOCK.sub(replacement, text))
+
+
+def _without_servers(text: str, interface: str) -> str:
+    """Return resolv.conf with each server as a comment, but for those in blocks of ours."""
+    hidden, made, at = _HIDDEN.format(interface), "", 0
+    for block in [*_BLOCK.finditer(text), None]:
+        rest = text[at : block.start()] if block is not None else text[at:]
+        made += re.sub(r"^(?=[ \t]*nameserver\b)", hidden, rest, flags=re.MULTILINE)
+        if block is not None:
+            made, at = made + block[0], block.end()
+    return made

@@ -9,10 +9,13 @@ from nostrvpn.endpoint import IPAddress
 
 __all__ = [
     "ALIAS_MARK",
+    "BYPASS_MARK",
     "FWMARK",
     "IPV6_MIN_MTU",
+    "MARK_MASK",
     "MAX_INTERFACE_NAME",
     "MIN_MTU",
+    "RELAY_MARK",
     "ROUTE_PROTOCOL",
     "HostState",
     "IPInterface",
@@ -37,6 +40,12 @@ ROUTE_PROTOCOL = 157
 # In the third byte, away from the marks other VPN programs use (Tailscale 0x40000 and 0x80000,
 # NetBird 0x1BD00, Mullvad 0x6d6f6c65). WireGuard's own packets and every probe carry it.
 FWMARK = 0x00A50000
+# Whatever carries it in these bits takes the host's own routes and may leave beside an exit.
+MARK_MASK = 0x00FF0000
+# Who goes around the exit, and what our relay forwards for others: not for the rules that concern only
+# WireGuard's own packets (``OuterLimit``).
+BYPASS_MARK = FWMARK | 2
+RELAY_MARK = FWMARK | 4
 
 # Spec: IFNAMSIZ is 16 with the closing zero.
 MAX_INTERFACE_NAME = 15

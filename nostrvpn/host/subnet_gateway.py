@@ -1,9 +1,11 @@
-"""This host as the way into the networks behind it: a value, and the nft table that goes with it.
+"""This host as the way into the networks behind it, and to the internet: a value, and its nft table.
 
 Who may be forwarded from the tunnel is said in ``inbound.py``. Here is the rest, a table per interface:
 
 - Source addresses of members become the host's own on their way out (SNAT), so that hosts behind it
-  answer without a route; only from members' addresses and only to shared networks.
+  answer without a route; only from members' addresses and only to shared networks. Those of an exit's
+  guests always do, with ports drawn at random away from WireGuard's own: two guests behind one address
+  must not guess each other's (port shadowing), nor sit on the port that members reach this host by.
 - Where forwarding was off before, it is on now for these interfaces (IPv4) or for all (IPv6). So what
   neither comes from the tunnel nor goes there is dropped: the host becomes no router for anything
   else. What was set up by others passes: replies, published ports, and packets of our own relay.
@@ -12,36 +14,55 @@ Who may be forwarded from the tunnel is said in ``inbound.py``. Here is the rest
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from nostrvpn.endpoint import IPAddress
+from nostrvpn.host import nft_text
 from nostrvpn.host.firewall import table_name
+from nostrvpn.host.nft_text import Chain, elements
 from nostrvpn.host.state import IPNetwork
 
 __all__ = ["Gateway", "gateway_marks", "gateway_table", "render_gateway"]
 
-_DIGEST_CHARS = 16
+# The lowest port of the registered range, and the highest of all.
+_GUEST_PORTS = (1024, 65535)
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The networks to forward into, from members in ``overlay``; the empty value is no table."""
+    """The networks to forward into, from members in ``overlay``; the empty value is no table.
+
+    ``exit_versions``: the IP versions of which guests' packets go to the internet. ``own``: this host's
+    addresses in the overlay, ``listen_port`` WireGuard's.
+    """
 
     networks: frozenset[IPNetwork] = frozenset()
     overlay: frozenset[IPNetwork] = frozenset()
     snat: bool = True
+    exit_versions: frozenset[int] = frozenset()
+    own: frozenset[IPAddress] = frozenset()
+    listen_port: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is forwarded."""
+        return not self.networks and not self.exit_versions
 
     @property
     def versions(self) -> frozenset[int]:
         """The IP versions to forward."""
-        return frozenset(network.version for network in self.networks)
+        return frozenset(network.version for network in self.networks) | self.exit_versions
 
     @property
     def summary(self) -> str:
         """What is asked, in a few words for a log."""
-        if not self.networks:
+        if self.is_empty:
             return "removed"
+        if self.exit_versions:
+            kinds = " and ".join(f"IPv{version}" for version in sorted(self.exit_versions))
+            behind = f", {len(self.networks)} networks behind" if self.networks else ""
+            return f"forward to the internet, {kinds}{behind}"
         names = ", ".join(sorted(map(str, self.networks)))
         return f"forward to {names}{' with the own address' if self.snat else ''}"
 
@@ -63,41 +84,32 @@ def render_gateway(
     The rest is to be remembered, names of interfaces: those that did not forward IPv4, and IPv6, and
     those whose ``accept_ra`` was 1.
     """
-    name, mark = gateway_table(interface), _digest(gateway, interface)
     routed6 = list(routed6)
-    body = "".join(
-        f"\tset {label} {{ type ifname; {_elements(names)}}}\n"
+    sets = [
+        f"set {label} {{ type ifname; {elements(_quoted(names))}}}"
         for label, names in (
             ("routed4", routed4),
             ("routed6", routed6),
             ("advertised", advertised),
         )
-    )
-    body += f"\tset opened {{ type nf_proto; {'elements = { ipv6 }; ' if routed6 else ''}}}\n"
-    for chain, hook, rules in _chains(gateway, interface):
-        text = "".join(f'\t\t{rule} comment "{mark}"\n' for rule in rules)
-        body += f"\tchain {chain} {{\n\t\ttype {hook}\n{text}\t}}\n"
-    return f"table inet {name} {{}}\ndelete table inet {name}\ntable inet {name} {{\n{body}}}\n"
+    ]
+    sets.append(f"set opened {{ type nf_proto; {elements(['ipv6'] if routed6 else ())}}}")
+    chains = _chains(gateway, interface)
+    return nft_text.script(gateway_table(interface), sets, chains, nft_text.digest(chains))
 
 
 def gateway_marks(gateway: Gateway, interface: str) -> tuple[str, ...]:
     """Return the comments of the rules of a table that is as ``gateway`` wants it."""
-    count = sum(len(rules) for _, _, rules in _chains(gateway, interface))
-    return (_digest(gateway, interface),) * count
+    chains = _chains(gateway, interface)
+    return nft_text.marks(chains, nft_text.digest(chains))
 
 
-def _digest(gateway: Gateway, interface: str) -> str:
-    text = repr(_chains(gateway, interface))
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
+def _quoted(names: Iterable[str]) -> list[str]:
+    return [f'"{name}"' for name in names]
 
 
-def _elements(names: Iterable[str]) -> str:
-    quoted = ", ".join(f'"{name}"' for name in sorted(names))
-    return f"elements = {{ {quoted} }}; " if quoted else ""
-
-
-def _chains(gateway: Gateway, interface: str) -> list[tuple[str, str, list[str]]]:
-    """Return (name, hook, rules) of each chain, in a fixed order."""
+def _chains(gateway: Gateway, interface: str) -> list[Chain]:
+    """Return the chains in a fixed order."""
     forward = [
         f'iifname "{interface}" accept',
         f'oifname "{interface}" accept',
@@ -116,8 +128,44 @@ def _chains(gateway: Gateway, interface: str) -> list[tuple[str, str, list[str]]
     ]
     return [
         ("forward", "filter hook forward priority -5; policy accept;", forward),
-        ("postrouting", "nat hook postrouting priority 100; policy accept;", hide),
+        (
+            "postrouting",
+            "nat hook postrouting priority 100; policy accept;",
+            [*hide, *_hide_guests(gateway)],
+        ),
     ]
+
+
+def _hide_guests(gateway: Gateway) -> list[str]:
+    """Return the rules that give guests' packets this host's address, wherever they leave."""
+    low, high = _guest_ports(gateway.listen_port)
+    rules = []
+    for version, word in ((4, "ip"), (6, "ip6")):
+        source = _set(gateway.overlay, version)
+        if version not in gateway.exit_versions or not source:
+            continue
+        if target := _set(gateway.networks, version):
+            rules.append(f"{word} saddr {source} {word} daddr {target} return")
+        rules += [
+            f"{word} saddr {ip} return"
+            for ip in sorted(gateway.own, key=str)
+            if ip.version == version
+        ]
+        rules += [
+            f"{word} saddr {source} meta l4proto {{ tcp, udp }} "
+            f"masquerade to :{low}-{high} fully-random",
+            f"{word} saddr {source} masquerade fully-random",
+        ]
+    return rules
+
+
+def _guest_ports(listen_port: int) -> tuple[int, int]:
+    """Return the widest range of ports above those for services that is without WireGuard's."""
+    first, last = _GUEST_PORTS
+    if not first <= listen_port <= last:
+        return first, last
+    low, high = (first, listen_port - 1), (listen_port + 1, last)
+    return max(low, high, key=lambda span: span[1] - span[0])
 
 
 def _set(networks: Iterable[IPNetwork], version: int) -> str:

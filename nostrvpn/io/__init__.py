@@ -16,12 +16,17 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``netlink``              links, addresses, routes: observe and apply
 - ``routes``               our routes into the tunnel, with their metrics
 - ``outer_limits``         fragments for narrow paths: a routing table for WireGuard's packets only
+- ``exit_routing``         rules and a table that lead into the tunnel to an exit
+- ``shield``               what may leave beside an exit: its table, and ``src_valid_mark``
 - ``netlink_monitor``      notice of changes to them (on the event loop)
+- ``table_notices``        notice of what others remove from our nftables tables
 - ``source_address``       which of our addresses the kernel would send from
+- ``network_place``        which network the host is in, by its default gateway
+- ``exit_rivals``          who else leads packets through an exit
 - ``nftables``             nft: one atomic transaction a call; our table of guards and pins
 - ``own_tables``           every nftables table that carries our mark, removed
 - ``cleanup``              remove whatever carries our mark
-- ``privilege``            what the kernel lets us do
+- ``privilege``            what the kernel lets us do, and giving up the rest
 
 Packets and relays (on the event loop):
 
@@ -29,7 +34,7 @@ Packets and relays (on the event loop):
 - ``relays``          WebSocket connections to Nostr relays
 - ``connection_failures``  why a WebSocket could not be had, in words
 - ``proxy``           the same through SOCKS5
-- ``resolver``        names of STUN servers and of relays to addresses
+- ``resolver``        names of STUN and TURN servers and of relays to addresses; outside an exit too
 - ``echo``            ICMPv6 echo through the tunnel, for ``ping``
 - ``embedded_relay``  a Nostr relay of our own, for ``nostrvpn relay``, the lab and the tests
 
@@ -49,6 +54,7 @@ Relaying for others (``relay_host`` first; a thread of its own talks to the kern
 - ``relay_routing``    the host's forwarding settings, turned on and put back
 - ``forward_policy``   does another firewall drop what this host forwards
 - ``subnet_gateway``   forwarding into networks behind this host, and its settings put back
+- ``exit_meter``       what an exit's guests get at most, and its counters
 - ``relay_websocket``  for members whose network blocks UDP
 
 Asking the router (``portmap`` decides):
@@ -62,7 +68,10 @@ Members:
 
 Names (``host.resolver`` decides):
 
-- ``dns_server``    our name server, for this host only
+- ``dns_server``    our name server: for this host, and for an exit's guests
+- ``dns_forwarder``  asking other name servers, and passing questions on to them
+- ``host_servers``  those that this host has outside
+- ``guest_names``   what an exit's guests are answered; ``blocklists``: and what not
 - ``resolved``      systemd-resolved, by D-Bus; ``resolvconf``; ``resolv_conf``: the file itself
 - ``name_cleanup``  what these were told, taken back
 - ``nip05``         what a domain says of a name
@@ -70,12 +79,14 @@ Names (``host.resolver`` decides):
 The host:
 
 - ``clock_watch``      the machine slept, or its clock was set
-- ``service_manager``  sd_notify
+- ``service_manager``  sd_notify; ``service_files``: the units, installed and removed; ``runtime_directory``: whose the control sockets' place is
+- ``ssh_session``      where whoever types a command sits
 
 Files:
 
 - ``store``          the state database; ``store_backup``: its backup
 - ``config_file``    the configuration file
+- ``country_database``  in which country an address is
 - ``identity_file``  the root secret at rest
 - ``durable_file``   writing a file so that it survives a crash
 - ``profiles``       the networks of one node: which there are, which one is spoken to

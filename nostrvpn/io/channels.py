@@ -28,6 +28,7 @@ from nostrvpn import __version__
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
 from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
+from nostrvpn.io.resolver import HostLookup
 from nostrvpn.io.shims import MAX_FRAME, Shim
 from nostrvpn.io.tcp_carrier import is_congested, prepare_carrier
 from nostrvpn.paths.events import TurnTarget, WebSocketTarget
@@ -155,7 +156,11 @@ class Channels:
             # No cookies: with one, a relay would know us again under another address.
             session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=MAX_CHANNELS, force_close=True, socket_factory=self._make_socket
+                    limit=MAX_CHANNELS,
+                    force_close=True,
+                    socket_factory=self._make_socket,
+                    resolver=HostLookup(),
+                    use_dns_cache=False,
                 ),
                 timeout=aiohttp.ClientTimeout(total=None),
                 headers={"User-Agent": f"nostrvpn/{__version__}"},

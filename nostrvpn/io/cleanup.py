@@ -2,39 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from nostrvpn.errors import SystemRefused
+from nostrvpn.host.shield import shield_table
+from nostrvpn.io.exit_routing import remove_exit_routing
 from nostrvpn.io.name_cleanup import forget_names
-from nostrvpn.io.netlink import marked_interfaces, remove_limits
-from nostrvpn.io.own_tables import delete_own_tables
+from nostrvpn.io.netlink import Link, marked_interfaces, remove_limits
+from nostrvpn.io.own_tables import tables_of
+from nostrvpn.io.relay_routing import RoutingMemory
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.io.wireguard_kernel import KernelBackend
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
 
-__all__ = ["remove_marked"]
+__all__ = ["NotAllRemoved", "remove_marked"]
+
+T = TypeVar("T")
 
 
-def remove_marked(alias_prefix: str = "", interface: str | None = None) -> tuple[str, ...]:
+class NotAllRemoved(SystemRefused):
+    """Something could not be removed, for the reasons in the text; ``removed`` is what could."""
+
+    def __init__(self, reasons: list[str], removed: tuple[str, ...]) -> None:
+        text = f"not all could be removed: {'; '.join(reasons)}"
+        super().__init__(text, "try again: sudo nostrvpn cleanup")
+        self.removed = removed
+
+
+class _Tries:
+    """Goes on after what is refused."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+
+    def do(self, work: Callable[..., T], *arguments: object) -> T | None:
+        """Return what ``work`` returns, None if it is refused."""
+        try:
+            return work(*arguments)
+        except SystemRefused as exc:
+            self.refused.append(str(exc))
+            return None
+
+
+def remove_marked(interface: str | None = None, *, keep_shield: bool = False) -> tuple[str, ...]:
     """Remove the links with our mark and the processes and sockets behind them; say what it was.
 
     The names of the links come first; then, in words, the tables and how many routes and rules.
 
-    ``alias_prefix`` narrows it to links whose alias starts so (one node among several on a host).
     ``interface`` narrows it to the link of that name. Addresses and routes go with their link; the
-    nftables tables and the routing rules of each go too, and unless it is narrowed also those whose
-    link has gone already. Blocks; SystemRefused if the kernel will not.
+    nftables tables and the routing rules go too, also those whose link has gone already, but with
+    ``keep_shield`` not what holds traffic back. Blocks; NotAllRemoved at the end if something was
+    refused.
     """
-    removed = []
-    for link in marked_interfaces():
-        if not link.alias.startswith(alias_prefix) or interface not in (None, link.name):
-            continue
-        backend: Backend = KernelBackend() if link.kind == "wireguard" else UserspaceBackend()
-        backend.delete(link.name)
-        removed.append(link.name)
-    tables: list[str] = []
-    rules = 0
-    for name in [*removed, *([] if alias_prefix else [interface])]:
-        tables += delete_own_tables(name)
-        rules += remove_limits(name)
-    names = forget_names(interface) if not alias_prefix else []
-    words = [*names, *(f"table inet {table}" for table in tables)]
+    tries = _Tries()
+    links = [link for link in tries.do(marked_interfaces) or () if interface in (None, link.name)]
+    removed = [link.name for link in links if tries.do(_delete, link)]
+    found = tries.do(tables_of, interface) or ()
+    kept = shield_table(interface) if keep_shield and interface is not None else None
+    tables = [name for name in found if name != kept and tries.do(_delete_table, name)]
+    removals = (remove_limits, remove_exit_routing)
+    rules = sum(tries.do(remove, interface) or 0 for remove in removals)
+    words = [*(tries.do(forget_names, interface) or ()), *(f"table inet {name}" for name in tables)]
     words += [f"{rules} routing rules and routes"] if rules else []
+    if tries.refused:
+        raise NotAllRemoved(list(dict.fromkeys(tries.refused)), (*removed, *words))
     return (*removed, *words)
+
+
+def _delete(link: Link) -> bool:
+    backend: Backend = KernelBackend() if link.kind == "wireguard" else UserspaceBackend()
+    backend.delete(link.name)
+    return True
+
+
+def _delete_table(name: str) -> bool:
+    RoutingMemory(name).put_back()
+    return True

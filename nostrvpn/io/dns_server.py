@@ -1,7 +1,8 @@
-"""The server of our names, for programs on this host only: UDP and TCP on a loopback address.
+"""Our name server: for programs on this host, on a loopback address; and for an exit's guests.
 
 A loopback address of its own, since it can be reached by nobody else, needs no route, and refuses at
-once when the daemon is gone. ``offer_at`` adds an address of the mesh for those who cannot use it.
+once when the daemon is gone. ``offer_at`` adds our addresses of the mesh, for those who cannot use it,
+and for guests: on the tunnel's interface alone, with limits of their own.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
 
-__all__ = ["DnsServer"]
+__all__ = ["DnsServer", "Reply"]
 
 # Several nodes on one host take one each.
 _ADDRESSES = tuple(ip_address(f"127.118.112.{number}") for number in range(1, 9))
@@ -31,14 +33,43 @@ _OTHER_PORT = 53053
 # tenth of one processor.
 RATE, BURST = 200.0, 400.0
 # RFC 7766: short idle time; resolvers use TCP after a truncated answer, one question each.
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 32
 IDLE_S = 5.0
 MAX_QUESTIONS = 64
 _MAX_QUERY = 4096
 
-Answer = Callable[[bytes, bool], "bytes | None"]
+# For all guests together, and for one of them.
+MAX_GUEST_CONNECTIONS, MAX_OF_ONE_GUEST = 128, 4
+
+# Now, or later; None: nothing is said.
+Reply = bytes | None | Awaitable[bytes | None]
+Answer = Callable[[bytes, bool], Reply]
+GuestAnswer = Callable[[bytes, IPAddress, bool], Reply]
+_Respond = Callable[[bytes, Any, bool], Reply]
+_NOWHERE: tuple[tuple[IPAddress, ...], int, GuestAnswer | None, int] = ((), 0, None, _PORT)
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Entrance:
+    """Sockets that are answered in the same way, and who is connected."""
+
+    respond: _Respond
+    most: int
+    of_one: int
+    transports: list[asyncio.DatagramTransport] = field(default_factory=list)
+    servers: list[asyncio.Server] = field(default_factory=list)
+    writers: dict[asyncio.StreamWriter, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        for transport in self.transports:
+            transport.close()
+        for server in self.servers:
+            server.close()
+        for writer in self.writers:
+            writer.close()
+        self.transports, self.servers = [], []
 
 
 class DnsServer:
@@ -47,11 +78,17 @@ class DnsServer:
     def __init__(self, answer: Answer, clock: Callable[[], float] = time.monotonic) -> None:
         self._answer = answer
         self._clock = clock
-        self._transports: list[asyncio.DatagramTransport] = []
-        self._servers: list[asyncio.Server] = []
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._local = _Entrance(
+            lambda query, source, tcp: self.respond(query, source, tcp=tcp),
+            MAX_CONNECTIONS,
+            MAX_CONNECTIONS,
+        )
+        self._mesh = _Entrance(self._respond_mesh, MAX_GUEST_CONNECTIONS, MAX_OF_ONE_GUEST)
+        self._mesh_as = _NOWHERE
+        self._guests: GuestAnswer | None = None
         self._allowance, self._counted_at = BURST, 0.0
-        self._own: set[IPAddress] = set()
+        self._own: frozenset[IPAddress] = frozenset()
+        self._answering: set[asyncio.Future[bytes | None]] = set()
         self.counters: Counter[str] = Counter()
 
     async def start(self, *, port: int = _PORT, other_port: int = _OTHER_PORT) -> Endpoint:
@@ -60,7 +97,7 @@ class DnsServer:
         for number in (port, other_port):
             for address in _ADDRESSES:
                 try:
-                    await self._listen(address, number)
+                    await self._listen(self._local, address, number)
                 except OSError as exc:
                     refused = exc
                     if exc.errno == errno.EADDRINUSE:
@@ -73,52 +110,87 @@ class DnsServer:
             "see which program has it: ss -lnup sport = :53",
         ) from refused
 
-    async def offer_at(self, address: IPAddress, *, port: int = _PORT) -> None:
-        """Listen on an address of our own in the mesh too; others who ask there get no answer."""
-        if address in self._own:
-            return
-        self._own.add(address)
+    async def offer_at(
+        self,
+        addresses: Sequence[IPAddress],
+        interface: str,
+        *,
+        guests: GuestAnswer | None = None,
+        port: int = _PORT,
+    ) -> None:
+        """Listen on our own addresses in the mesh, on their interface alone; none: no more.
+
+        This host's programs are answered there as everywhere, others by ``guests(query, asker,
+        by_tcp)``, which decides who is. Does nothing if it is so already; SystemRefused where the port
+        is taken.
+        """
         try:
-            await self._listen(address, port)
+            index = socket.if_nametoindex(interface) if addresses else 0
+            wanted = (tuple(addresses), index, guests, port)
+            if wanted == self._mesh_as:
+                return
+            self._leave_mesh()
+            await asyncio.sleep(0)  # transports close with the next turn
+            self._guests, self._own = guests, frozenset(addresses)
+            for address in addresses:
+                # What this host sends to its own addresses counts as come in by their interface.
+                await self._listen(self._mesh, address, port, interface)
         except OSError as exc:
-            self._own.discard(address)
-            text = f"no name server can be started at {address}: {exc.strerror or exc}"
+            self._leave_mesh()
+            where = ", ".join(map(str, addresses))
+            text = f"no name server can be started at {where}: {exc.strerror or exc}"
             raise SystemRefused(text) from exc
+        self._mesh_as = wanted
+
+    def _leave_mesh(self) -> None:
+        self._mesh.close()
+        self._guests, self._own, self._mesh_as = None, frozenset(), _NOWHERE
 
     async def stop(self) -> None:
         """Close everything."""
-        for transport in self._transports:
-            transport.close()
-        for server in self._servers:
-            server.close()
-        for writer in self._writers:
-            writer.close()
-        self._transports, self._servers = [], []
-        self._own.clear()
+        self._local.close()
+        self._leave_mesh()
+        for answering in self._answering:
+            answering.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
         await asyncio.sleep(0)  # for the transports to close
 
-    async def _listen(self, address: IPAddress, port: int) -> None:
-        loop, family = asyncio.get_running_loop(), socket.AF_INET
-        if address.version == 6:
-            family = socket.AF_INET6
-        where = (str(address), port)
-        server = await asyncio.start_server(self._serve, *where, family=family, limit=_MAX_QUERY)
+    async def _listen(
+        self,
+        entrance: _Entrance,
+        address: IPAddress,
+        port: int,
+        device: str = "",
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        stream = _bound(socket.SOCK_STREAM, Endpoint(address, port), device)
         try:
-            transport, _ = await loop.create_datagram_endpoint(
-                lambda: _Datagrams(self), where, family=family
+            server = await asyncio.start_server(
+                lambda reader, writer: self._serve(entrance, reader, writer),
+                sock=stream,
+                limit=_MAX_QUERY,
             )
-        except OSError:
+        except BaseException:
+            stream.close()
+            raise
+        try:
+            datagrams = _bound(socket.SOCK_DGRAM, Endpoint(address, port), device)
+            try:
+                transport, _ = await loop.create_datagram_endpoint(
+                    lambda: _Datagrams(self, entrance), sock=datagrams
+                )
+            except BaseException:
+                datagrams.close()
+                raise
+        except BaseException:
             server.close()
             raise
-        self._servers.append(server)
-        self._transports.append(transport)
+        entrance.servers.append(server)
+        entrance.transports.append(transport)
 
-    def respond(self, query: bytes, source: Any, *, tcp: bool) -> bytes | None:
-        """Return the answer for ``source`` (a socket's address), or None, counted."""
-        try:
-            asker = ip_address(str(source[0]).partition("%")[0])
-        except (ValueError, TypeError, IndexError):
-            asker = None
+    def respond(self, query: bytes, source: Any, *, tcp: bool) -> Reply:
+        """Return the answer for ``source`` (a socket's address) on this host, or None, counted."""
+        asker = _asker(source)
         # A host can be made to route others' packets to 127/8 (route_localnet), so it is looked at.
         if asker is None or not (asker.is_loopback or asker in self._own):
             self.counters["not_local"] += 1
@@ -126,7 +198,15 @@ class DnsServer:
         if not self._may():
             self.counters["too_many"] += 1
             return None
-        answered = self._answer(query, tcp)
+        return self._counted(self._answer(query, tcp))
+
+    def _respond_mesh(self, query: bytes, source: Any, tcp: bool) -> Reply:
+        asker = _asker(source)
+        if self._guests is None or asker is None or asker in self._own:
+            return self.respond(query, source, tcp=tcp)
+        return self._counted(self._guests(query, asker, tcp))
+
+    def _counted(self, answered: Reply) -> Reply:
         self.counters["dropped" if answered is None else "answered"] += 1
         return answered
 
@@ -139,20 +219,49 @@ class DnsServer:
         self._allowance -= 1
         return True
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._writers) >= MAX_CONNECTIONS:
+    def deliver(self, reply: Reply, send: Callable[[bytes], None]) -> None:
+        """Send a reply, now or when it is there."""
+        if reply is None:
+            return
+        if isinstance(reply, bytes):
+            send(reply)
+            return
+        answering = asyncio.ensure_future(reply)
+        self._answering.add(answering)
+
+        def done(answered: asyncio.Future[bytes | None]) -> None:
+            self._answering.discard(answered)
+            if answered.cancelled():
+                return
+            if (flaw := answered.exception()) is not None:
+                _log.error("a name query was not answered", exc_info=flaw)
+            elif (wire := answered.result()) is not None:
+                send(wire)
+
+        answering.add_done_callback(done)
+
+    async def _serve(
+        self, entrance: _Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        source = writer.get_extra_info("peername")
+        whose = str(_asker(source))
+        of_one = sum(1 for other in entrance.writers.values() if other == whose)
+        is_greedy = of_one >= entrance.of_one and _asker(source) not in self._own
+        if len(entrance.writers) >= entrance.most or is_greedy:
             self.counters["connections_refused"] += 1
             writer.close()
             return
-        self._writers.add(writer)
+        entrance.writers[writer] = whose
         try:
             with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                await self._converse(reader, writer)
+                await self._converse(entrance.respond, reader, writer)
         finally:
-            self._writers.discard(writer)
+            entrance.writers.pop(writer, None)
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(
+        self, respond: _Respond, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         source = writer.get_extra_info("peername")
         for _ in range(MAX_QUESTIONS):
             async with asyncio.timeout(IDLE_S):
@@ -161,7 +270,9 @@ class DnsServer:
                     self.counters["dropped"] += 1
                     return
                 query = await reader.readexactly(length)
-                answered = self.respond(query, source, tcp=True)
+                reply = respond(query, source, True)
+            async with asyncio.timeout(IDLE_S):
+                answered = reply if isinstance(reply, bytes | None) else await reply
                 if answered is None:
                     return
                 writer.write(len(answered).to_bytes(2, "big") + answered)
@@ -169,17 +280,46 @@ class DnsServer:
 
 
 class _Datagrams(asyncio.DatagramProtocol):
-    def __init__(self, server: DnsServer) -> None:
+    def __init__(self, server: DnsServer, entrance: _Entrance) -> None:
         self._server = server
+        self._entrance = entrance
         self._transport: Any = None  # asyncio's own is no DatagramTransport to isinstance
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
-        answered = self._server.respond(data, addr, tcp=False)
-        if answered is not None and self._transport is not None:
-            self._transport.sendto(answered, addr)
+        reply = self._entrance.respond(data, addr, False)
+        self._server.deliver(reply, lambda wire: self._send(wire, addr))
+
+    def _send(self, wire: bytes, addr: Any) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(wire, addr)
 
     def error_received(self, exc: Exception) -> None:
         _log.debug("an answer to a name query was not delivered: %s", exc)
+
+
+def _asker(source: Any) -> IPAddress | None:
+    try:
+        return ip_address(str(source[0]).partition("%")[0])
+    except (ValueError, TypeError, IndexError):
+        return None
+
+
+def _bound(kind: int, at: Endpoint, device: str) -> socket.socket:
+    family = socket.AF_INET if at.ip.version == 4 else socket.AF_INET6
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    try:
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if device:
+            name = device.encode() + b"\0"
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+        sock.bind((str(at.ip), at.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
+from nostrvpn.io.privilege import as_owner
 
 __all__ = [
     "AlreadyExists",
@@ -46,17 +47,19 @@ def make_private_directory(path: str | Path) -> None:
     """Create a directory for secrets, mode 0700, if it is not there; parents get 0755.
 
     One that another user owns or can write to is refused: whoever can put files (or links) there
-    chooses what a daemon run by root writes to.
+    chooses what a daemon run by root writes to. (In the service account's own, root acts as that
+    account.)
     """
     directory = Path(path)
-    try:
-        if not directory.is_dir():
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            directory.mkdir(mode=0o700, exist_ok=True)
-        status = directory.stat()
-    except OSError as error:
-        raise refusal("create the directory", directory, error) from error
-    require_own_directory(directory, status)
+    with as_owner(directory):
+        try:
+            if not directory.is_dir():
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                directory.mkdir(mode=0o700, exist_ok=True)
+            status = directory.stat()
+        except OSError as error:
+            raise refusal("create the directory", directory, error) from error
+        require_own_directory(directory, status)
 
 
 def require_own_directory(directory: Path, status: os.stat_result) -> None:
@@ -79,21 +82,22 @@ def write_durably(path: str | Path, data: bytes, *, mode: int, replace: bool) ->
     """
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.new")
-    try:
+    with as_owner(target.parent):
         try:
-            _write_new(draft, data, mode)
-            if replace:
-                draft.replace(target)
-            else:
-                os.link(draft, target)  # unlike rename, this fails when the target exists
-        except FileExistsError as error:
-            raise AlreadyExists(f"{target} exists and is not overwritten") from error
-        finally:
-            with suppress(FileNotFoundError):
-                draft.unlink()
-        sync_directory(target.parent)
-    except OSError as error:
-        raise refusal("write", target, error) from error
+            try:
+                _write_new(draft, data, mode)
+                if replace:
+                    draft.replace(target)
+                else:
+                    os.link(draft, target)  # unlike rename, this fails when the target exists
+            except FileExistsError as error:
+                raise AlreadyExists(f"{target} exists and is not overwritten") from error
+            finally:
+                with suppress(FileNotFoundError):
+                    draft.unlink()
+            sync_directory(target.parent)
+        except OSError as error:
+            raise refusal("write", target, error) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -53,7 +53,11 @@ class EmbeddedRelay:
         """Listen; SystemRefused if the address cannot be used."""
         import nostr_sdk
 
-        builder = nostr_sdk.LocalRelayBuilder().addr(self._host)
+        try:
+            builder = nostr_sdk.LocalRelayBuilder().addr(self._host)
+        except nostr_sdk.NostrSdkError as exc:
+            where = f"the relay listens on an IP address, and {self._host} is none"
+            raise SystemRefused(where, "for example: --listen 0.0.0.0:7777") from exc
         builder = builder.max_connections(MAX_CONNECTIONS).rate_limit(
             nostr_sdk.RateLimit(max_reqs=MAX_REQUESTS, notes_per_minute=EVENTS_PER_MINUTE)
         )
@@ -67,8 +71,8 @@ class EmbeddedRelay:
             # setting is the library's only one, so it is taken back when the relay stops.
             nostr_sdk.uniffi_set_event_loop(asyncio.get_running_loop())
             builder = builder.write_policy(self._write_policy)
-        relay = builder.build()
         try:
+            relay = builder.build()
             await relay.run()
             self._url = str(await relay.url()).rstrip("/")
         except nostr_sdk.NostrSdkError as exc:

@@ -111,7 +111,7 @@ def _ends_in_drop(chain: dict[str, Any], listed: list[dict[str, Any]]) -> bool:
     mine = [rule for rule in rules if (rule["family"], rule["table"], rule["chain"]) == place]
     if not mine:
         return False
-    said = [one for one in mine[-1].get("expr", ()) if "counter" not in one]
+    said = [one for one in _statements(mine[-1]) if "counter" not in one]
     return len(said) == 1 and bool({"drop", "reject"} & said[0].keys())
 
 
@@ -121,14 +121,20 @@ def _speaks_of(interface: str, chain: dict[str, Any], listed: list[dict[str, Any
         rule = item.get("rule")
         if rule is None or (rule["family"], rule["table"]) != (chain["family"], chain["table"]):
             continue
-        for match in (one["match"] for one in rule.get("expr", ()) if "match" in one):
+        for match in (one["match"] for one in _statements(rule) if "match" in one):
             left, right = match.get("left"), match.get("right")
-            key = left.get("meta", {}).get("key") if isinstance(left, dict) else None
+            meta = left.get("meta") if isinstance(left, dict) else None
+            key = meta.get("key") if isinstance(meta, dict) else None
             if key in ("iif", "iifname") and match.get("op") == "==":
                 names = right.get("set", []) if isinstance(right, dict) else [right]
                 if any(_fits(name, interface) for name in names):
                     return True
     return False
+
+
+def _statements(rule: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a rule's statements; nft writes those without arguments ("notrack") as bare words."""
+    return [one if isinstance(one, dict) else {str(one): None} for one in rule.get("expr", ())]
 
 
 def _fits(pattern: object, interface: str) -> bool:

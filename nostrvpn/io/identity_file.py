@@ -24,6 +24,7 @@ from nostrvpn.io.durable_file import (
     sync_directory,
     write_durably,
 )
+from nostrvpn.io.privilege import as_owner
 
 __all__ = [
     "NoIdentity",
@@ -151,12 +152,13 @@ def adopt_next(state_dir: str, environ: Mapping[str, str]) -> Path:
     new, former = path.with_name(_NEXT), path.with_name(_FORMER)
     if new.exists():
         _parse_secret(_read_secret(new), environ)
-        try:
-            write_durably(former, path.read_bytes(), mode=0o600, replace=True)
-            new.replace(path)
-            sync_directory(path.parent)
-        except OSError as error:
-            raise refusal("replace", path, error) from error
+        with as_owner(path.parent):
+            try:
+                write_durably(former, path.read_bytes(), mode=0o600, replace=True)
+                new.replace(path)
+                sync_directory(path.parent)
+            except OSError as error:
+                raise refusal("replace", path, error) from error
     return former
 
 
@@ -205,7 +207,7 @@ def _read_input(source: str) -> str:
 def _read_secret(path: Path, *, trust_mode: bool = False) -> str:
     """Return a secret file's text; FileNotFoundError passes through, the rest is explained."""
     try:
-        with path.open("rb") as file:
+        with as_owner(path.parent), path.open("rb") as file:
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode) and not trust_mode:
                 _check_private(path, status)

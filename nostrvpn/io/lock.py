@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from nostrvpn.errors import SystemRefused
@@ -41,7 +42,10 @@ class StateLock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    os.close(descriptor)
+                    raise refusal("take the lock", self._path, error) from error
                 if attempt + 1 < _ATTEMPTS:
                     time.sleep(_PAUSE)
         else:
@@ -52,9 +56,11 @@ class StateLock:
                 f"a daemon already runs on {self._path.parent} ({who})",
                 "stop it with: nostrvpn down; or give this one another --state-dir",
             )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
+        # Who holds it is only shown: a full disk keeps no daemon from starting.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Give the lock back; the file stays, since removing it would race with a new holder."""

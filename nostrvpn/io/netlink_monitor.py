@@ -1,6 +1,6 @@
-"""Notice when links, addresses or routes of this network namespace change.
+"""Notice when links, addresses, routes or our nftables tables of this network namespace change.
 
-A bare netlink socket on the event loop. What changed is not parsed, the listener looks for itself;
+Bare netlink sockets on the event loop. What changed is not parsed, the listener looks for itself;
 only addresses that went are told, since one that is back a moment later would not be noticed.
 """
 
@@ -12,11 +12,13 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import SystemRefused
+from nostrvpn.io.table_notices import TableNotices, open_notices
 
 __all__ = ["NetlinkMonitor"]
 
@@ -25,8 +27,10 @@ _GROUPS = (
     0x1  # RTMGRP_LINK
     | 0x10  # RTMGRP_IPV4_IFADDR
     | 0x40  # RTMGRP_IPV4_ROUTE
+    | 0x80  # RTMGRP_IPV4_RULE
     | 0x100  # RTMGRP_IPV6_IFADDR
     | 0x400  # RTMGRP_IPV6_ROUTE
+    | 0x40000  # RTNLGRP_IPV6_RULE
 )
 _KINDS = {
     16: "link",
@@ -35,6 +39,8 @@ _KINDS = {
     21: "address",
     24: "route",
     25: "route",
+    # Only that one went: systemd-networkd removes rules that it did not make.
+    33: "rule",
 }
 _HEADER = struct.Struct("=IHHII")
 # Spec: linux/rtnetlink.h and linux/if_addr.h: RTM_DELADDR's struct ifaddrmsg, then attributes.
@@ -62,15 +68,21 @@ _READ_BYTES = 65536
 
 
 class NetlinkMonitor:
-    """Calls ``changed`` with the kinds of change ("link", "address", "route"), once per burst.
+    """Calls ``changed`` with the kinds of change ("link", "address", "route", "rule", "table"), once
+    per burst.
 
-    The first bursts are told within 30 ms, at most four in two seconds. Must be started within a
-    running event loop, in the network namespace to watch. If the kernel dropped notices because too
-    many came at once, every kind is reported.
+    "table": something was removed from one of ``tables`` (names, family inet); never told where the
+    kernel has no nftables. The first bursts are told within 30 ms, at most four in two seconds. Must
+    be started within a running event loop, in the network namespace to watch. If the kernel dropped
+    notices because too many came at once, every kind that they may have been of is reported.
     """
 
-    def __init__(self, changed: Callable[[frozenset[str]], None]) -> None:
+    def __init__(
+        self, changed: Callable[[frozenset[str]], None], tables: Collection[str] = ()
+    ) -> None:
         self._changed = changed
+        self._tables = TableNotices(tables)
+        self._table_socket: socket.socket | None = None
         self._socket: socket.socket | None = None
         self._pending: set[str] = set()
         self._lost: set[IPAddress] = set()
@@ -93,16 +105,20 @@ class NetlinkMonitor:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self._socket = sock
+        with suppress(SystemRefused):
+            self._table_socket = open_notices()
+            self._loop.add_reader(self._table_socket.fileno(), self._tables_readable)
 
     def stop(self) -> None:
         """Stop watching; a change not yet reported is forgotten. May be called twice."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._socket is not None and self._loop is not None:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
+        for sock in (self._socket, self._table_socket):
+            if sock is not None and self._loop is not None:
+                self._loop.remove_reader(sock.fileno())
+                sock.close()
+        self._socket = self._table_socket = None
         self._pending.clear()
 
     def take_lost(self) -> frozenset[IPAddress]:
@@ -113,18 +129,21 @@ class NetlinkMonitor:
 
     def _readable(self) -> None:
         assert self._socket is not None
-        for _ in range(_MAX_READS):
-            try:
-                data = self._socket.recv(_READ_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as exc:
-                # ENOBUFS: notices were lost, so anything may have changed.
-                if exc.errno != errno.ENOBUFS:
-                    raise
+        for data in _read_all(self._socket):
+            if data is None:
                 self._pending.update(_KINDS.values())
-                continue
-            self._take(data)
+            else:
+                self._take(data)
+        self._report_soon()
+
+    def _tables_readable(self) -> None:
+        assert self._table_socket is not None
+        for data in _read_all(self._table_socket):
+            if data is None or self._tables.take(data):
+                self._pending.add("table")
+        self._report_soon()
+
+    def _report_soon(self) -> None:
         if self._pending and self._timer is None and self._loop is not None:
             at = self._loop.time() + _SETTLE_S
             if len(self._told) == _CALLS:
@@ -149,6 +168,20 @@ class NetlinkMonitor:
             if kind == _ADDRESS_GONE and len(self._lost) < _MAX_LOST:
                 self._lost.update(_address(data[offset + _HEADER.size : offset + length]))
             offset += max(_HEADER.size, (length + 3) & ~3)
+
+
+def _read_all(sock: socket.socket) -> Iterator[bytes | None]:
+    """Yield the datagrams that are there, a bounded number; None where notices were lost."""
+    for _ in range(_MAX_READS):
+        try:
+            yield sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            # So anything may have changed.
+            if exc.errno != errno.ENOBUFS:
+                raise
+            yield None
 
 
 def _address(message: bytes) -> set[IPAddress]:

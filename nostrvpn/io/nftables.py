@@ -7,7 +7,9 @@ nft need not be installed.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +35,10 @@ OWN_TABLES = "nostrvpn"
 TIMEOUT_S = 10.0
 # Spec: NFPROTO_INET of linux/netfilter.h.
 _INET = 1
+# The kernel's answer where it was built without nftables, or its module is not there.
+_NO_NFTABLES = (
+    *(errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT, errno.EINVAL),
+)
 _NO_NFT = "nftables is not installed"
 
 
@@ -62,14 +68,20 @@ def list_objects(*what: str, terse: bool = False) -> list[dict[str, Any]]:
 
 
 def own_tables() -> tuple[str, ...]:
-    """Return the names of the tables that carry our mark; none where the kernel has no nftables."""
+    """Return the names of the tables that carry our mark; none where the kernel has no nftables.
+
+    SystemRefused if the kernel does not tell.
+    """
     from nostrvpn.io.pyroute import NetlinkError, NFTables
 
     try:
         with NFTables(nfgen_family=_INET) as nftables:
             names = [item.get_attr("NFTA_TABLE_NAME") for item in nftables.get_tables()]
-    except (NetlinkError, OSError):
-        return ()
+    except (NetlinkError, OSError) as exc:
+        code = exc.code if isinstance(exc, NetlinkError) else exc.errno
+        if code in _NO_NFTABLES:
+            return ()
+        raise SystemRefused(f"listing nftables: {os.strerror(code or 0)}") from exc
     return tuple(name for name in names if name.startswith(OWN_TABLES))
 
 

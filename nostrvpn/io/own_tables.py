@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+from nostrvpn.errors import SystemRefused
 from nostrvpn.host.firewall import table_name
 from nostrvpn.host.inbound import inbound_table
+from nostrvpn.host.shield import shield_table
 from nostrvpn.host.subnet_gateway import gateway_table
-from nostrvpn.io.nftables import delete_table, own_tables
+from nostrvpn.io.nftables import own_tables
+from nostrvpn.io.relay_routing import RoutingMemory, relay_table_name
 
-__all__ = ["delete_own_tables"]
+__all__ = ["delete_own_tables", "tables_of"]
 
 
-def delete_own_tables(interface: str | None = None) -> tuple[str, ...]:
-    """Delete our tables, or those of one interface; return their names.
+def delete_own_tables(
+    interface: str | None = None, *, keep_shield: bool = False
+) -> tuple[str, ...]:
+    """Delete our tables, or those of one interface, and of that one's all but what holds traffic back
+    if ``keep_shield``; return their names.
 
-    The tables of a relay and of a subnet router also remember routing settings of the host, which are
-    put back.
+    The tables of a relay, a subnet router and of that also remember routing settings of the host, which
+    are put back. One that is refused does not keep the others; then SystemRefused is raised at the end.
     """
-    found = own_tables()
-    if not found:
-        return ()
-    from nostrvpn.io.relay_table import relay_table_name, remove_relay_table
-    from nostrvpn.io.subnet_gateway import remove_gateway
-
-    relay_suffix = relay_table_name("").removeprefix(table_name(""))
-    gateway_suffix = gateway_table("").removeprefix(table_name(""))
-    kinds = (table_name, inbound_table, relay_table_name, gateway_table)
-    wanted = None if interface is None else [kind(interface) for kind in kinds]
-    names = tuple(name for name in found if wanted is None or name in wanted)
+    names = tables_of(interface)
+    if keep_shield and interface is not None:
+        names = tuple(name for name in names if name != shield_table(interface))
+    refusals = []
     for name in names:
-        if name.endswith(relay_suffix):
-            remove_relay_table(name)
-        elif name.endswith(gateway_suffix):
-            remove_gateway(name)
-        else:
-            delete_table(name)
+        try:
+            RoutingMemory(name).put_back()
+        except SystemRefused as exc:
+            refusals.append(exc)
+    if refusals:
+        raise refusals[0]
     return names
+
+
+def tables_of(interface: str | None) -> tuple[str, ...]:
+    """Return the names of our tables, or of those of one interface."""
+    kinds = (table_name, inbound_table, relay_table_name, gateway_table, shield_table)
+    wanted = None if interface is None else [kind(interface) for kind in kinds]
+    return tuple(name for name in own_tables() if wanted is None or name in wanted)

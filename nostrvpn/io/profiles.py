@@ -17,6 +17,7 @@ from nostrvpn.config.options import FIRST, NETWORKS, Options
 from nostrvpn.errors import SystemRefused, UserError
 from nostrvpn.io.durable_file import make_private_directory, refusal, write_durably
 from nostrvpn.io.lock import lock_holder
+from nostrvpn.io.privilege import as_owner
 
 __all__ = [
     "create_profile",
@@ -84,7 +85,8 @@ def select_profile(options: Options, profile: str) -> None:
     for base, mode in ((options.state_dir, 0o600), (options.runtime_dir, 0o644)):
         directory = Path(base, NETWORKS)
         try:
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            with as_owner(directory):
+                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
             raise refusal("create the directory", directory, error) from error
         write_durably(directory / _SELECTED, f"{profile}\n".encode(), mode=mode, replace=True)

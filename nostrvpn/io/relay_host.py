@@ -242,10 +242,18 @@ class RelayHost:
         works += [partial(self._note, change, table) for change in changes]
         works.append(partial(self._apply, table))
         for work in works:
-            try:
-                work()
-            except Exception as exc:
-                self._failed(exc)
+            self._safely(work)
+
+    def tables_changed(self) -> None:
+        """Somebody removed of our nftables tables: look soon whether it was the relay's."""
+        if self._table is not None:
+            self._worker.submit(self._safely, self._look_around)
+
+    def _safely(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as exc:
+            self._failed(exc)
 
     def _look_around(self) -> None:
         """Find out what other firewalls drop; if that is news, each pair gets its other way.
@@ -256,12 +264,28 @@ class RelayHost:
         table = self._table
         if table is None:
             return
+        try:
+            self._mend(table)
+        except SystemRefused as exc:
+            self._refused = str(exc)
+            self.counters["nft_refused"] += 1
+            return
         if before != self._obstacles and self._joined:
             for forward in tuple(self._joined.values()):
                 self._note(forward, table)
             self._untold_yet = True
         if self._untold_yet:
             self._apply(table)
+
+    def _mend(self, table: RelayTable) -> None:
+        """Undo what others did to the table and to the host's forwarding; SystemRefused."""
+        if table.mend():
+            _log.warning("the relay's table had gone, and is made anew")
+            self._untold_yet = True
+        table.look_again()
+        for forward in self._joined.values():
+            if self._obstacle(forward) is None and is_for_kernel(forward.a, forward.b):
+                table.route_at((forward.a, forward.b))
 
     def _note(self, change: TableChange, table: RelayTable) -> None:
         match change:
@@ -283,9 +307,9 @@ class RelayHost:
 
     def _is_for_kernel(self, forward: Forward, table: RelayTable) -> bool:
         a, b = forward.a, forward.b
-        if not is_for_kernel(a, b) or a.local_ip is None:
+        if not is_for_kernel(a, b):
             return False
-        if a.local_ip.version in self._obstacles:
+        if self._obstacle(forward) is not None:
             self.counters["forward_dropped"] += 1
             return False
         try:
@@ -294,6 +318,10 @@ class RelayHost:
             self._refused = str(exc)
             return False
         return True
+
+    def _obstacle(self, forward: Forward) -> str | None:
+        ip = forward.a.local_ip
+        return None if ip is None else self._obstacles.get(ip.version)
 
     def _apply(self, table: RelayTable) -> None:
         self._untold_yet = True

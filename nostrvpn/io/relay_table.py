@@ -24,17 +24,19 @@ from collections.abc import Collection, Iterable, Mapping
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
-from nostrvpn.io.nftables import apply_ruleset, delete_table, list_objects, list_table
+from nostrvpn.host.state import RELAY_MARK
+from nostrvpn.io.nftables import apply_ruleset, list_objects, own_tables
 from nostrvpn.io.relay_routing import (
     RoutingBefore,
+    RoutingMemory,
     interface_with,
     is_routing,
-    restore_routing,
+    relay_table_name,
     turn_on_routing,
 )
 from nostrvpn.relaying.events import Channel, End
 
-__all__ = ["RelayTable", "is_for_kernel", "relay_table_name", "remove_relay_table"]
+__all__ = ["RelayTable", "is_for_kernel"]
 
 # Strangers' packets that reach the socket; the machine behind it looks at 1000 a second.
 STRANGERS_PER_SECOND = 2000
@@ -90,7 +92,7 @@ table inet {name} {{
     ip saddr . udp sport . udp dport @bridged4 goto bridged
     ip6 saddr . udp sport . udp dport @bridged6 goto bridged
     limit rate over {strangers}/second burst 500 packets counter name flooded drop
-    notrack
+    meta mark set {mark} notrack
   }}
   chain paired {{
     # None at all (RFC 768): the kernel would "update" it, so our socket forwards it.
@@ -101,10 +103,10 @@ table inet {name} {{
   }}
   chain readdressed {{
     meta mark @counted udp sport set udp dport
-    udp dport set meta mark map @target_ports meta mark set 0 notrack accept
+    udp dport set meta mark map @target_ports meta mark set {mark} notrack accept
   }}
   chain bridged {{
-    meta mark set 0 notrack accept
+    meta mark set {mark} notrack accept
   }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
@@ -120,11 +122,6 @@ table inet {name} {{
   }}
 }}
 """
-
-
-def relay_table_name(interface: str) -> str:
-    """Return the name of the relay's table of the mesh whose interface this is."""
-    return f"nostrvpn_{interface}_relay"
 
 
 def is_for_kernel(a: End, b: End) -> bool:
@@ -158,20 +155,39 @@ class RelayTable:
         # Closed since the last apply: if they are opened again, their counters begin anew.
         self._closed: set[int] = set()
         self._routed: set[IPAddress | None] = set()
+        self._memory = RoutingMemory(self._name)
+        self._uplinks: tuple[str, ...] | None = None
+        # Bytes read, by port; and those that a table of before had counted.
+        self._read: dict[int, int] = {}
+        self._counted_before: dict[int, int] = {}
 
     def create(self, uplinks: tuple[str, ...]) -> None:
         """Make the table anew, empty, and let packets pass between ``uplinks``.
 
         What the host forwards is changed only where it forwarded nothing, and what is not ours still
-        does not pass between those interfaces. SystemRefused if there is no nftables.
+        does not pass between those interfaces. What was noted is in the table after the next
+        ``apply``. SystemRefused if there is no nftables.
         """
-        turn_on_routing(uplinks, _remembered(self._name), self._make)
-        self._wanted.clear()
+        turn_on_routing(uplinks, self._memory, self._make)
+        self._uplinks = uplinks
         self._there.clear()
+        self._routed.clear()
+        self._counted_before = dict(self._read)
+
+    def mend(self) -> bool:
+        """Create the table again if somebody removed it; return whether that was so.
+
+        SystemRefused if nft refuses.
+        """
+        if self._uplinks is None or self._name in own_tables():
+            return False
+        self.create(self._uplinks)
+        return True
 
     def remove(self) -> None:
-        """Remove the table, present or not, and put the host's routing back as it was."""
-        remove_relay_table(self._name)
+        """Put the host's routing back as it was, and remove the table, present or not."""
+        self._memory.put_back()
+        self._uplinks = None
         self._wanted.clear()
         self._there.clear()
 
@@ -186,6 +202,8 @@ class RelayTable:
         """Undo ``open``; a port that is not open is fine."""
         self._wanted.pop(port, None)
         self._closed.add(port)
+        self._read.pop(port, None)
+        self._counted_before.pop(port, None)
 
     def forward(self, port: int, a: End, b: End) -> None:
         """Forward between two ends that ``is_for_kernel`` approves, instead of any others."""
@@ -247,12 +265,13 @@ class RelayTable:
 
     def read_counters(self) -> dict[int, int]:
         """Return the IP bytes forwarded at each open port since it was opened."""
-        carried = dict.fromkeys(self._there, 0)
+        carried = {port: self._counted_before.get(port, 0) for port in self._there}
         for item in list_objects("set", self._table, "counted"):
             for element in item.get("set", {}).get("elem", ()):
                 port = int(element["elem"]["val"]) >> 1
                 if port in carried:
                     carried[port] += element["elem"]["counter"]["bytes"]
+        self._read = dict(carried)
         return carried
 
     def read_drops(self) -> Mapping[str, int]:
@@ -267,7 +286,7 @@ class RelayTable:
             assert ip is not None
             name = interface_with(ip)
             if name is not None and not is_routing(name, ip.version):
-                turn_on_routing((name,), _remembered(self._name), self._remember)
+                turn_on_routing((name,), self._memory, self._remember)
             self._routed.add(ip)
 
     def look_again(self) -> None:
@@ -317,6 +336,7 @@ class RelayTable:
     def _make(self, before: RoutingBefore) -> None:
         text = _TABLE.format(
             name=self._name,
+            mark=f"{RELAY_MARK:#010x}",
             strangers=STRANGERS_PER_SECOND,
             kbytes=self._kbytes,
             burst=BURST_KBYTES,
@@ -327,13 +347,6 @@ class RelayTable:
         apply_ruleset(f"table inet {self._name} {{}}\ndelete table inet {self._name}\n{text}")
 
 
-def remove_relay_table(name: str) -> None:
-    """Remove a relay's table by its name, and put the routing back that it remembers."""
-    before = _remembered(name)
-    delete_table(name)
-    restore_routing(before)
-
-
 def _marks(port: int) -> tuple[str, str]:
     """Return the marks of a pair's two directions."""
     return str(port << 1), str(port << 1 | 1)
@@ -342,11 +355,3 @@ def _marks(port: int) -> tuple[str, str]:
 def _names(names: frozenset[str]) -> str:
     quoted = ", ".join(f'"{name}"' for name in sorted(names))
     return f"elements = {{ {quoted} }}" if names else ""
-
-
-def _remembered(name: str) -> RoutingBefore:
-    """Return what the table remembers of the host; nothing if there is no such table."""
-    names = ("routed4", "routed6", "advertised")
-    listed = [item["set"] for item in list_table(name) or () if "set" in item]
-    sets = {one["name"]: frozenset(one.get("elem", ())) for one in listed if one["name"] in names}
-    return RoutingBefore(*(sets.get(one, frozenset()) for one in names))

@@ -108,6 +108,7 @@ class RelayWebSocket:
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._tls: ssl.SSLContext | None = None
+        self._written: tuple[object, ...] = ()
         self.counters: Counter[str] = Counter()
 
     @property
@@ -121,7 +122,7 @@ class RelayWebSocket:
         """Listen; UserError for a bad certificate, SystemRefused if the port cannot be had."""
         if self._listen.certificate is not None:
             self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            self.reload_certificate()
+            self.renew_certificate()
         application = web.Application(client_max_size=0, handler_args={"access_log": None})
         application.router.add_get(self._listen.path, self._serve)
         application.on_response_prepare.append(_say_less)
@@ -142,12 +143,22 @@ class RelayWebSocket:
                 "Choose another address or port, or stop the program that has it.",
             ) from exc
 
-    def reload_certificate(self) -> None:
-        """Read the files again, for connections from now on; UserError if they are no good."""
+    def renew_certificate(self) -> None:
+        """If the files changed, serve what is in them, to connections from now on.
+
+        UserError if they are no good, once for each change: what was served before still is.
+        """
         if self._tls is None or self._listen.certificate is None:
             return
+        files = (self._listen.certificate, self._listen.key)
+        written = tuple(map(_when_written, files))
+        if written == self._written:
+            return
+        self._written = written
         try:
-            self._tls.load_cert_chain(self._listen.certificate, self._listen.key)
+            # First on trial: a key that does not fit, or not yet, would spoil what is in use.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._tls):
+                context.load_cert_chain(*files)
         except (OSError, ssl.SSLError) as exc:
             raise UserError(
                 f"no certificate for the relay in {self._listen.certificate}: {exc.strerror or exc}",
@@ -323,6 +334,14 @@ def _is_refusal(data: bytes) -> bool:
 async def _say_less(_request: web.Request, response: web.StreamResponse) -> None:
     """Leave out which software this is."""
     response.headers.pop("Server", None)
+
+
+def _when_written(path: Path | None) -> tuple[int, int] | None:
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_ino)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
-from socket import IPPROTO_TCP, TCP_QUICKACK
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -53,11 +53,19 @@ class RelaySockets:
     """Open connections to relays, by URL; events go to ``deliver`` in the order they happened."""
 
     def __init__(
-        self, deliver: Callable[[SocketEvent], Awaitable[None]], proxy: SocksProxy | None = None
+        self,
+        deliver: Callable[[SocketEvent], Awaitable[None]],
+        proxy: SocksProxy | None = None,
+        mark: int = 0,
     ) -> None:
-        """With ``proxy`` every connection goes through it, and nothing is resolved here."""
+        """With ``proxy`` every connection goes through it, and nothing is resolved here.
+
+        ``mark`` is the packets' fwmark, by which they get out while an exit is used or all is blocked;
+        it needs CAP_NET_ADMIN.
+        """
         self._deliver = deliver
         self.proxy = proxy
+        self._mark = mark
         self._session: aiohttp.ClientSession | None = None
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,9 +87,18 @@ class RelaySockets:
             return _new_session(self.proxy.connector(url.partition("#")[2] or "relays"))
         if self._session is None:
             # No cache: a lookup that waits for a name server of the last network would be shared.
-            connector = aiohttp.TCPConnector(resolver=HostLookup(), use_dns_cache=False)
+            connector = aiohttp.TCPConnector(
+                resolver=HostLookup(), use_dns_cache=False, socket_factory=self._socket
+            )
             self._session = _new_session(connector)
         return self._session
+
+    def _socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = target
+        made = socket.socket(family, kind, protocol)
+        if self._mark:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+        return made
 
     def close(self, url: str) -> None:
         """Close a connection or stop connecting; ``RelayClosed`` follows. Nothing if unknown."""
@@ -107,7 +124,7 @@ class RelaySockets:
         for link in list(self._links.values()):
             if not link.is_open and restart:
                 link.restart()
-            elif link.is_open and not _is_at_home(link.ends, interfaces):
+            elif link.is_open and not _is_at_home(link.ends, interfaces, self._mark):
                 link.stop("the network changed")
 
     async def stop(self) -> None:
@@ -198,7 +215,7 @@ class _Link:
         try:
             patience = CONNECT_SECONDS if self._proxy is None else PROXIED_CONNECT_SECONDS
             async with asyncio.timeout(patience):
-                socket = await self.session.ws_connect(
+                opened = await self.session.ws_connect(
                     self.url.partition("#")[0],
                     heartbeat=HEARTBEAT_SECONDS,
                     max_msg_size=MAX_MESSAGE,
@@ -210,25 +227,25 @@ class _Link:
             return told or describe_failure(exc, TOO_LARGE)
         writer: asyncio.Task[None] | None = None
         self.is_open = True
-        self.ends = socket.get_extra_info("sockname"), socket.get_extra_info("peername")
+        self.ends = opened.get_extra_info("sockname"), opened.get_extra_info("peername")
         try:
             await self._deliver(RelayOpened(self.url))
-            writer = asyncio.get_running_loop().create_task(self._write(socket))
-            return await self._read(socket)
+            writer = asyncio.get_running_loop().create_task(self._write(opened))
+            return await self._read(opened)
         finally:
             if writer is not None:
                 writer.cancel()
             with contextlib.suppress(aiohttp.ClientError, OSError):
-                await socket.close()
+                await opened.close()
 
-    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> str:
-        transport = socket.get_extra_info("socket")
+    async def _read(self, opened: aiohttp.ClientWebSocketResponse) -> str:
+        transport = opened.get_extra_info("socket")
         while True:
             # A relay with Nagle's algorithm on holds its next frame back until the last one is
             # acknowledged, and Linux delays that by 40 ms; it forgets this option, so each time.
             with contextlib.suppress(OSError, AttributeError):
-                transport.setsockopt(IPPROTO_TCP, TCP_QUICKACK, 1)
-            message = await socket.receive()
+                transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            message = await opened.receive()
             match message.type:
                 case aiohttp.WSMsgType.TEXT:
                     await self._deliver(RelayText(self.url, message.data))
@@ -238,15 +255,15 @@ class _Link:
                 case aiohttp.WSMsgType.ERROR:
                     return describe_failure(message.data, TOO_LARGE)
                 case _:
-                    failure = socket.exception()
+                    failure = opened.exception()
                     if failure is not None:
                         return describe_failure(failure, TOO_LARGE)
-                    return _describe_close(socket.close_code)
+                    return _describe_close(opened.close_code)
 
-    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _write(self, opened: aiohttp.ClientWebSocketResponse) -> None:
         try:
             while True:
-                await socket.send_str(await self._outgoing.get())
+                await opened.send_str(await self._outgoing.get())
         except (aiohttp.ClientError, OSError) as exc:
             self.stop(describe_failure(exc, TOO_LARGE))
 
@@ -261,7 +278,9 @@ def _new_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     )
 
 
-def _is_at_home(ends: tuple[object, object], interfaces: Mapping[IPAddress, str]) -> bool:
+def _is_at_home(
+    ends: tuple[object, object], interfaces: Mapping[IPAddress, str], mark: int
+) -> bool:
     """Whether a connection's own address is still ours, on the interface that leads to the relay."""
     addresses = []
     for name in ends:
@@ -271,7 +290,7 @@ def _is_at_home(ends: tuple[object, object], interfaces: Mapping[IPAddress, str]
     ours, theirs = addresses
     if not is_ours(ours):
         return False
-    source = source_towards(theirs)
+    source = source_towards(theirs, mark)
     known = interfaces.get(ours), interfaces.get(source) if source is not None else None
     return None in known or known[0] == known[1]
 

@@ -17,7 +17,7 @@ from nostrvpn.io.durable_file import refusal, write_durably
 from nostrvpn.io.resolvconf import has_resolvconf
 from nostrvpn.io.resolved import is_running
 
-__all__ = ["find_resolver", "put_blocks", "read_resolv_conf", "take_blocks"]
+__all__ = ["find_resolver", "put_blocks", "read_resolv_conf", "read_text", "take_blocks"]
 
 PATH = Path("/etc/resolv.conf")
 _NSSWITCH = Path("/etc/nsswitch.conf")
@@ -28,9 +28,9 @@ _MAX_BYTES = 64 * 1024
 def find_resolver() -> FoundResolver:
     """Return what this host resolves names with."""
     return FoundResolver(
-        _read(PATH),
+        read_text(PATH),
         os.path.realpath(PATH),
-        _read(_NSSWITCH),
+        read_text(_NSSWITCH),
         is_running(),
         has_resolvconf(),
     )
@@ -38,12 +38,12 @@ def find_resolver() -> FoundResolver:
 
 def read_resolv_conf() -> str:
     """Return the text of resolv.conf; empty if there is none."""
-    return _read(PATH)
+    return read_text(PATH)
 
 
 def put_blocks(desired: DesiredNames, interface: str) -> bool:
     """Put our blocks into resolv.conf, or mend them; return whether anything was to do."""
-    text = _read(PATH)
+    text = read_text(PATH)
     wanted = with_blocks(text, desired, interface)
     if wanted == text:
         return False
@@ -53,7 +53,7 @@ def put_blocks(desired: DesiredNames, interface: str) -> bool:
 
 def take_blocks(interface: str | None) -> bool:
     """Take our blocks (None: of every interface) out of resolv.conf; return whether there were any."""
-    text = _read(PATH)
+    text = read_text(PATH)
     wanted = without_blocks(text, interface)
     if wanted == text:
         return False
@@ -61,7 +61,7 @@ def take_blocks(interface: str | None) -> bool:
     return True
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Return a file's text, byte for byte (latin-1); empty if there is none or it is no text file."""
     try:
         with path.open("rb") as file:
@@ -76,7 +76,7 @@ def _write(expected: str, text: str) -> None:
         status = real.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             raise SystemRefused(f"{real} is no file to edit")
-        if _read(PATH) != expected:
+        if read_text(PATH) != expected:
             raise SystemRefused(f"{real} is being changed by another program")
         data = text.encode("latin-1")
         try:

@@ -16,7 +16,8 @@ __all__ = ["add_record", "has_resolvconf", "remove_records"]
 
 # Where both implementations keep the records, each in a directory of its own below.
 _RECORDS = Path("/run/resolvconf")
-_TIMEOUT_S = 10.0
+# Its hooks restart programs. `down` waits 15 s, for three calls at worst.
+_TIMEOUT_S = 4.0
 
 
 def has_resolvconf() -> bool:
@@ -25,23 +26,37 @@ def has_resolvconf() -> bool:
     return program is not None and Path(program).resolve().name != "resolvectl"
 
 
-def add_record(interface: str, text: str) -> None:
-    """Tell resolvconf our record, which goes before others; SystemRefused if it refuses."""
-    _run("-a", record_name(interface), text=text)
+def add_record(interface: str, text: str, *, alone: bool = False) -> None:
+    """Tell resolvconf our record, which goes before others; SystemRefused if it refuses.
+
+    ``alone``: the others are left out meanwhile. openresolv has a word for it (``-x``); Debian's leaves
+    them out beside a loopback address, and knows no such option.
+    """
+    words = ("-x",) if alone and _is_openresolv() else ()
+    _run(*words, "-a", record_name(interface), text=text)
 
 
 def remove_records(interface: str | None) -> list[str]:
     """Remove our record for an interface (None: all of ours); return their names."""
     if not has_resolvconf():
         return []
-    names = {path.name for path in _RECORDS.glob(f"*/*{RECORD_ENDING}")}
+    # openresolv has a file for each that is alone, too, named by a number and the record's name.
+    names = {path.name.rpartition(" ")[2] for path in _RECORDS.glob(f"*/*{RECORD_ENDING}")}
     wanted = sorted(names if interface is None else names & {record_name(interface)})
     for name in wanted:
         _run("-d", name)
     return wanted
 
 
-def _run(*arguments: str, text: str = "") -> None:
+def _is_openresolv() -> bool:
+    """Whether it has options that only openresolv has: ``-h`` names them."""
+    try:
+        return "openresolv" in _run("--version")
+    except SystemRefused:
+        return False
+
+
+def _run(*arguments: str, text: str = "") -> str:
     program = shutil.which("resolvconf")
     if program is None:
         raise SystemRefused("resolvconf is not installed")
@@ -50,7 +65,9 @@ def _run(*arguments: str, text: str = "") -> None:
             (program, *arguments),
             input=text,
             capture_output=True,
-            text=True,
+            # In whatever language it speaks, and in the C locale: what it says is only quoted.
+            encoding="utf-8",
+            errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
         )
@@ -59,3 +76,4 @@ def _run(*arguments: str, text: str = "") -> None:
     if done.returncode != 0:
         said = one_line((done.stderr or done.stdout).strip())
         raise SystemRefused(f"resolvconf refused ({done.returncode}): {said}")
+    return done.stdout

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from ipaddress import ip_address
 from typing import Any
 
@@ -18,7 +20,7 @@ from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import SystemRefused, one_line
 from nostrvpn.host.resolver import LinkNames, Set
 
-__all__ = ["apply_link", "is_running", "observe_link", "revert_link"]
+__all__ = ["all_within", "apply_link", "flush_caches", "is_running", "observe_link", "revert_link"]
 
 _SERVICE = "org.freedesktop.resolve1"
 _PATH = "/org/freedesktop/resolve1"
@@ -26,8 +28,20 @@ _MANAGER = f"{_SERVICE}.Manager"
 _LINK = f"{_SERVICE}.Link"
 # A bus that hangs shall not keep the daemon's thread.
 _TIMEOUT_S = 5.0
+# For all calls of one piece of work: when it must be done (monotonic).
+_until: ContextVar[float] = ContextVar("until", default=float("inf"))
 _FAMILIES = {4: 2, 6: 10}  # AF_INET, AF_INET6, as Linux numbers them
 _PROPERTIES = ("DNSEx", "Domains", "DefaultRoute", "DNSSEC", "DNSOverTLS")
+
+
+@contextmanager
+def all_within(seconds: float) -> Iterator[None]:
+    """All calls inside end within so many seconds together; those after it are refused at once."""
+    token = _until.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _until.reset(token)
 
 
 def is_running() -> bool:
@@ -84,6 +98,11 @@ def revert_link(index: int) -> None:
     _call("RevertLink", "i", index)
 
 
+def flush_caches() -> None:
+    """Let systemd-resolved forget what it was answered."""
+    _busctl("call", _SERVICE, _PATH, _MANAGER, "FlushCaches")
+
+
 def _call(method: str, signature: str, index: int, *arguments: str) -> None:
     _busctl("call", _SERVICE, _PATH, _MANAGER, method, signature, str(index), *arguments)
 
@@ -92,12 +111,21 @@ def _busctl(verb: str, *arguments: str) -> str:
     program = shutil.which("busctl")
     if program is None:
         raise SystemRefused("busctl is not installed")
-    options = ("--system", "--json=short", "--auto-start=no", f"--timeout={_TIMEOUT_S:.0f}")
+    left = min(_TIMEOUT_S, _until.get() - time.monotonic())
+    if left <= 0:
+        raise SystemRefused("systemd-resolved does not answer in time")
+    options = ("--system", "--json=short", "--auto-start=no", f"--timeout={left:.2f}")
     # "--": an empty server name is an argument, and no interface or domain is ever an option.
     command = (program, *options, "--", verb, *arguments)
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S + 1, check=False
+            command,
+            capture_output=True,
+            # In the C locale too: what it says in words is only quoted.
+            encoding="utf-8",
+            errors="replace",
+            timeout=left + 1,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise SystemRefused(f"systemd-resolved does not answer: {exc}") from exc

@@ -1,24 +1,33 @@
-"""Looking names up: the STUN servers' and the relays'.
+"""Looking names up for the agent itself: STUN and TURN servers, Nostr relays, relays' WebSockets.
 
 A lookup in a thread cannot be ended, and one that waits for the name server of a network that is gone
 takes ten seconds and more. So each has a thread of its own, which neither keeps others waiting nor the
 program from ending.
+
+While an exit is used, the host's resolver answers through the tunnel, which these names are needed for
+first. Then the servers outside are asked directly, with marked packets (``ask_outside``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from nostrvpn.endpoint import Endpoint, parse_endpoint
+from nostrvpn.endpoint import Endpoint, IPAddress, parse_endpoint
+from nostrvpn.host.dns_message import is_cut, make_query, read_addresses
+from nostrvpn.io.dns_forwarder import Unanswered, Way, exchange
 
-__all__ = ["HostLookup", "StunResolver"]
+__all__ = ["HostLookup", "StunResolver", "ask_outside", "look_up"]
 
 TIMEOUT_S = 5.0
 # Lookups under way; a change of network begins one for each STUN server and relay, a dozen.
@@ -29,6 +38,17 @@ _PER_FAMILY = 1
 _AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 
 _slots = threading.BoundedSemaphore(MAX_LOOKUPS)
+_HOSTS = Path("/etc/hosts")
+_MAX_HOSTS = 1 << 20
+
+# One host, one resolver: whoever looks a name up in this process must know the way.
+_outside: Callable[[], Way | None] = lambda: None  # noqa: E731
+
+
+def ask_outside(way: Callable[[], Way | None]) -> None:
+    """From now on each lookup asks ``way()`` whom to ask; None, or no server: the host's resolver."""
+    global _outside
+    _outside = way
 
 
 class StunResolver:
@@ -63,7 +83,7 @@ class HostLookup(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the addresses of ``host``; OSError if there is none."""
-        answers = await _look_up(host, port, socket.SOCK_STREAM, family)
+        answers = await look_up(host, port, socket.SOCK_STREAM, family)
         return [
             ResolveResult(
                 hostname=host,
@@ -87,7 +107,7 @@ async def _resolve(server: str) -> tuple[Endpoint, ...]:
         host, _, port = server.rpartition(":")
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            answers = await _look_up(host, int(port), socket.SOCK_DGRAM, socket.AF_UNSPEC)
+            answers = await look_up(host, int(port), socket.SOCK_DGRAM, socket.AF_UNSPEC)
     except (OSError, TimeoutError, ValueError, UnicodeError):
         return ()
     by_family: dict[int, list[Endpoint]] = {4: [], 6: []}
@@ -97,7 +117,61 @@ async def _resolve(server: str) -> tuple[Endpoint, ...]:
     return tuple(by_family[4][:_PER_FAMILY] + by_family[6][:_PER_FAMILY])
 
 
-async def _look_up(host: str, port: int, kind: int, family: int) -> list[_AddressInfo]:
+async def look_up(host: str, port: int, kind: int, family: int = 0) -> list[_AddressInfo]:
+    """Return the addresses of ``host`` in getaddrinfo's form; OSError if there is none."""
+    way = _outside()
+    if way is None or not way.servers:
+        return await _ask_host(host, port, kind, family)
+    versions = {socket.AF_INET: (4,), socket.AF_INET6: (6,)}.get(
+        socket.AddressFamily(family), (4, 6)
+    )
+    found = [ip for ip in _known_here(host) if ip.version in versions]
+    if not found:
+        asked = await asyncio.gather(*(_ask_way(host, version, way) for version in versions))
+        found = [ip for ips in asked for ip in ips]
+    if not found:
+        raise socket.gaierror(socket.EAI_NONAME, "no name server outside knows this name")
+    protocol = socket.IPPROTO_UDP if kind == socket.SOCK_DGRAM else socket.IPPROTO_TCP
+    return [_address_info(ip, port, kind, protocol) for ip in found]
+
+
+def _address_info(ip: IPAddress, port: int, kind: int, protocol: int) -> _AddressInfo:
+    if ip.version == 4:
+        return (socket.AF_INET, kind, protocol, "", (str(ip), port))
+    return (socket.AF_INET6, kind, protocol, "", (str(ip), port, 0, 0))
+
+
+def _known_here(host: str) -> list[IPAddress]:
+    """Return an address as itself, and what /etc/hosts says of a name."""
+    with suppress(ValueError):
+        return [ip_address(host)]
+    try:
+        with _HOSTS.open("rb") as file:
+            text = file.read(_MAX_HOSTS).decode("utf-8", "replace")
+    except OSError:
+        return []
+    name = re.escape(host.rstrip("."))
+    line = rf"^[ \t]*(\S+)[ \t](?:[^#\n]*[ \t])?{name}\.?(?=[ \t\r#]|$)"
+    found = []
+    for word in re.findall(line, text, re.MULTILINE | re.IGNORECASE):
+        with suppress(ValueError):
+            found.append(ip_address(word))
+    return found
+
+
+async def _ask_way(host: str, version: int, way: Way) -> list[IPAddress]:
+    try:
+        query = make_query(host, version, secrets.randbits(16))
+        wire = await exchange(query, way)
+        if is_cut(wire):
+            wire = await exchange(query, way, tcp=True)
+        ips = read_addresses(wire)[0].ips
+    except (Unanswered, ValueError):
+        return []
+    return sorted((ip for ip in ips if ip.version == version), key=int)
+
+
+async def _ask_host(host: str, port: int, kind: int, family: int) -> list[_AddressInfo]:
     """Ask the system's resolver in a thread of its own; OSError also if too many ask already."""
     if not _slots.acquire(blocking=False):
         raise OSError(f"{MAX_LOOKUPS} lookups wait for name servers")

@@ -1,7 +1,6 @@
-"""This host forwards into networks behind it: the nft table for it, and the kernel's settings.
+"""This host forwards into networks behind it, or out: the nft table for it, and the kernel's settings.
 
-What was off before is remembered in the table itself, written before anything is changed: it needs no
-file, outlives a killed daemon, and whoever removes the table puts it back. Blocking; acts in the
+What was off before is remembered in the table itself (``relay_routing.py``). Blocking; acts in the
 calling thread's network namespace.
 """
 
@@ -13,49 +12,48 @@ from contextlib import suppress
 
 from nostrvpn.host.state import ROUTE_PROTOCOL, IPNetwork
 from nostrvpn.host.subnet_gateway import Gateway, gateway_marks, gateway_table, render_gateway
-from nostrvpn.io.nftables import apply_ruleset, delete_table, has_marks, list_table, own_tables
+from nostrvpn.io.nftables import apply_ruleset, has_marks
 from nostrvpn.io.relay_routing import (
     RoutingBefore,
+    RoutingMemory,
     is_routing,
-    restore_routing,
     turn_on_routing,
+    uplinks,
 )
 from nostrvpn.io.routes import parse_destination
 
-__all__ = ["apply_gateway", "interfaces_towards", "remove_gateway"]
+__all__ = ["apply_gateway", "interfaces_towards"]
 
 _RT_TABLE_MAIN = 254
 
 
-def apply_gateway(gateway: Gateway, interface: str) -> bool:
+def apply_gateway(gateway: Gateway, interface: str, memory: RoutingMemory) -> bool:
     """Forward what ``gateway`` says, and nothing with the empty one; return whether that took a change.
 
-    SystemRefused if nft or the kernel refuses.
+    ``memory`` is that of the gateway's table, the same one for each call. SystemRefused if nft or the
+    kernel refuses.
     """
     name = gateway_table(interface)
-    if not gateway.networks:
-        exists = name in own_tables()
-        if exists:
-            remove_gateway(name)
-        return exists
-    interfaces = (interface, *interfaces_towards(gateway.networks))
+    if gateway.is_empty:
+        is_needed = memory.is_needed
+        if is_needed:
+            memory.put_back()
+        return is_needed
+    outward = uplinks() if gateway.exit_versions else ()
+    interfaces = tuple(
+        {interface: None} | dict.fromkeys((*interfaces_towards(gateway.networks), *outward))
+    )
     routes = all(is_routing(one, version) for one in interfaces for version in gateway.versions)
     if routes and has_marks(name, gateway_marks(gateway, interface)):
+        memory.learn()
         return False
 
     def remember(before: RoutingBefore) -> None:
         sets = (before.routed4, before.routed6, before.advertised)
         apply_ruleset(render_gateway(gateway, interface, *sets))
 
-    turn_on_routing(interfaces, _remembered(name), remember, gateway.versions)
+    turn_on_routing(interfaces, memory, remember, gateway.versions)
     return True
-
-
-def remove_gateway(name: str) -> None:
-    """Remove a gateway's table by its name, and put the routing back that it remembers."""
-    before = _remembered(name)
-    delete_table(name)
-    restore_routing(before)
 
 
 def interfaces_towards(networks: Iterable[IPNetwork]) -> tuple[str, ...]:
@@ -85,11 +83,3 @@ def interfaces_towards(networks: Iterable[IPNetwork]) -> tuple[str, ...]:
         with suppress(OSError):
             names.add(socket.if_indextoname(index))
     return tuple(sorted(names))
-
-
-def _remembered(name: str) -> RoutingBefore:
-    """Return what the table remembers of the host; nothing if there is no such table."""
-    names = ("routed4", "routed6", "advertised")
-    listed = [item["set"] for item in list_table(name) or () if "set" in item]
-    sets = {one["name"]: frozenset(one.get("elem", ())) for one in listed if one["name"] in names}
-    return RoutingBefore(*(sets.get(one, frozenset()) for one in names))

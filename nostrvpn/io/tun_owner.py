@@ -30,10 +30,15 @@ class TunOwners:
                 continue
             with suppress(OSError):
                 pidfd = os.pidfd_open(int(process.name))
-                if _namespace(process) == here and _has_open(process, interface):
-                    self._pidfds[int(process.name)] = pidfd
-                else:
-                    os.close(pidfd)
+                is_owner = False
+                try:
+                    # A process that ends meanwhile has nothing to read any more.
+                    is_owner = _namespace(process) == here and _has_open(process, interface)
+                finally:
+                    if is_owner:
+                        self._pidfds[int(process.name)] = pidfd
+                    else:
+                        os.close(pidfd)
 
     def __enter__(self) -> TunOwners:
         return self

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from nostrvpn.config import addresses
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import NostrvpnError, UserError, one_line
+from nostrvpn.io.resolver import look_up
 from nostrvpn.io.tcp_carrier import is_congested, prepare_carrier
 from nostrvpn.paths.candidates import refusal
 from nostrvpn.paths.settings import PathSettings
@@ -279,7 +280,7 @@ async def _connect_socket(server: TurnServer, mark: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     kind = socket.SOCK_DGRAM if server.transport == "udp" else socket.SOCK_STREAM
     failure: OSError | None = None
-    for family, *_, address in await loop.getaddrinfo(server.host, server.port, type=kind):
+    for family, *_, address in await look_up(server.host, server.port, kind):
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         try:
             if mark:

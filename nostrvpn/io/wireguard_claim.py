@@ -1,4 +1,4 @@
-"""What both WireGuard backends ask before they touch an interface: is it ours, is the port free?"""
+"""What is asked before an interface is touched: is it ours, and this node's; is the port free?"""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import errno
 import socket
 from collections.abc import Iterable
 
+from nostrvpn.config.options import NETWORKS, Options
 from nostrvpn.errors import SystemRefused
-from nostrvpn.io.netlink import Link
+from nostrvpn.host.state import ALIAS_MARK
+from nostrvpn.io.lock import lock_holder
+from nostrvpn.io.netlink import Link, marked_interfaces
 from nostrvpn.wireguard.device import ObservedDevice
 from nostrvpn.wireguard.diff import Op, SetDevice
 
-__all__ = ["require_free_port", "require_ours"]
+__all__ = ["require_free_port", "require_no_other_node", "require_ours"]
 
 
 def require_ours(link: Link | None, observed: ObservedDevice | None) -> None:
@@ -26,6 +29,28 @@ def require_ours(link: Link | None, observed: ObservedDevice | None) -> None:
         f"the interface {link.name} exists and is not nostrvpn's",
         "Choose another name with --interface, or remove that interface.",
     )
+
+
+def require_no_other_node(interface: str | None, home: str | None) -> None:
+    """Raise SystemRefused if a living daemon of another home has the interface (None: any of ours).
+
+    Its alias says whose an interface is. ``home`` is the state directory of the network that asks.
+    """
+    for link in marked_interfaces():
+        owner = link.alias.removeprefix(ALIAS_MARK).strip()
+        if interface not in (None, link.name) or not owner or owner == home:
+            continue
+        holder = lock_holder(Options(state_dir=owner).lock_path)
+        if holder is not None:
+            stop = f"stop it with: nostrvpn --state-dir {_base(owner)} down"
+            other = "or name one --interface" if interface is None else "or use another --interface"
+            raise SystemRefused(f"a daemon runs on {link.name} (pid {holder})", f"{stop}; {other}")
+
+
+def _base(home: str) -> str:
+    """Return the state directory of the node whose network lives in ``home``."""
+    above, _, profile = home.rpartition(f"/{NETWORKS}/")
+    return above if above and "/" not in profile else home
 
 
 def require_free_port(ops: Iterable[Op], observed: ObservedDevice | None) -> None:

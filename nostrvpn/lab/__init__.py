@@ -28,6 +28,7 @@ Where to look::
     turn.py         a real TURN server (coturn); gateway.py: port mapping by a real miniupnpd
     capture.py      tcpdump on a link; transfer.py: a checked TCP transfer between namespaces
     node.py         the real daemon as a subprocess, and its command line
+    service.py      the same with the user and capabilities of the service's unit
     gathering.py    many nodes become one mesh
     matrix.py       every kind of network against every other: which path is found
     leftovers.py    sweep what dead labs left, and prove that this one left nothing

@@ -87,6 +87,10 @@ class LabNode:
             f"--interface={self.interface}",
         )
 
+    def daemon_command(self) -> tuple[str, ...]:
+        """What ``start`` runs."""
+        return (*self.command, "daemon")
+
     @property
     def environment(self) -> dict[str, str]:
         """The environment variables that select this node, in place of the options of ``command``."""
@@ -138,7 +142,7 @@ class LabNode:
         """Start the daemon and return when it answers."""
         self._process = Process(
             self.namespace,
-            (*self.command, "daemon"),
+            self.daemon_command(),
             log=self.log,
             environment={"PYTHONUNBUFFERED": "1", **environment},
         )

@@ -14,7 +14,8 @@ or WireGuard, and how its messages travel is not its business. Open ``roster.py`
 - ``membership``  the machine: inviting, joining, catching up; with ``ledger`` (the roster it holds),
                   ``joining`` and ``admission`` (the two sides), ``administration`` (what users decide)
                   and ``upkeep`` (what admins do by the clock)
-- ``invites``     the link for one, and the inviter's own record of it; ``tokens``: the link for several
+- ``invites``     the link for one, and the inviter's own record of it; ``tokens``: the link for several;
+                ``links``: how both are spelled
 - ``answers``     how often applicants are answered
 - ``effects``     what the machine asks the node to do
 - ``permissions`` rules as values; ``policy``: what they come to at one node

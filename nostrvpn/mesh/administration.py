@@ -93,14 +93,16 @@ class Administration:
         texts = sorted({str(network) for network in networks})
         return self._ledger.sign("routes", {"who": peer, "networks": texts}, moment)
 
-    def rotate(self, peer: str, to: str, moment: Moment) -> list[MembershipEffect]:
-        """Put the public key ``to`` in the place of a member (or of this node itself)."""
+    def rotate(
+        self, peer: str, to: str, moment: Moment, proof: str | None = None
+    ) -> list[MembershipEffect]:
+        """Put the public key ``to`` in the place of a member; of this node itself by its ``proof``."""
         roster = self._roster()
         if peer != self._ledger.me:
             roster = self._above(peer, "replace")
         if to in roster.former:
             raise UserError("this npub is or was a member", "make a new key for the device")
-        return self._ledger.sign("rotate", {"who": peer, "to": to}, moment)
+        return self._ledger.sign("rotate", {"who": peer, "to": to, "proof": proof}, moment)
 
     def set_network(self, settings: dict[str, object], moment: Moment) -> list[MembershipEffect]:
         """Change the network's ``name``, ``inbound`` or ``same_owner``: those that are given."""

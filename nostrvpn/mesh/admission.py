@@ -15,9 +15,10 @@ from nostrvpn.errors import PeerMisbehaved, UserError
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.answers import REFUSE_WITHIN_S, AnswerPace
 from nostrvpn.mesh.effects import MembershipEffect, SendRefusal, Store, Welcome
-from nostrvpn.mesh.invites import SECRET_SIZE, Invite, Terms
+from nostrvpn.mesh.invites import Invite, Terms
 from nostrvpn.mesh.joining import KEEP_USED_S
 from nostrvpn.mesh.ledger import Ledger
+from nostrvpn.mesh.links import LINK_SECRET_SIZE
 from nostrvpn.mesh.log_text import pack_operations, split_operations
 from nostrvpn.mesh.members import Role
 from nostrvpn.mesh.names import dns_label, free_label
@@ -99,16 +100,22 @@ class Admission:
         roster = self._ledger.roster
         if roster is None or not self._may_use_tokens(roster, wall):
             return ()
-        return tuple(t.mailbox for t in roster.tokens.values() if t.refusal(wall) is None)
+        # One that is used up too: whom it admitted may have to ask again, until it has the right key.
+        reasons = None, "used"
+        return tuple(t.mailbox for t in roster.tokens.values() if t.refusal(wall) in reasons)
+
+    def check_room(self, wall: float) -> None:
+        """Raise UserError if there is no place for one more invite."""
+        if len(self.open_invites(wall)) >= MAX_INVITES:
+            raise UserError(f"{MAX_INVITES} invites are open already", "wait until some expire")
 
     def invite(
         self, bound_to: str | None, expires: int, terms: Terms, moment: Moment
     ) -> tuple[Invite, list[MembershipEffect]]:
         """Make an invite; UserError if there are too many."""
+        self.check_room(moment.wall)
         effects = self._forget_old_invites(moment.wall)
-        if len(self.invites) >= MAX_INVITES:
-            raise UserError(f"{MAX_INVITES} invites are open already", "wait until some expire")
-        secret = moment.entropy.take(SECRET_SIZE)
+        secret = moment.entropy.take(LINK_SECRET_SIZE)
         invite = Invite(secret, bound_to, expires, int(moment.wall), terms=terms)
         self.invites[invite.id] = invite
         return invite, [*effects, Store("invite", invite.id, invite.to_json())]
@@ -134,8 +141,9 @@ class Admission:
             # Not answered: whoever does not know the secret learns nothing, not even that we exist.
             raise PeerMisbehaved("join_unknown_invite", "a request for an invite we never gave")
         reason = invite.refusal(sender, moment.wall)
-        if reason is None and invite.used_by == sender and sender not in roster.members:
-            reason = "removed"
+        is_out = sender in roster.former and sender not in roster.members
+        if reason is None and invite.used_by == sender and is_out:
+            reason = "removed"  # if it was never in, its admission had no effect: once more
         if reason is not None:
             return self._refuse(sender, invite, reason, moment, created)
         if sender in roster.members:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from nostrvpn.mesh.history import History
 from nostrvpn.mesh.members import Role
 from nostrvpn.mesh.operations import Operation
-from nostrvpn.mesh.state import Around, State, Struck
+from nostrvpn.mesh.state import Around, State, Struck, is_counted
 from nostrvpn.mesh.tokens import verify_proof
 
-__all__ = ["Ground", "around", "has_effect", "prepare"]
+__all__ = ["Ground", "around", "has_effect", "may_have_welcomed", "prepare"]
 
-# Operations (but admissions, which tokens bound) that one member who is no admin may add to the log.
+# Operations that one member who is no admin may add to the log (``state.is_counted``).
 MEMBER_OPERATIONS = 64
 
 
@@ -144,8 +144,7 @@ def has_effect(
     role = _standing_of_author(ground, state, author, place)
     if role is None or _is_struck(ground, struck, operation, place):
         return False
-    is_plain = role.rank < Role.ADMIN.rank and action != "admit"
-    if is_plain and state.written.get(author, 0) >= MEMBER_OPERATIONS:
+    if state.written.get(author, 0) >= MEMBER_OPERATIONS and is_counted(state, operation):
         return False
     match action:
         case "add":
@@ -176,13 +175,20 @@ def has_effect(
             return action in ("permit", "settings", "rekey")
 
 
-def around(ground: Ground, state: State, operation: Operation, place: int) -> Around:
+def around(
+    ground: Ground, state: State, struck: Struck, operation: Operation, place: int
+) -> Around:
     """Return what surrounds an operation that is about to have its effect."""
     lowers = False
     if operation.action == "role":
         known = standing(ground, state, operation.who, place, highest=True)
         lowers = known is not None and known.rank > Role(operation.fields["role"]).rank
-    return Around(ground.before(place), ground.beside(place), lowers)
+    beside, is_free = ground.beside(place), True
+    if operation.action == "rotate":
+        to = operation.fields["to"]
+        strikes = struck.removed.get(to, 0) | struck.rotated_to.get(to, 0)
+        is_free = to not in ground.terms and not strikes & beside
+    return Around(ground.before(place), beside, lowers, is_free)
 
 
 def standing(ground: Ground, state: State, key: str, place: int, *, highest: bool) -> Role | None:
@@ -287,10 +293,38 @@ def _may_admit(
     strikes = struck.revoked.get(token.id, 0) | struck.removed.get(who, 0)
     if (strikes | struck.rotated_to.get(who, 0)) & beside:
         return False
-    asked = (operation.id, token.signer)
+    return _is_genuine(ground, state, operation, token.signer)
+
+
+def may_have_welcomed(ground: Ground, state: State, operation: Operation, place: int) -> bool:
+    """Whether an honest author of this admission, that has no effect, took it for good when it signed.
+
+    If so, it has told the network key to whom it admitted. ``state`` is that of the whole fold.
+    """
+    if operation.action not in ("add", "admit") or ground.junk >> place & 1:
+        return False
+    role = standing(ground, state, operation.author, place, highest=False)
+    if role is None or role is Role.GUEST:
+        return False
+    if operation.action == "add":
+        return role.rank >= Role.ADMIN.rank
+    before = ground.before(place)
+    token = state.tokens.get(operation.fields["token"])
+    # A proof that the log shows can be signed again and again, by anybody, and lets nobody in.
+    if token is None or ground.named.get(operation.who, 0) & before:
+        return False
+    if state.made.get(token.id, 0) & before == 0 or state.struck.revoked.get(token.id, 0) & before:
+        return False
+    if operation.event.created_at >= token.expires:
+        return False
+    return _is_genuine(ground, state, operation, token.signer)
+
+
+def _is_genuine(ground: Ground, state: State, operation: Operation, signer: str) -> bool:
+    asked = (operation.id, signer)
     if asked not in ground.proofs:
-        genuine = verify_proof(token.signer, state.network_id, who, fields["proof"])
-        ground.proofs[asked] = genuine
+        proof = operation.fields["proof"]
+        ground.proofs[asked] = verify_proof(signer, state.network_id, operation.who, proof)
     return ground.proofs[asked]
 
 
@@ -313,15 +347,17 @@ def _may_rotate(
     ground: Ground, state: State, struck: Struck, operation: Operation, place: int, role: Role
 ) -> bool:
     who, to = operation.who, operation.fields["to"]
-    if who not in state.members or to in state.struck.rotated_to:
-        return False
     if ground.named.get(to, 0) & ground.before(place):
+        return False
+    if struck.removed.get(who, 0) & ground.beside(place):
+        return False
+    if operation.author != who:
+        # As a removal it has its effect also if the target is gone, if its author could not know that.
+        known = standing(ground, state, who, place, highest=True)
+        return known is not None and _may_strike(ground, state, operation, place, role)
+    if to in state.struck.rotated_to:
         return False
     if to in state.rotated or to in ground.terms:
         # The owner's successor is known beforehand: nobody else becomes it, and by nothing else.
         return to != who and ground.terms.get(who, (0, None))[1] == place
-    if operation.author != who and not _may_strike(ground, state, operation, place, role):
-        return False
-    if role is Role.OWNER and operation.author == who:
-        return False
-    return not struck.removed.get(who, 0) & ground.beside(place)
+    return role is not Role.OWNER

@@ -35,7 +35,11 @@ class JoinState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """The applicant's record of a link it wants to join by."""
+    """The applicant's record of a link it wants to join by.
+
+    ``welcomed_by`` (a public key) sent the welcome that was taken last. ``is_open``: this node asks, or
+    it was welcomed and has not got the network's key for certain, so that the link is still needed.
+    """
 
     link: Link | TokenLink
     state: JoinState = JoinState.ASKING
@@ -43,6 +47,8 @@ class Joining:
     attempts: int = 0
     due: float = 0.0
     stored_at: float | None = None
+    welcomed_by: str | None = None
+    is_open: bool = True
 
     @property
     def inviter(self) -> str | None:

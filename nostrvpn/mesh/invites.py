@@ -7,23 +7,15 @@ no relay sees an npub. ``once`` links are bound to nobody: the secret is what ad
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from dataclasses import dataclass, field
 
-from nostrvpn.config.addresses import check_relay_url
-from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import npub, parse_npub
+from nostrvpn.mesh.links import LinkParts, damaged
 from nostrvpn.mesh.members import Role
 from nostrvpn.mesh.names import dns_label
 
 __all__ = ["Invite", "Link", "Terms", "invite_id", "parse_link", "render_link"]
-
-SECRET_SIZE = 16
-MAX_LINK = 2_000  # what fits a QR code of version 40 at medium error correction
-MAX_LINK_RELAYS = 6
 
 
 def invite_id(secret: bytes) -> str:
@@ -150,52 +142,17 @@ class Invite:
 
 def render_link(link: Link) -> str:
     """Return the link's text: ``nostrvpn://npub1…/SECRET?net=…&exp=…[&for=npub1…]&relay=…``."""
-    query: list[tuple[str, str]] = [("net", _b64(bytes.fromhex(link.network_id)))]
-    query.append(("exp", str(link.expires)))
-    if link.bound_to is not None:
-        query.append(("for", npub(link.bound_to)))
-    query += [("relay", relay) for relay in link.relays[:MAX_LINK_RELAYS]]
-    text = urlencode(query, quote_via=quote, safe=":/[].")
-    return f"nostrvpn://{npub(link.inviter)}/{_b64(link.secret)}?{text}"
+    bound_to = "" if link.bound_to is None else npub(link.bound_to)
+    host, relays = npub(link.inviter), link.relays
+    return LinkParts(host, link.secret, link.network_id, link.expires, relays, bound_to).render()
 
 
 def parse_link(text: str) -> Link:
     """Parse what :func:`render_link` wrote; UserError naming what is wrong otherwise."""
-    hint = "copy the whole link again, from nostrvpn:// to its end, in quotes"
-    text = text.strip()
-    if len(text) > MAX_LINK:
-        raise UserError("this invite link is too long to be one of ours", hint)
+    parts = LinkParts.parse(text, "invite")
     try:
-        parts = urlsplit(text)
-        if parts.scheme != "nostrvpn":
-            raise UserError("an invite link begins with nostrvpn://", hint)
-        query = parse_qs(parts.query, strict_parsing=True, max_num_fields=16)
-        secret, network = _unb64(parts.path.lstrip("/")), _unb64(query["net"][0])
-        expires = int(query["exp"][0])
-        bound_to = query.get("for", [None])[0]
-        link = Link(
-            parse_npub(parts.netloc),
-            secret,
-            network.hex(),
-            expires,
-            parse_npub(bound_to) if bound_to else None,
-            tuple(query.get("relay", ())),
-        )
-    except (ValueError, KeyError, binascii.Error) as exc:
-        raise UserError("this invite link is damaged or incomplete", hint) from exc
-    if len(secret) != SECRET_SIZE or len(network) != 32 or not 0 < expires < 1 << 40:
-        raise UserError("this invite link is damaged or incomplete", hint)
-    if len(link.relays) > MAX_LINK_RELAYS:
-        raise UserError("this invite link names too many relays", hint)
-    try:
-        return replace(link, relays=tuple(check_relay_url(relay) for relay in link.relays))
+        inviter = parse_npub(parts.host)
+        bound_to = parse_npub(parts.bound_to) if parts.bound_to else None
     except ValueError as exc:
-        raise UserError(f"this invite link names a relay that is none: {exc}", hint) from exc
-
-
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _unb64(text: str) -> bytes:
-    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        raise damaged("invite") from exc
+    return Link(inviter, parts.secret, parts.network_id, parts.expires, bound_to, parts.relays)

@@ -1,7 +1,9 @@
 """The applicant's side of a joining: asking until it is answered, and reading the answer.
 
 By an invite's link the inviter answers; by a token's any member does. A welcome is the whole log, in
-parts; it is taken only if it is the network that the link names, and this node is in it.
+parts; it is taken only if it is the network that the link names, and this node is in it. The link is
+kept, and asked by again, until this node has the network's key for certain: who answered by a token may
+have lied about it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ KEEP_USED_S = 30 * 86400  # a used or expired invite is kept so long, to answer 
 # retry is live; a stored copy waits on the relays meanwhile.
 _RETRY_S = (1.0, 1.0, 1.0, 2.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 STORED_EVERY_S = 6 * 3600.0
+# Who was welcomed asks again, ever more rarely, as long as nobody vouched for the key it got.
+_CONFIRM_S = (15.0, 60.0, 240.0, 960.0, 3840.0, 15_360.0, STORED_EVERY_S)
 # By a token several members may welcome at a time.
 MAX_WELCOMERS = 4
 MAX_PARTS = 400
@@ -77,7 +81,7 @@ class Applicant:
     @property
     def deadline(self) -> float | None:
         """When :meth:`tick` is due."""
-        return self.joining.due if self.joining is not None and self.is_asking else None
+        return self.joining.due if self.joining is not None and self.joining.is_open else None
 
     def restore(self, text: str) -> None:
         """Go on with a stored link; UserError if it is damaged."""
@@ -108,13 +112,21 @@ class Applicant:
     def tick(self, moment: Moment) -> list[MembershipEffect]:
         """Ask again when it is time."""
         joining = self.joining
-        if joining is None or not self.is_asking or moment.now < joining.due:
+        if joining is None or not joining.is_open or moment.now < joining.due:
             return []
         if moment.wall >= joining.link.expires + KEEP_USED_S:
-            self.joining = replace(joining, state=JoinState.EXPIRED, reason="expired")
+            if not self.is_asking:
+                return self.settled()
+            self.joining = replace(
+                joining, state=JoinState.EXPIRED, reason="expired", is_open=False
+            )
             return [Store("join", "link", None), MembersChanged()]
-        wait = _RETRY_S[min(joining.attempts, len(_RETRY_S) - 1)]
+        waits = _RETRY_S if self.is_asking else _CONFIRM_S
+        wait = waits[min(joining.attempts, len(waits) - 1)]
         due = moment.now + wait * (0.9 + 0.2 * moment.entropy.fraction())
+        if not self.is_asking and not joining.attempts:
+            self.joining = replace(joining, attempts=1, due=due)
+            return []  # just welcomed: mostly somebody is heard under the key at once
         stored = joining.stored_at is None or moment.now - joining.stored_at >= STORED_EVERY_S
         stored_at = moment.now if stored else joining.stored_at
         self.joining = replace(joining, attempts=joining.attempts + 1, due=due, stored_at=stored_at)
@@ -147,9 +159,12 @@ class Applicant:
         part, total = body.get("part"), body.get("total")
         if type(part) is not int or type(total) is not int or not 0 <= part < total <= MAX_PARTS:
             raise PeerMisbehaved("bad_message", "a welcome without its place in the log")
-        if sender not in self._parts and len(self._parts) >= MAX_WELCOMERS:
-            raise PeerMisbehaved("welcome_crowded", "welcomes by too many members")
-        parts = self._parts.setdefault(sender, {})
+        parts = self._parts.pop(sender, {})
+        self._parts[sender] = parts  # the latest last
+        while len(self._parts) > MAX_WELCOMERS:
+            # Whoever holds the link can begin one in any name: those shall not keep the real one out.
+            oldest = next(iter(self._parts))
+            del self._parts[oldest], self._total[oldest]
         if self._total.get(sender) != total:
             parts.clear()
         self._total[sender] = total
@@ -164,17 +179,28 @@ class Applicant:
         by_admin = self.joining.inviter is None or roster.is_admin(sender)
         if roster.network_id != self.joining.link.network_id or not by_admin:
             raise PeerMisbehaved("welcome_foreign", "a welcome to another network")
+        if sender not in roster.members:
+            raise PeerMisbehaved("welcome_foreign", "a welcome by somebody who is no member")
         if self._me not in roster.members:
             raise PeerMisbehaved("welcome_without_us", "a roster that does not list this node")
         return roster
 
-    def joined(self) -> list[MembershipEffect]:
-        """The application came to its end."""
-        self._forget_parts()
-        if self.joining is None or not self.is_asking:
+    def joined(self, by: str) -> None:
+        """The welcome by this member was accepted; the application ends with :meth:`settled`."""
+        if self.joining is None or not self.joining.is_open:
+            return
+        self.joining = replace(self.joining, welcomed_by=by)
+        if self.is_asking:
+            self._forget_parts()
+            self.joining = replace(self.joining, state=JoinState.JOINED, attempts=0, due=0.0)
+
+    def settled(self) -> list[MembershipEffect]:
+        """The application came to its end: this node has the network's key."""
+        if self.joining is None or not self.joining.is_open:
             return []
-        self.joining = replace(self.joining, state=JoinState.JOINED)
-        return [Store("join", "link", None)]
+        self._forget_parts()
+        self.joining = replace(self.joining, state=JoinState.JOINED, is_open=False)
+        return [Store("join", "link", None), MembersChanged()]
 
     def on_refused(self, sender: str, body: Mapping[str, object]) -> list[MembershipEffect]:
         """Take note of a refusal, if it answers our request."""
@@ -186,7 +212,7 @@ class Applicant:
             # Relays keep refusals for days: a late one must not end the application by a new link.
             raise PeerMisbehaved("refusal_outdated", "a refusal of another invite")
         reason = clean_text(body.get("reason")) or "refused"
-        self.joining = replace(joining, state=JoinState.REFUSED, reason=reason)
+        self.joining = replace(joining, state=JoinState.REFUSED, reason=reason, is_open=False)
         return [Store("join", "link", None), MembersChanged()]
 
     def _forget_parts(self) -> None:

@@ -8,6 +8,7 @@ Joining, seen from the two sides::
     applicant                                    an admin, or by a token any member
     join(link)        -- join request -->        invite checked, operation signed and stored
     roster adopted    <-- welcome / refused --   (a repeated request gets the same answer)
+    settled: it has the network's key, too
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Membership(Administration):
 
     def tick(self, moment: Moment) -> list[MembershipEffect]:
         """Do what the clock asks for."""
-        effects = self._applicant.tick(moment)
+        effects = self._applicant.tick(moment) if self._may_ask else self._applicant.settled()
         effects += self._noted(self._admission.tick(moment))
         return effects + self._upkeep.tick(moment)
 
@@ -168,31 +169,46 @@ class Membership(Administration):
 
         Raises UserError if this node may not invite.
         """
-        terms, effects = terms or Terms(), list[MembershipEffect]()
+        terms = terms or Terms()
         if bound_to == self._me:
             raise UserError(
                 "this is your own npub", "invite the other node's: it prints `nostrvpn id`"
             )
         if self._applicant.is_asking:
             raise UserError("this node is itself waiting to be admitted", "see `nostrvpn status`")
-        if self.roster is None or not self.is_member:
+        self._check_terms(terms, bound_to)
+        # All that may be refused comes first: what is signed can only be stored and told.
+        self._admission.check_room(moment.wall)
+        effects: list[MembershipEffect] = []
+        if not self.is_member:
             effects += self._ledger.create(_NETWORK, self.name, moment)
-        roster = self._inviting(terms)
-        if bound_to is not None and bound_to in roster.members:
-            raise UserError("this npub is a member already", "see `nostrvpn peers`")
+        link, stored = self._link_for(bound_to, terms, expires_s, relays, moment)
+        return link, [*effects, *stored]
+
+    def replace(
+        self, old: str, new: str, expires_s: float, relays: tuple[str, ...], moment: Moment
+    ) -> tuple[str, list[MembershipEffect]]:
+        """Put the public key ``new`` in a member's place; return a link for it, and effects.
+
+        The new device knows nothing of the network yet. UserError if this node may not.
+        """
+        self._admission.check_room(moment.wall)
+        rotated = self.rotate(old, new, moment)
+        link, stored = self._link_for(new, Terms(), expires_s, relays, moment)
+        return link, [*rotated, *stored]
+
+    def _link_for(
+        self,
+        bound_to: str | None,
+        terms: Terms,
+        expires_s: float,
+        relays: tuple[str, ...],
+        moment: Moment,
+    ) -> tuple[str, list[MembershipEffect]]:
+        assert self.roster is not None
         expires = int(moment.wall + expires_s)
         invite, stored = self._admission.invite(bound_to, expires, terms, moment)
-        link = Link(self._me, invite.secret, roster.network_id, expires, bound_to, relays)
-        return render_link(link), [*effects, *stored, MembersChanged()]
-
-    def readmit(
-        self, member: str, expires_s: float, relays: tuple[str, ...], moment: Moment
-    ) -> tuple[str, list[MembershipEffect]]:
-        """Return a link for a member that knows nothing of the network yet, and effects."""
-        roster = self._admin("invite")
-        expires = int(moment.wall + expires_s)
-        invite, stored = self._admission.invite(member, expires, Terms(), moment)
-        link = Link(self._me, invite.secret, roster.network_id, expires, member, relays)
+        link = Link(self._me, invite.secret, self.roster.network_id, expires, bound_to, relays)
         return render_link(link), [*stored, MembersChanged()]
 
     def on_join_request(
@@ -202,15 +218,14 @@ class Membership(Administration):
 
         ``created`` is the request's date (Unix seconds).
         """
+        if self._applicant.is_asking:
+            # Whoever were admitted now to a network that this node is about to leave would be dropped.
+            raise PeerMisbehaved("join_while_asking", "a join request, and this node asks itself")
         return self._noted(self._admission.on_request(sender, body, moment, created))
 
     def welcome_again(self, peer: str, now: float) -> list[Welcome]:
         """Return the welcome of a member who has not shown yet that it got one; else nothing."""
         return self._admission.welcome_again(peer, now)
-
-    def heard_of(self, peer: str) -> None:
-        """``peer`` speaks as a member: it has its welcome."""
-        self._admission.heard(peer)
 
     def heard(self, peer: str) -> None:
         """``peer`` showed that it has its welcome."""
@@ -235,13 +250,19 @@ class Membership(Administration):
 
     # -- joining ----------------------------------------------------------------------------
 
-    def join(self, link_text: str, moment: Moment) -> list[MembershipEffect]:
-        """Start to join by a link; UserError if the link is not for this node, or too old."""
+    def join(
+        self, link_text: str, moment: Moment, *, has_key: bool = True
+    ) -> list[MembershipEffect]:
+        """Start to join by a link; UserError if the link is not for this node, or too old.
+
+        A member that lost the network's key (not ``has_key``) asks by it too, to be told again.
+        """
         link = self._applicant.check(link_text, moment.wall)
         if self.roster is not None and self.is_member:
-            if self.roster.network_id == link.network_id:
+            is_same = self.roster.network_id == link.network_id
+            if is_same and has_key:
                 return [MembersChanged()]
-            if self.peers:
+            if self.peers and not is_same:
                 raise UserError(
                     "this node is in another network already",
                     "run a second node with its own --state-dir, --runtime-dir and --interface",
@@ -263,10 +284,16 @@ class Membership(Administration):
             if self._me not in roster.members:
                 raise PeerMisbehaved("welcome_without_us", "a roster that does not list this node")
         adopted = self._noted(self._ledger.adopt(roster))
-        joined = self._applicant.joined()
+        self._applicant.joined(sender)
         changed = [] if any(isinstance(e, MembersChanged) for e in adopted) else [MembersChanged()]
-        # The link goes last: a node that dies before it has the network key asks again.
-        return [*adopted, *changed, *joined]
+        return [*adopted, *changed]
+
+    def settled(self) -> list[MembershipEffect]:
+        """This node has its network's key for certain: an application to this network is over."""
+        joining, roster = self._applicant.joining, self.roster
+        if joining is None or roster is None or not self.is_member:
+            return []
+        return self._applicant.settled() if joining.link.network_id == roster.network_id else []
 
     def on_refused(self, sender: str, body: Mapping[str, object]) -> list[MembershipEffect]:
         """Take note of a refusal, if it answers our request."""
@@ -299,20 +326,30 @@ class Membership(Administration):
         part = split_operations(lacking[:_AT_ONCE])[0]
         return [SendRoster(sender, part, len(part) < len(lacking))]
 
-    def _inviting(self, terms: Terms) -> Roster:
-        assert self.roster is not None
-        if not self.is_admin:
+    def _check_terms(self, terms: Terms, bound_to: str | None) -> None:
+        roster = self.roster if self.is_member else None  # None: this node is about to own one
+        if roster is not None and not self.is_admin:
             raise UserError(
-                f"only the network's owner and admins can invite: {npub(self.roster.owner)}",
+                f"only the network's owner and admins can invite: {npub(roster.owner)}",
                 "ask one of them to run `nostrvpn invite` with the new node's npub",
             )
         if terms.role is Role.OWNER:
             raise UserError("a network has one owner", "invite an admin or a member")
-        if terms.role is Role.ADMIN and self.roster.owner != self._me:
+        if terms.role is Role.ADMIN and roster is not None and roster.owner != self._me:
             raise UserError("only the owner invites admins", "ask the owner")
         if terms.role is Role.ADMIN and terms.lasts_s is not None:
             raise UserError("an admin cannot expire", "leave the expiry out")
-        return self.roster
+        # A member gets a link to come back by, if it lost what it knew, but comes back as what it is.
+        if roster is not None and bound_to in roster.members and terms != Terms():
+            raise UserError(
+                "this npub is a member already",
+                "invite it without any terms to let it come back; see `nostrvpn peer` for changes",
+            )
+
+    @property
+    def _may_ask(self) -> bool:
+        """Whether an application is still of use: who was welcomed and removed since asks no more."""
+        return self._applicant.is_asking or self.is_member
 
     def _noted(self, effects: list[MembershipEffect]) -> list[MembershipEffect]:
         if any(isinstance(effect, MembersChanged) for effect in effects):

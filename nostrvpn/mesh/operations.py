@@ -11,21 +11,33 @@ ids of all operations that had no successor when the author signed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
 
+from coincurve import PrivateKey, PublicKeyXOnly
+
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.mesh.names import is_label
 from nostrvpn.mesh.permissions import is_tag, parse_rule, rule_to_json
-from nostrvpn.nostr.event import Event, decode_json, encode_json, sign_event, verify_event
+from nostrvpn.nostr.event import (
+    Event,
+    decode_json,
+    encode_json,
+    public_key,
+    sign_event,
+    verify_event,
+)
 
 __all__ = [
     "MAX_PARENTS",
+    "MAX_TIME",
     "OPERATION_KIND",
     "Operation",
+    "agree_to_rotate",
     "check_content",
     "operation_content",
     "parse_operation",
@@ -40,6 +52,8 @@ MAX_OPERATION = 6_000
 MAX_TAGS = 32
 MAX_ROUTES = 64
 MAX_USES = 10_000
+# The end of the year 9999 (Unix seconds): what comes later has no date that can be written.
+MAX_TIME = 253_402_300_800
 
 _HEX = re.compile(r"[0-9a-f]*")
 _ENVELOPE = ("v", "net", "prev", "op")
@@ -90,6 +104,15 @@ def sign_operation(secret: bytes, content: str, *, wall: float, aux: bytes) -> O
     return check_content(event)
 
 
+def agree_to_rotate(secret: bytes, network_id: str, who: str, aux: bytes) -> str:
+    """Return the ``proof`` (128 hex digits) that a new key takes the place of ``who`` by its own will.
+
+    ``secret``: the new key's; ``aux``: 32 random bytes.
+    """
+    claim = _rotation_claim(network_id, who, public_key(secret))
+    return PrivateKey(secret).sign_schnorr(claim, aux).hex()
+
+
 def parse_operation(event: Event) -> Operation:
     """Verify an operation's signature and shape; PeerMisbehaved if it is none."""
     if event.kind != OPERATION_KIND or event.tags:
@@ -124,7 +147,27 @@ def check_content(event: Event) -> Operation:
     for key, value in fields.items():
         if not shape[key](value):
             raise PeerMisbehaved("bad_roster", f"a {action} operation with a bad {key!r}")
+    if event.created_at >= MAX_TIME:
+        raise PeerMisbehaved("bad_roster", "an operation of no date")
+    if action == "rotate" and not _is_agreed(event.pubkey, network, fields):
+        raise PeerMisbehaved("bad_roster", "a rotation to a key that did not agree")
     return Operation(event, network, tuple(parents), action, fields)
+
+
+def _is_agreed(author: str, network: str, fields: Mapping[str, Any]) -> bool:
+    """Whether the new key of a rotation signed for it, as it has to exactly for its author's own."""
+    who, to, proof = fields["who"], fields["to"], fields["proof"]
+    if author != who or proof is None:
+        return bool(author != who and proof is None)
+    try:
+        key = PublicKeyXOnly(bytes.fromhex(to))
+        return bool(key.verify(bytes.fromhex(proof), _rotation_claim(network, who, to)))
+    except ValueError:
+        return False
+
+
+def _rotation_claim(network: str, who: str, to: str) -> bytes:
+    return hashlib.sha256(b"nostrvpn/rotate/v1" + bytes.fromhex(network + who + to)).digest()
 
 
 # -- the fields, each with what it may be ---------------------------------------------------
@@ -153,7 +196,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 40
+    return type(value) is int and 0 < value < MAX_TIME
 
 
 def _is_count(value: Any) -> bool:
@@ -213,7 +256,7 @@ _SHAPES: dict[str, dict[str, _Check]] = {
     "tag": {"who": _KEY, "tags": _is_tags},
     "permit": {"rule": _is_rule, "withdraw": _is_flag},
     "routes": {"who": _KEY, "networks": _is_networks},
-    "rotate": {"who": _KEY, "to": _KEY},
+    "rotate": {"who": _KEY, "to": _KEY, "proof": _or_null(_hex(128))},
     "token": {
         "id": _hex(16),
         "signer": _KEY,

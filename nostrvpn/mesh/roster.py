@@ -19,7 +19,6 @@ from nostrvpn.mesh.fold import MAX_OPERATIONS, Fold, fold
 from nostrvpn.mesh.history import build_history
 from nostrvpn.mesh.members import Member, NetworkSettings, Role, Token
 from nostrvpn.mesh.operations import (
-    MAX_PARENTS,
     Operation,
     operation_content,
     parse_operation,
@@ -27,7 +26,7 @@ from nostrvpn.mesh.operations import (
 )
 from nostrvpn.mesh.permissions import Rule
 from nostrvpn.mesh.state import labels
-from nostrvpn.nostr.event import Event
+from nostrvpn.nostr.event import Event, public_key
 
 __all__ = [
     "MAX_OPERATIONS",
@@ -136,6 +135,16 @@ class Roster:
 
     @property
     def needs_rekey(self) -> bool:
+        """Whether somebody is out, or was never let in, and yet may know the network key."""
+        return self.is_key_former or bool(self.leaks)
+
+    @property
+    def leaks(self) -> frozenset[str]:
+        """The ids of admissions by which somebody may know the network key who is no member."""
+        return self.folded.leaks
+
+    @property
+    def is_key_former(self) -> bool:
         """Whether somebody is out who still knows the network key."""
         state = self.folded.state
         known = self.folded.history.ancestors[state.key_place] | 1 << state.key_place
@@ -222,11 +231,13 @@ class Roster:
 
         ``fields`` are those of the action (docs/protocol/membership.md); ``aux`` 32 random bytes.
         """
-        parents = self.heads[:MAX_PARENTS]
+        author, who, heads = public_key(secret), str(fields.get("who")), self.heads
         if self.version >= MAX_OPERATIONS:
             if action != "remove":
                 raise UserError("the network's log is full", "create a new network")
-            parents = self._heads_before(MAX_OPERATIONS - ROOM)[:MAX_PARENTS]
+            heads, who = self.folded.clearing(author, who, ROOM)
+            fields = {**fields, "who": who}
+        parents = self.folded.parents(heads, author, who)
         try:
             content = operation_content(self.network_id, sorted(parents), action, fields)
             operation = sign_operation(secret, content, wall=wall, aux=aux)
@@ -316,11 +327,6 @@ class Roster:
 
     def _known(self) -> tuple[Mapping[str, Operation], ...]:
         return (self.folded.operations, self.aside, self.pending_operations)
-
-    def _heads_before(self, place: int) -> tuple[str, ...]:
-        history = self.folded.history
-        part = {key: self.folded.operations[key].parents for key in history.order[:place]}
-        return build_history(part).heads
 
 
 def create_network(

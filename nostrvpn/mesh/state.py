@@ -18,9 +18,11 @@ from nostrvpn.mesh.operations import Operation
 from nostrvpn.mesh.permissions import Rule, parse_rule
 from nostrvpn.nostr.event import encode_json
 
-__all__ = ["Around", "State", "Struck", "apply", "labels"]
+__all__ = ["Around", "State", "Struck", "apply", "is_counted", "labels"]
 
 _CONTESTED = ""  # stands for the holder of a host number that nobody may hold
+# Below everybody who admits: a key that an admin put in another's place, and that agreed to nothing.
+_UNASKED = -1
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Struck:
 
     reduced: dict[str, int] = field(default_factory=dict)  # by key: removed, rotated away, demoted
     removed: dict[str, int] = field(default_factory=dict)  # by key: removed only
-    rotated_to: dict[str, int] = field(default_factory=dict)  # by new key
+    rotated_to: dict[str, int] = field(default_factory=dict)  # by new key, that agreed
     revoked: dict[str, int] = field(default_factory=dict)  # by token
     own: dict[str, int] = field(default_factory=dict)  # by key: what it did to itself
 
@@ -54,8 +56,10 @@ class State:
     admitted_at: dict[str, int] = field(default_factory=dict)  # key -> place of its first admission
     weights: dict[str, int] = field(default_factory=dict)  # key -> rank of who admitted it
     rotated: set[str] = field(default_factory=set)
+    stand_ins: dict[str, str] = field(default_factory=dict)  # new key that was not asked -> old key
     named: dict[str, tuple[bool, int]] = field(default_factory=dict)  # (by itself, place)
     tokens: dict[str, Token] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)  # token -> the operation that made it
     rules: dict[str, Rule] = field(default_factory=dict)
     key_id: str = ""
     key_place: int = 0
@@ -78,8 +82,10 @@ class State:
             admitted_at=dict(self.admitted_at),
             weights=dict(self.weights),
             rotated=set(self.rotated),
+            stand_ins=dict(self.stand_ins),
             named=dict(self.named),
             tokens=dict(self.tokens),
+            made=dict(self.made),
             rules=dict(self.rules),
             events=dict(self.events),
             after=dict(self.after),
@@ -92,20 +98,21 @@ class State:
 class Around:
     """What surrounds an operation: the sets of its ancestors and of what is concurrent with it.
 
-    ``lowers``: it takes a role away that its author knew of.
+    ``lowers``: it takes a role away that its author knew of; ``is_free``: by all that is concurrent, a
+    new key may be put in somebody's place without its agreement.
     """
 
     before: int
     beside: int
     lowers: bool
+    is_free: bool
 
 
 def apply(state: State, operation: Operation, place: int, around: Around) -> None:
     """Let an operation have its effect."""
     bit, fields, who = 1 << place, operation.fields, operation.who
     state.effective |= bit
-    author = state.members.get(operation.author)
-    if author is not None and author.role.rank < Role.ADMIN.rank and operation.action != "admit":
+    if is_counted(state, operation):
         state.written[operation.author] = state.written.get(operation.author, 0) + 1
     match operation.action:
         case "create":
@@ -134,7 +141,7 @@ def apply(state: State, operation: Operation, place: int, around: Around) -> Non
             routes = frozenset(ip_network(text) for text in fields["networks"])
             state.members[who] = replace(state.members[who], routes=routes)
         case "rotate":
-            _rotate(state, operation, place)
+            _rotate(state, operation, place, around)
         case "permit":
             text = encode_json(fields["rule"])
             state.rules.pop(text, None)
@@ -142,6 +149,7 @@ def apply(state: State, operation: Operation, place: int, around: Around) -> Non
                 state.rules[text] = parse_rule(fields["rule"])
         case "token":
             state.tokens[fields["id"]] = _token(fields)
+            state.made[fields["id"]] = bit
         case "token_revoke":
             state.tokens[fields["id"]] = replace(state.tokens[fields["id"]], revoked=True)
             _strike(state.struck.revoked, fields["id"], bit)
@@ -149,6 +157,19 @@ def apply(state: State, operation: Operation, place: int, around: Around) -> Non
             state.settings = replace(state.settings, **fields)
         case "rekey":
             _use_key(state, operation, place)
+
+
+def is_counted(state: State, operation: Operation) -> bool:
+    """Whether this is one of the few operations that a member who is no admin may add to the log.
+
+    Not counted is what is bounded otherwise: to leave, and to admit by a token who is not in already.
+    """
+    author = state.members.get(operation.author)
+    if author is None or author.role.rank >= Role.ADMIN.rank:
+        return False
+    if operation.action == "admit":
+        return operation.who in state.members
+    return operation.action != "remove"
 
 
 def labels(state: State) -> dict[str, str]:
@@ -191,7 +212,10 @@ def _create(state: State, operation: Operation, place: int) -> None:
 def _admit(state: State, operation: Operation, place: int, around: Around) -> None:
     fields, who = operation.fields, operation.who
     known = state.members.get(who)
-    weight = 0 if operation.action == "admit" else state.members[operation.author].role.rank
+    if operation.action == "admit":
+        weight, role = 0, state.tokens[fields["token"]].role
+    else:
+        weight, role = state.members[operation.author].role.rank, Role(fields["role"])
     if known is not None:
         # Admitted twice at the same time: as those with the higher standing said, or else the first.
         beside = state.events[who] & around.beside
@@ -201,16 +225,17 @@ def _admit(state: State, operation: Operation, place: int, around: Around) -> No
             return
         for other in members_of(beside):
             if state.after[who, other] is not None:
-                state.after[who, other] = Role(fields["role"])
+                state.after[who, other] = role
+        _give_back(state, who)
+    state.stand_ins.pop(who, None)
     state.weights[who] = weight
     if operation.action == "admit":
         token = state.tokens[fields["token"]]
         state.tokens[token.id] = replace(token, used=token.used + 1)
-        role, tags, ephemeral = token.role, token.tags, token.ephemeral
-        principal, expires = who, None
+        tags, principal, expires, ephemeral = token.tags, who, None, token.ephemeral
     else:
-        role, tags = Role(fields["role"]), frozenset(fields["tags"])
-        principal, expires, ephemeral = fields["owner"], fields["expires"], fields["ephemeral"]
+        tags, principal = frozenset(fields["tags"]), fields["owner"]
+        expires, ephemeral = fields["expires"], fields["ephemeral"]
     host = state.hosts.get(who)
     if host is None:
         host = _take_host(state, who, place, around.before)
@@ -235,26 +260,47 @@ def _change_role(state: State, operation: Operation, place: int, around: Around)
     state.members[who] = replace(member, role=role, expires=expires)
 
 
-def _rotate(state: State, operation: Operation, place: int) -> None:
+def _rotate(state: State, operation: Operation, place: int, around: Around) -> None:
+    """The old key is out. The new one takes its place, unless it has one and was not asked."""
     who, to = operation.who, operation.fields["to"]
-    member = state.members.pop(who)
-    if who == state.owner:
-        state.owner = to
+    is_agreed = operation.author == who
+    member = state.members.pop(who, None)  # somebody else may have been faster
     state.rotated.add(who)
     state.removals |= 1 << place
+    _standing(state, who, place, None)
+    _strike(state.struck.reduced, who, 1 << place)
+    if is_agreed:
+        _strike(state.struck.own, who, 1 << place)
+        _strike(state.struck.rotated_to, to, 1 << place)
+    if member is None or not (is_agreed or (around.is_free and to not in state.hosts)):
+        return
+    if who == state.owner:
+        state.owner = to
+    _give_back(state, to)
     if to in state.hosts and state.holders.get(state.hosts[to]) == to:
         del state.holders[state.hosts[to]]
+    if not is_agreed:
+        state.stand_ins[to] = who
     state.hosts[to] = member.host
     state.holders[member.host] = to
     state.admitted_at[to] = state.admitted_at[who]
-    state.named[to], state.weights[to] = state.named[who], state.weights[who]
+    state.named[to] = state.named[who]
+    state.weights[to] = state.weights[who] if is_agreed else _UNASKED
+    state.written[to] = max(state.written.get(to, 0), state.written.get(who, 0))
     state.members[to] = replace(member, public_key=to)
-    _standing(state, who, place, None)
     _standing(state, to, place, member.role)
-    _strike(state.struck.reduced, who, 1 << place)
-    _strike(state.struck.rotated_to, to, 1 << place)
-    if operation.author == who:
-        _strike(state.struck.own, who, 1 << place)
+
+
+def _give_back(state: State, key: str) -> None:
+    """Take from a key the number that it had in somebody's place without having agreed."""
+    old = state.stand_ins.pop(key, None)
+    if old is None:
+        return
+    number = state.hosts.pop(key)
+    if state.holders.get(number) == key:
+        del state.holders[number]
+        if state.hosts[old] == number:
+            state.holders[number] = old
 
 
 def _take_host(state: State, key: str, place: int, before: int) -> int:

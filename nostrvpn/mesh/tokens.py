@@ -8,22 +8,18 @@ signature over the network and the newcomer's key.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from dataclasses import dataclass, replace
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from dataclasses import dataclass
 
 from coincurve import PrivateKey, PublicKeyXOnly
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.errors import UserError
+from nostrvpn.mesh.links import LINK_HINT, LINK_SECRET_SIZE, LinkParts
 from nostrvpn.nostr.event import public_key
 
 __all__ = [
-    "MAX_TOKEN_LINK",
     "TOKEN_SECRET_SIZE",
     "TokenLink",
     "parse_token_link",
@@ -35,11 +31,8 @@ __all__ = [
     "verify_proof",
 ]
 
-TOKEN_SECRET_SIZE = 16
-MAX_TOKEN_LINK = 2_000  # what fits a QR code of version 40 at medium error correction
-MAX_TOKEN_RELAYS = 6
+TOKEN_SECRET_SIZE = LINK_SECRET_SIZE
 _HOST = "join"
-_HINT = "copy the whole link again, from nostrvpn:// to its end, in quotes"
 # The order of the secp256k1 group (SEC 2, section 2.4.1).
 _ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
 
@@ -94,35 +87,15 @@ class TokenLink:
 
 def render_token_link(link: TokenLink) -> str:
     """Return the link's text: ``nostrvpn://join/SECRET?net=…&exp=…&relay=…``."""
-    query = [("net", _b64(bytes.fromhex(link.network_id))), ("exp", str(link.expires))]
-    query += [("relay", relay) for relay in link.relays[:MAX_TOKEN_RELAYS]]
-    text = urlencode(query, quote_via=quote, safe=":/[].")
-    return f"nostrvpn://{_HOST}/{_b64(link.secret)}?{text}"
+    return LinkParts(_HOST, link.secret, link.network_id, link.expires, link.relays).render()
 
 
 def parse_token_link(text: str) -> TokenLink:
     """Parse what :func:`render_token_link` wrote; UserError naming what is wrong otherwise."""
-    text = text.strip()
-    if len(text) > MAX_TOKEN_LINK:
-        raise UserError("this token link is too long to be one of ours", _HINT)
-    try:
-        parts = urlsplit(text)
-        if parts.scheme != "nostrvpn" or parts.netloc != _HOST:
-            raise UserError(f"a token link begins with nostrvpn://{_HOST}/", _HINT)
-        query = parse_qs(parts.query, strict_parsing=True, max_num_fields=16)
-        secret, network = _unb64(parts.path.removeprefix("/")), _unb64(query["net"][0])
-        expires = int(query["exp"][0])
-        link = TokenLink(secret, network.hex(), expires, tuple(query.get("relay", ())))
-    except (ValueError, KeyError, binascii.Error) as exc:
-        raise UserError("this token link is damaged or incomplete", _HINT) from exc
-    if len(secret) != TOKEN_SECRET_SIZE or len(network) != 32 or not 0 < expires < 1 << 40:
-        raise UserError("this token link is damaged or incomplete", _HINT)
-    if len(link.relays) > MAX_TOKEN_RELAYS:
-        raise UserError("this token link names too many relays", _HINT)
-    try:
-        return replace(link, relays=tuple(check_relay_url(relay) for relay in link.relays))
-    except ValueError as exc:
-        raise UserError(f"this token link names a relay that is none: {exc}", _HINT) from exc
+    parts = LinkParts.parse(text, "token")
+    if parts.host != _HOST:
+        raise UserError(f"a token link begins with nostrvpn://{_HOST}/", LINK_HINT)
+    return TokenLink(parts.secret, parts.network_id, parts.expires, parts.relays)
 
 
 def _claim(network_id: str, applicant: str) -> bytes:
@@ -138,11 +111,3 @@ def _signing_key(secret: bytes) -> bytes:
 
 def _derive(secret: bytes, info: bytes, length: int) -> bytes:
     return HKDF(algorithm=SHA256(), length=length, salt=b"nostrvpn", info=info).derive(secret)
-
-
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _unb64(text: str) -> bytes:
-    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

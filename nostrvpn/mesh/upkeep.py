@@ -25,6 +25,8 @@ UNHEARD_S = 7200.0
 RANK_S = 30.0
 # Removals and rotations that come together need one new key.
 SETTLE_S = 5.0
+# Of new keys for no other reason than an admission that came to nothing: a liar can sign those at will.
+LEAK_S = 3600.0
 
 
 class Upkeep:
@@ -34,6 +36,10 @@ class Upkeep:
         self._ledger = ledger
         self._unheard: dict[str, float] = {}
         self._rekey_at: float | None = None
+        self._key = ""  # the one that was there at the last look
+        self._was_leak = False  # and whether only somebody may have it who was never let in
+        self._rested_at = 0.0
+        self._refused = ""  # the digest of a log that takes no new key: it is full
         self._next: float | None = None
         self._seen: Roster | None = None  # the roster that was looked at last
 
@@ -87,8 +93,10 @@ class Upkeep:
                 del due[peer]
             self._plan_rekey(roster, moment)
             if self._rekey_at is not None and self._rekey_at <= moment.now:
-                effects += self._sign("rekey", {}, moment)
+                signed = self._sign("rekey", {}, moment)
+                self._refused = "" if signed else roster.digest
                 self._rekey_at = None
+                effects += signed
             self._next = earliest(*due.values(), self._rekey_at)
         self._seen = self._ledger.roster
         return effects
@@ -109,11 +117,17 @@ class Upkeep:
         return due
 
     def _plan_rekey(self, roster: Roster, moment: Moment) -> None:
-        if not roster.needs_rekey:
+        if roster.key_id != self._key:
+            if self._was_leak:
+                self._rested_at = moment.now + LEAK_S
+            self._key, self._rekey_at = roster.key_id, None
+        is_leak = self._was_leak = roster.needs_rekey and not roster.is_key_former
+        if not roster.needs_rekey or self._refused == roster.digest:
             self._rekey_at = None
-        elif self._rekey_at is None:
-            wait = SETTLE_S + RANK_S * self._rank(roster, "rekey", roster.key_id)
-            self._rekey_at = moment.now + wait
+            return
+        wait = SETTLE_S + RANK_S * self._rank(roster, "rekey", roster.key_id)
+        at = max(moment.now + wait, self._rested_at if is_leak else 0.0)
+        self._rekey_at = at if self._rekey_at is None else min(at, self._rekey_at)
 
     def _may_remove(self, roster: Roster, role: Role) -> bool:
         mine = roster.role(self._ledger.me)
@@ -130,4 +144,4 @@ class Upkeep:
             key_id = moment.entropy.take(8).hex()
             return self._ledger.sign(action, {**fields, "key": key_id}, moment)
         except UserError:
-            return []  # the log is full: the next admin will find the same
+            return []  # the log is full: every admin will find the same

@@ -1,7 +1,7 @@
 """A DNS query in, the answer of a zone out (RFC 1035, 2308, 6891, 8482). Bytes to bytes.
 
-Authoritative for the zone and for nothing else: any other name is REFUSED, and nothing is ever
-forwarded, so no question leaks. dnspython is the codec.
+Authoritative for the zone and for nothing else: any other name is REFUSED here, so no question leaks.
+(While an exit is used, others are passed on before they come here.) dnspython is the codec.
 """
 
 from __future__ import annotations

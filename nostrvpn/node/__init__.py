@@ -5,7 +5,7 @@ paths and tunnel together, and what the kernel should look like. Does no I/O: it
 returns effects. Open ``events.py`` first (what goes in and out), then ``node.py``.
 
 - ``events``    the closed unions of events and effects
-- ``node``      the machine: one event in, effects out
+- ``node``      the machine: one event in, effects out; ``restoring``: what it takes up at start
 - ``inbox``     what a received message means; ``hearing``: what a peer says of itself in it
 - ``outbox``    what one step has to say, sent at its end
 - ``tunnel_post``  messages through the tunnels, where these are up
@@ -23,12 +23,15 @@ returns effects. Open ``events.py`` first (what goes in and out), then ``node.py
 - ``names``     the node's zone, and what ``resolve`` says
 - ``services``  what the services beside the node say of themselves
 - ``commands``  the control commands, each an event with an answer
+- ``asked``     what commands speak of: the roster, members by name
 - ``roster_commands``  those about the network; ``spreading``: answers that wait for a relay;
                 ``chronicle``: the network's log in words
 - ``policy``    this node's own rules, and all rules made into a filter; ``policy_commands``: theirs
 - ``subnets``   networks behind members: through which router, and this node as one;
                 ``subnet_commands``: their commands
-- ``desired``   node -> WireGuard device, host state, packet filter
+- ``exits``     this node as one that uses an exit; ``exit_commands``, ``exit_status``: theirs
+- ``exit_offer``  this node as an exit for others; ``exit_offer_commands``: its commands
+- ``desired``   node -> WireGuard device, host state, packet filter; ``wanted``: all of it together
 - ``status``    node -> the document behind ``nostrvpn status --json``; ``netcheck`` likewise
 - ``why``       why a path is as it is: from ``situation`` (the facts) by ``reasons`` (rules as data)
                 and ``tried`` (what each attempt came to)

@@ -39,8 +39,9 @@ HELLO_S = (2.0, 8.0)
 CHANGE_S = (5.0, 10.0)
 LEAST_GAP_S = 60.0
 # Without memory, as radioactive atoms decay: when a node spoke last says nothing about when it speaks
-# next, so on a board of many nobody can tell by the times which messages have one author. The mean in
-# seconds; longer than so many means is drawn anew, since presence stands two hours on relays.
+# next, so on a board of many nobody can tell by the times which messages have one author. In seconds,
+# the mean of what is drawn; longer than so many means is drawn anew, since presence stands two hours on
+# relays, and so the mean of what is used is 0.69 of it, 38 minutes.
 PERIOD_S = 3300.0
 LONGEST = 2.0
 # An ephemeral member is missed sooner (mesh/upkeep.py).
@@ -91,7 +92,7 @@ class Presence:
         self.due = due if self.due is None else min(self.due, due)
 
     def said(self, moment: Moment, period: float) -> None:
-        """Presence was said; once more after ``period`` seconds in the mean."""
+        """Presence was said; once more after 0.69 of ``period`` seconds in the mean (``PERIOD_S``)."""
         self._said_at = moment.now
         self.due = moment.now + _memoryless(period, moment)
 

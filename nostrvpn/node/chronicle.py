@@ -8,7 +8,7 @@ from typing import Any
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.identity.keys import npub
-from nostrvpn.mesh.operations import Operation
+from nostrvpn.mesh.operations import MAX_TIME, Operation
 from nostrvpn.mesh.permissions import parse_rule
 from nostrvpn.mesh.policy import rule_words
 from nostrvpn.mesh.roster import Roster
@@ -155,7 +155,8 @@ def _rotated(fields: _Fields, who: str, _names: _Name) -> str:
 
 
 def _date(at: int) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    # Years beyond 9999 have no date. Operations are bounded so; this is for what comes from elsewhere.
+    return datetime.fromtimestamp(min(at, MAX_TIME - 1), UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 _WORDS: dict[str, Callable[[_Fields, str, _Name], str]] = {

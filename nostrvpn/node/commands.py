@@ -24,11 +24,14 @@ from nostrvpn.node.events import (
     Reply,
     SendEcho,
 )
+from nostrvpn.node.exit_commands import EXIT_COMMANDS, run_exit_command
+from nostrvpn.node.exit_offer_commands import EXIT_OFFER_COMMANDS, run_exit_offer_command
 from nostrvpn.node.names import resolve_document
 from nostrvpn.node.netcheck import netcheck_document
 from nostrvpn.node.policy_commands import POLICY_COMMANDS, run_policy_command
 from nostrvpn.node.problems import refusal_words
 from nostrvpn.node.roster_commands import ROSTER_COMMANDS, run_roster_command, stop_node
+from nostrvpn.node.roster_sync import has_network_key
 from nostrvpn.node.services import via_name
 from nostrvpn.node.situation import situation_of
 from nostrvpn.node.status import (
@@ -99,6 +102,10 @@ def _run(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
             return run_roster_command(node, command, moment)
         case name if name in SUBNET_COMMANDS:
             return run_subnet_command(node, command, moment)
+        case name if name in EXIT_COMMANDS:
+            return run_exit_command(node, command, moment)
+        case name if name in EXIT_OFFER_COMMANDS:
+            return run_exit_offer_command(node, command, moment)
         case _:
             raise UserError(f"unknown command {command.name!r}", "see `nostrvpn --help`")
 
@@ -112,7 +119,8 @@ def _peer(node: Node, args: dict[str, object], also: Iterable[str] = ()) -> str:
 def _join(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     if len(node.awaiting_join) >= MAX_WAITING_JOINS:
         raise UserError("too many join commands are waiting already", "see `nostrvpn status`")
-    asked = node.membership.join(str(command.args["link"]), moment)
+    link, has_key = str(command.args["link"]), has_network_key(node)
+    asked = node.membership.join(link, moment, has_key=has_key)
     # Waited for from now on, so that the members' change below already finds it.
     node.awaiting_join[command.call] = moment.now + JOIN_WAIT_S
     return node.take_membership(asked, moment)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from ipaddress import IPv4Network, IPv6Network, ip_interface
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from types import MappingProxyType
 
 from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.host.exit_meter import ExitMeter
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.firewall import Firewall, Guard, Pin
 from nostrvpn.host.inbound import Inbound
@@ -37,6 +38,8 @@ __all__ = ["FWMARK", "Desired", "TunnelSettings", "desired_state", "overlapping_
 # Spec: the headers of IPv6 and TCP without options.
 IPV6_TCP_HEADERS = 60
 
+EVERYWHERE: tuple[IPNetwork, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
 
 @dataclass(frozen=True, slots=True)
 class TunnelSettings:
@@ -58,6 +61,7 @@ class Desired:
     ``awake``: the endpoints in it that are a peer's own, by the peer's (Nostr) public key.
     ``inbound`` None: nobody asks for a filter. ``gateway``: what is forwarded into networks behind us.
     ``shield`` and ``exit_routing``: what may leave while an exit is used, and the way to it.
+    ``exit_meter``: how much our own guests get.
     """
 
     device: Device
@@ -68,6 +72,7 @@ class Desired:
     gateway: Gateway = field(default_factory=Gateway)
     shield: Shield = field(default_factory=Shield)
     exit_routing: ExitRouting = field(default_factory=ExitRouting)
+    exit_meter: ExitMeter = field(default_factory=ExitMeter)
 
 
 def overlapping_route(
@@ -91,11 +96,13 @@ def desired_state(
     now: float,
     complete: bool = False,
     subnets: Mapping[IPNetwork, str] = MappingProxyType({}),
+    exit_peer: str | None = None,
 ) -> Desired:
     """Return the device and interface for a node ``me``.
 
     ``ipv4`` False leaves the overlay's IPv4 out; ``complete`` lists also the peers that WireGuard is
     not told yet. ``subnets``: networks behind members, each with the member (public key) to send to.
+    ``exit_peer``: the member that is given everything else.
     """
     addresses: list[IPInterface] = []
     routes: list[IPNetwork] = []
@@ -117,9 +124,13 @@ def desired_state(
             for peer in members
             if (complete and peer.wireguard_key is not None) or _is_due(peer, me)
         ]
+        if exit_peer is not None:
+            tunnel_peers = _with_exit(tunnel_peers, exit_peer, members, routes)
         awake = {peer.public_key: _endpoint(peer, now) for peer in members}
     device = Device(settings.private_key, settings.listen_port, FWMARK, tuple(tunnel_peers))
     limits = _peer_limits(members, roster, settings.mtu, _behind(subnets), ipv4=ipv4)
+    if exit_peer is not None:
+        limits = _within(limits, _exit_mtu(members, exit_peer, settings.mtu))
     mtu = max([settings.mtu, *(limit.mtu for limit in limits)])
     if mtu > settings.mtu:
         # One peer's wide path widens the link; to all others no more goes than was configured.
@@ -170,6 +181,42 @@ def _prefixes(
     """Return what WireGuard sends to a peer, and takes from it: its addresses and its subnets."""
     own = host_networks(roster.address(peer.public_key))
     return frozenset({*own, *behind.get(peer.public_key, ())})
+
+
+def _with_exit(
+    peers: Iterable[TunnelPeer],
+    exit_peer: str,
+    members: Iterable[Peer],
+    routes: Iterable[IPNetwork],
+) -> list[TunnelPeer]:
+    """Return the peers with everything for the exit that nobody else has.
+
+    Both versions always: what it does not carry is unreachable by routing. What is the mesh's own stays
+    so: packets for a member that WireGuard is not told of must not go to the exit instead, nor may the
+    exit send in the name of such a member. They belong to nobody.
+    """
+    key = next((p.wireguard_key for p in members if p.public_key == exit_peer), None)
+    if key is None or all(peer.public_key != key for peer in peers):
+        return list(peers)
+    taken = frozenset(prefix for peer in peers for prefix in peer.allowed_ips)
+    nobody = TunnelPeer(_nobodys_key("the mesh"), frozenset(routes) - taken, 0, None)
+    found = [
+        replace(peer, allowed_ips=peer.allowed_ips | set(EVERYWHERE))
+        if peer.public_key == key
+        else peer
+        for peer in peers
+    ]
+    return [*found, nobody]
+
+
+def _exit_mtu(members: Iterable[Peer], exit_peer: str, configured: int) -> int:
+    """Return the largest packet (bytes) that fits an exit: what goes there has the link's MTU."""
+    inner = next((_inner(peer) for peer in members if peer.public_key == exit_peer), None)
+    return max(configured, inner or 0)
+
+
+def _within(limits: Iterable[RouteLimit], most: int) -> list[RouteLimit]:
+    return [replace(limit, mtu=min(limit.mtu, most)) for limit in limits]
 
 
 def _peer_limits(

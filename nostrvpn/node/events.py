@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.exits.limits import Volume
 from nostrvpn.machine import Tick
 from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.events import (
@@ -34,6 +36,8 @@ from nostrvpn.wireguard.device import ObservedDevice
 
 __all__ = [
     "Command",
+    "ExitProbed",
+    "ExitUsed",
     "HeardThrough",
     "HostChanged",
     "LendTo",
@@ -64,13 +68,15 @@ class HostChanged:
 
     ``sources`` are the addresses that the default routes lead out by: with two interfaces up, a
     default route that moves changes nothing else. ``interrupted``: addresses were gone in between,
-    so whatever lived on them may be dead, although they are back.
+    so whatever lived on them may be dead, although they are back. ``network``: the one that the host is
+    in, by its default gateway, ``MAC PREFIX``; empty while that is not known.
     """
 
     addresses: tuple[LocalAddress, ...]
     routes: frozenset[IPv4Network | IPv6Network] = frozenset()
     sources: frozenset[IPAddress] = frozenset()
     interrupted: bool = False
+    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,9 @@ class ReconcileFinished:
     ``firewall_error``: only the packet filter was refused, and everything else stands.
     ``inbound_error``: permissions are not enforced; ``obstacle``: another firewall (its chain, and the
     command that helps) drops what members may send. ``gateway_error`` and ``forward_obstacle`` are
-    the same for what this host would forward into networks behind it.
+    the same for what this host would forward into networks behind it. ``shield_error``: why what may
+    leave beside an exit, or the way to it, is not as desired. ``meter_error``: why no
+    guest is let through.
     """
 
     error: str | None = None
@@ -126,6 +134,23 @@ class ReconcileFinished:
     obstacle: tuple[str, str] | None = None
     gateway_error: str | None = None
     forward_obstacle: tuple[str, str] | None = None
+    shield_error: str | None = None
+    meter_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExitProbed:
+    """An echo to an exit (its public key) came back after ``rtt_ms``, or (None) stayed away."""
+
+    peer_key: str
+    rtt_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExitUsed:
+    """What this host's guests had, by address, since the counters began."""
+
+    usage: Mapping[IPAddress, Volume]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +182,8 @@ NodeEvent = (
     | StunResolved
     | TunnelSeen
     | ReconcileFinished
+    | ExitProbed
+    | ExitUsed
     | Command
     | Tick
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.exits.offer import parse_offer as parse_exit
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.subnets import parse_advertised
 from nostrvpn.node.events import NodeEffect, Persist, Reconcile
@@ -31,7 +32,8 @@ def hear(
 ) -> None:
     """Take up what a peer says of itself: WireGuard key, relays, networks, candidates.
 
-    What a message does not speak of stays as it was: presence has no description and no relay offer.
+    What a message does not speak of stays as it was: presence has no description, and nothing of
+    relays and exits.
     """
     peer, body = node.peers.get(sender), message.body
     if peer is None:
@@ -43,9 +45,9 @@ def hear(
         node.dropped["old_news"] += 1
         return
     peer.heard_seq = message.seq
-    before = (peer.wireguard_key, peer.relays, peer.relay_offer, peer.advertised)
+    before = (peer.wireguard_key, peer.relays, peer.relay_offer, peer.advertised, peer.exit)
     _take_fields(node, peer, body, moment)
-    after = (peer.wireguard_key, peer.relays, peer.relay_offer, peer.advertised)
+    after = (peer.wireguard_key, peer.relays, peer.relay_offer, peer.advertised, peer.exit)
     if after[2] != before[2]:
         effects += node.offers_changed(moment)
     if after[3] != before[3]:
@@ -53,7 +55,9 @@ def hear(
     if after != before:
         effects.append(Reconcile())
         # Offers come with whatever addresses the relay has now: the next start can do with an old one.
+        # An exit's load changes often; that there is one has to be known at the next start.
         lasting = (before[0], before[1], before[3]) != (after[0], after[1], after[3])
+        lasting = lasting or (before[4] is None) != (after[4] is None)
         gap_s = STORE_EVERY_S if lasting else RELAYS_EVERY_S
         if after[3] != before[3] and peer.shared_at - moment.now <= STORE_BURST * STORE_EVERY_S:
             # The last of a few changes is the one that counts after a crash.
@@ -84,7 +88,9 @@ def _take_fields(node: Node, peer: Peer, body: dict[str, object], moment: Moment
     if "relay" in body:
         value = body["relay"]
         offer = None if value is None else parse_offer(value, peer.public_key, node.path_settings)
+    exit_offer = parse_exit(body["exit"]) if "exit" in body else peer.exit
     peer.wireguard_key, peer.advertised, peer.relay_offer = key, advertised, offer
+    peer.exit = exit_offer
     if relays != peer.relays and _is_past(peer.relays_at, RELAYS_EVERY_S, moment):
         peer.relays, peer.relays_at = relays, moment.now
 

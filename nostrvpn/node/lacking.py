@@ -1,7 +1,8 @@
 """What a node does that lacks something nobody will tell it unasked.
 
 - The network key that the roster names (a crash, a lost message, a month away): it asks one member after
-  the other. An admin that gets it from nobody makes a new one: then nobody has it.
+  the other. An admin that gets it from nobody makes a new one: then nobody has it. Who holds no key at
+  all has no mailbox: it asks through its tunnels alone, and a new key of its own would reach nobody.
 - What was said while no relay can be reached: it asks through its tunnels.
 """
 
@@ -52,6 +53,8 @@ def fill_gaps(node: Node, moment: Moment) -> list[NodeEffect]:
         lacking.ask_at = lacking.offline_at = lacking.since = None
         return effects
     effects += _ask_offline(node, moment)
+    if has_network_key(node):
+        effects += node.take_membership(node.membership.settled(), moment)
     if has_network_key(node) or not _may_hear(node, moment):
         lacking.ask_at = lacking.since = None
         return effects
@@ -61,6 +64,8 @@ def fill_gaps(node: Node, moment: Moment) -> list[NodeEffect]:
     if moment.now >= lacking.ask_at:
         lacking.wait_s = min(2 * lacking.wait_s, MOST_S)
         lacking.ask_at = moment.now + lacking.wait_s * (0.5 + moment.entropy.fraction())
+        if not node.post.keyring.keys:
+            lacking.since = moment.now
         if moment.now - lacking.since >= _patience(node):
             lacking.since = None
             effects += node.take_membership(node.membership.renew_key(moment), moment)
@@ -70,7 +75,7 @@ def fill_gaps(node: Node, moment: Moment) -> list[NodeEffect]:
 
 
 def _may_hear(node: Node, moment: Moment) -> bool:
-    if node.post.pool.connected:
+    if node.post.pool.connected and node.post.keyring.keys:
         return True
     return any(is_up(node, peer, moment) for peer in node.peers)
 
@@ -87,9 +92,11 @@ def _patience(node: Node) -> float:
 def _whom(node: Node, moment: Moment) -> str:
     """Return whom to ask for the key: first who made it, then anybody."""
     roster, peers = node.membership.roster, list(node.peers)
+    if not node.post.keyring.keys:
+        peers = [peer for peer in peers if is_up(node, peer, moment)]
     maker = roster.keys.get(roster.key_id, "") if roster is not None else ""
     is_first = node.lacking.wait_s <= 2 * FIRST_S
-    if not peers or (is_first and maker in node.peers):
+    if not peers or (is_first and maker in peers):
         return maker
     return peers[int(moment.entropy.fraction() * len(peers))]
 

@@ -170,16 +170,22 @@ def _listen(node: Node, moment: Moment) -> list[NodeEffect]:
     if roster is not None and is_out and not roster.is_rotated(node.me):
         # A key that was replaced stays a while, to tell by what.
         return node.post.leave_network(moment)
-    joining = membership.joining if node.is_asking else None
-    asks_by = None
+    joining, asks_by = membership.joining, None
+    if joining is not None and not joining.is_open:
+        joining = None
     if joining is not None and isinstance(joining.link, TokenLink):
         asks_by = token_mailbox(joining.link.secret)
+    members = frozenset(active_peers(node, moment))
     wanted = Listening(
-        frozenset(active_peers(node, moment)),
+        members,
+        frozenset(key for key in members if roster is not None and roster.is_admin(key)),
+        roster.keys if roster is not None else {},
+        roster.key_id if roster is not None else "",
         tuple(invite.secret for invite in membership.open_invites(moment.wall)),
         membership.token_mailboxes(moment.wall),
         joining.inviter if joining is not None else None,
         asks_by,
+        joining.welcomed_by if joining is not None else None,
     )
     return node.post.listen(wanted, moment)
 

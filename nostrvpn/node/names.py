@@ -14,7 +14,7 @@ from nostrvpn.mesh.zone import TOP, Finding, Outcome, Resident, Zone, make_zone,
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
 
-__all__ = ["NodeNames", "own_addresses", "resolve_document"]
+__all__ = ["NodeNames", "guest_addresses", "own_addresses", "resolve_document"]
 
 _RCODES = {
     Outcome.HOST: "NOERROR",
@@ -80,6 +80,16 @@ def own_addresses(node: Node) -> tuple[IPAddress, ...]:
         return ()
     own = roster.address(node.me)
     return (own.ipv6,) if node.overlap is not None else (own.ipv4, own.ipv6)
+
+
+def guest_addresses(node: Node) -> frozenset[IPAddress]:
+    """Return the addresses in the mesh of those who may use this node as an exit, if it is one."""
+    roster, offering = node.membership.roster, node.exit_offer
+    if roster is None or offering.settings is None:
+        return frozenset()
+    found = [roster.address(key) for key in offering.guests if key in roster.members]
+    ipv4 = [address.ipv4 for address in found] if node.overlap is None else []
+    return frozenset([*(address.ipv6 for address in found), *ipv4])
 
 
 def resolve_document(node: Node, asked: str) -> dict[str, object]:

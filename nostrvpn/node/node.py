@@ -20,7 +20,6 @@ from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import assert_never
 
-from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.machine import Moment, Tick, earliest
 from nostrvpn.mesh.effects import JoinState, MembershipEffect
@@ -28,9 +27,11 @@ from nostrvpn.mesh.membership import Membership
 from nostrvpn.mesh.policy import LocalPolicy
 from nostrvpn.node.board import Presence, read_board, say_presence
 from nostrvpn.node.commands import answer_joins, run_command
-from nostrvpn.node.desired import Desired, TunnelSettings, desired_state, overlapping_route
+from nostrvpn.node.desired import Desired, TunnelSettings, overlapping_route
 from nostrvpn.node.events import (
     Command,
+    ExitProbed,
+    ExitUsed,
     HeardThrough,
     HostChanged,
     NodeEffect,
@@ -42,6 +43,8 @@ from nostrvpn.node.events import (
     ThroughFailed,
     TunnelSeen,
 )
+from nostrvpn.node.exit_offer import ExitOffering
+from nostrvpn.node.exits import ExitUse
 from nostrvpn.node.inbox import deliver, hear_through
 from nostrvpn.node.lacking import Lacking, fill_gaps
 from nostrvpn.node.membership_effects import Expiry, members_changed, take_membership, tend_members
@@ -52,6 +55,7 @@ from nostrvpn.node.peers import Peer
 from nostrvpn.node.policy import Permissions
 from nostrvpn.node.post import Post
 from nostrvpn.node.relaying import MeshRelays, RelayRole
+from nostrvpn.node.restoring import restore
 from nostrvpn.node.roster_sync import Efforts
 from nostrvpn.node.spreading import Spreading, answer_spread
 from nostrvpn.node.stun_lookup import StunLookup
@@ -59,6 +63,7 @@ from nostrvpn.node.subnets import Subnets, overlay_of
 from nostrvpn.node.tunnel import Tunnel
 from nostrvpn.node.tunnel_post import TunnelPost, say_keys, through_failed
 from nostrvpn.node.volunteers import Volunteers, put_up_offer, read_notices
+from nostrvpn.node.wanted import wanted_state
 from nostrvpn.paths.agent import Paths
 from nostrvpn.paths.candidates import LocalAddress
 from nostrvpn.paths.events import (
@@ -137,6 +142,8 @@ class Node:
         self.obstacle: tuple[str, str] | None = None
         self.permissions = Permissions(settings.policy)
         self.subnets = Subnets()
+        self.exits = ExitUse()
+        self.exit_offer = ExitOffering()
         self.addresses: tuple[LocalAddress, ...] = ()
         self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()
         self.moves = Moves(settings.paths.skip_interfaces)
@@ -156,24 +163,8 @@ class Node:
         self.tunnel_post = TunnelPost()
         self.efforts, self.lacking, self.expiry = Efforts(), Lacking(), Expiry()
         self.outbox = Outbox(self.membership, self.post, settings.tunnel.public_key, self.relays)
-        self._restore(records)
-
-    def _restore(self, records: Mapping[str, Mapping[str, object]]) -> None:
-        self.notes += [("record_damaged", text) for text in self.post.damaged]
-        for text in self.membership.restore(records):
-            self.notes.append(("record_damaged", text))
-        if damage := self.permissions.restore(records.get("policy", {})):
-            self.notes.append(("policy_damaged", damage))
-        if damage := self.subnets.restore(records.get("policy", {}), self.outbox):
-            self.notes.append(("record_damaged", damage))
-        for public_key, stored in records.get("peer", {}).items():
-            try:
-                peer = Peer.from_json(public_key, stored)
-                if peer.wireguard_key in {p.wireguard_key for p in self.peers.values()} - {None}:
-                    raise PeerMisbehaved("bad_record", "its WireGuard key is another's too")
-                self.peers[public_key] = peer
-            except PeerMisbehaved as exc:
-                self.notes.append(("record_damaged", f"peer {public_key[:8]}: {exc}"))
+        self.outbox.exit_for = self.exit_offer.tell
+        restore(self, records)
 
     def _known_relays(self) -> tuple[str, ...]:
         """Relays that peers named when we last met: where they listen now."""
@@ -204,6 +195,8 @@ class Node:
         effects += answer_joins(self, moment)
         effects += answer_spread(self, moment)
         effects += self.subnets.review(self, moment)
+        effects += self.exits.review(self, moment)
+        effects += self.exit_offer.review(self, moment)
         return effects + self.outbox.flush(moment)
 
     @property
@@ -219,6 +212,8 @@ class Node:
             self.volunteers.put_up_at,
             self.volunteers.lapses_at,
             self.subnets.deadline,
+            self.exits.deadline,
+            self.exit_offer.deadline,
             self.presence.due,
             self.efforts.deadline,
             self.lacking.deadline,
@@ -237,23 +232,7 @@ class Node:
 
     def desired(self, now: float, *, complete: bool = False) -> Desired:
         """What the kernel should look like at ``now``; ``complete`` with every member as a peer."""
-        roster, ipv4 = self.membership.roster, self.overlap is None
-        desired = desired_state(
-            self.settings.tunnel,
-            self.me,
-            roster,
-            self.peers.values(),
-            ipv4=ipv4,
-            now=now,
-            complete=complete,
-            subnets=self.subnets.used,
-        )
-        gateway = self.subnets.gateway(roster, self.me)
-        inbound = self.permissions.inbound(
-            roster, self.me, now, ipv4=ipv4, advertised=gateway.networks
-        )
-        firewall = replace(desired.firewall, clamp_forwarded=bool(gateway.networks))
-        return replace(desired, inbound=inbound, gateway=gateway, firewall=firewall)
+        return wanted_state(self, now, complete=complete)
 
     @property
     def overlap(self) -> IPv4Network | None:
@@ -322,7 +301,13 @@ class Node:
                 self.reconcile_error, self.firewall_error = event.error, event.firewall_error
                 self.inbound_error, self.obstacle = event.inbound_error, event.obstacle
                 self.subnets.applied(event)
+                self.exits.applied(event)
+                self.exit_offer.applied(event)
                 return []
+            case ExitProbed():
+                return self.exits.probed(event, moment.now)
+            case ExitUsed():
+                return self.exit_offer.used(event, moment)
             case Command():
                 return run_command(self, event, moment)
             case Tick():
@@ -345,6 +330,8 @@ class Node:
 
     def _host_changed(self, event: HostChanged, moment: Moment) -> list[NodeEffect]:
         self.addresses, self.routes = event.addresses, event.routes
+        self.exits.network = event.network
+        self.exit_offer.sources = event.sources
         self.relays.local = event.addresses
         return [*self._moved(self.moves.take(event, moment.now), moment), Reconcile()]
 

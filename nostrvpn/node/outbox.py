@@ -7,6 +7,8 @@ the recipient should know of this node: WireGuard key, relays, roster sample, ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.effects import (
     JoinState,
@@ -49,6 +51,8 @@ class Outbox:
         self._relays = relays
         self.advertised: tuple[str, ...] = ()
         """The networks behind this node that it offers to carry packets to."""
+        self.exit_for: Callable[[str], dict[str, object] | None] = lambda _peer: None
+        """What a peer is told of this node as an exit; None: it offers it nothing."""
         self._descriptions: dict[str, Description] = {}
         self._to_tell: dict[str, None] = {}
         self._to_describe: dict[str, None] = {}
@@ -116,10 +120,10 @@ class Outbox:
     def _flush_request(self, moment: Moment) -> list[NodeEffect]:
         joining, request = self._membership.joining, self._request
         self._request = None
-        if joining is None or joining.state is not JoinState.ASKING:
+        if joining is None or not joining.is_open:
             return []
         link, inviter = joining.link, joining.inviter
-        if inviter in self._to_describe:
+        if inviter in self._to_describe and joining.state is JoinState.ASKING:
             # News for the inviter travels in the request until we are admitted.
             del self._to_describe[inviter]
             request = request or RequestJoin(joining, stored=False)
@@ -156,6 +160,7 @@ class Outbox:
             "sample": list(roster.sample()) if roster is not None else [],
             "key": key.id if key is not None and not key.told_by else "",
             "relay": None if offer is None else offer_to_json(offer),
+            "exit": self.exit_for(peer),
             "desc": description_to_json(description) if description is not None else None,
         }
 

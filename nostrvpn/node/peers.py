@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.exits.offer import ExitOffer
+from nostrvpn.exits.offer import offer_to_json as exit_to_json
+from nostrvpn.exits.offer import parse_offer as parse_exit
 from nostrvpn.mesh.subnets import IPNetwork, parse_advertised
 from nostrvpn.paths.description import Description
 from nostrvpn.paths.relay_offers import RelayOffer, offer_to_json, parse_offer
@@ -30,7 +33,8 @@ class Peer:
     sequence number of the newest message in which the peer spoke of itself. ``guard`` is (old, new)
     while late packets of the old path may come, ``pin`` (local port, remote) where the peer is not
     reached from WireGuard's port, ``mtu`` the largest outer IP packet known to reach it, in bytes.
-    ``advertised`` are the networks behind it that it offers to carry packets to.
+    ``advertised`` are the networks behind it that it offers to carry packets to, ``exit`` what it offers
+    this node as the way to the internet.
     ``doorbell`` is where WireGuard's packets for it go while it sleeps; ``used_day`` is the last day
     (Unix time, UTC) on which it had a path that did not sleep.
     """
@@ -41,6 +45,7 @@ class Peer:
     relays: tuple[str, ...] = ()
     relay_offer: RelayOffer | None = None
     advertised: tuple[IPNetwork, ...] = ()
+    exit: ExitOffer | None = None
     heard_seq: int = 0
     relays_at: float | None = None  # when it named other relays last (Moment.now)
     shared_at: float = 0.0  # until when its changes of the networks behind it are used up
@@ -85,6 +90,7 @@ class Peer:
             "relays": list(self.relays),
             "relay": None if self.relay_offer is None else offer_to_json(self.relay_offer),
             "routes": [str(network) for network in self.advertised],
+            "exit": None if self.exit is None else exit_to_json(self.exit),
             "seq": self.heard_seq,
             "used": self.used_day,
         }
@@ -105,6 +111,7 @@ class Peer:
             parse_relay_list(stored.get("relays", [])),
             None if offer is None else parse_offer(offer, public_key, PathSettings()),
             parse_advertised(stored.get("routes")),
+            parse_exit(stored.get("exit")),
             heard_seq=seq,
             used_day=used,
         )

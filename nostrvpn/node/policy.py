@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.host.exit_filter import ExitFilter
 from nostrvpn.host.inbound import Access, Inbound, Ports
 from nostrvpn.host.state import IPNetwork
 from nostrvpn.machine import Moment
@@ -28,7 +29,7 @@ from nostrvpn.mesh.policy import (
     rules_about,
 )
 
-__all__ = ["Addressed", "Permissions", "compile_inbound"]
+__all__ = ["Addressed", "ExitTerms", "Permissions", "compile_inbound", "exit_sources"]
 
 _Networks = frozenset[IPNetwork]
 _CHANNEL_ONLY = Access(tcp=((CHANNEL_PORT, CHANNEL_PORT),))
@@ -40,12 +41,20 @@ class Addressed(Law, Protocol):
     def address(self, public_key: str) -> OverlayAddress: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ExitTerms:
+    """``filter``: what guests may reach, without the guests; ``versions``: of IP, that are carried."""
+
+    filter: ExitFilter
+    versions: frozenset[int]
+
+
 class Permissions:
     """What this node's user allows, and the filter that follows from it, made anew on change only."""
 
     def __init__(self, local: LocalPolicy) -> None:
         self.local = local
-        self._made: tuple[tuple[Addressed, LocalPolicy, bool, _Networks], Inbound] | None = None
+        self._made: tuple[tuple[Any, ...], Inbound] | None = None
         self._valid = (0.0, 0.0)
         self._wall_ahead: float | None = None
 
@@ -73,19 +82,26 @@ class Permissions:
         *,
         ipv4: bool,
         advertised: _Networks = frozenset(),
+        terms: ExitTerms | None = None,
     ) -> Inbound:
-        """Return what may enter at ``now``; nothing before the time was told."""
+        """Return what may enter at ``now``; nothing before the time was told.
+
+        ``terms``: of those whom ``exit`` is allowed; None if this node is no exit now.
+        """
         if roster is None or self._wall_ahead is None or me not in roster.members:
             return Inbound()
         wall = now + self._wall_ahead
         if self._made is not None and self._valid[0] <= wall < self._valid[1]:
             (known, local, *rest), inbound = self._made
-            if known is roster and local is self.local and rest == [ipv4, advertised]:
+            if known is roster and local is self.local and rest == [ipv4, advertised, terms]:
                 return inbound
         made = compile_inbound(roster, me, self.local, wall, ipv4=ipv4, advertised=advertised)
+        if terms is not None:
+            guests = exit_sources(roster, me, self.local, wall, terms.versions)
+            made = replace(made, exit=replace(terms.filter, sources=guests))
         expiries = (member.expires for member in roster.members.values())
         coming = [at for at in expiries if at is not None and at > wall]
-        self._made = (roster, self.local, ipv4, advertised), made
+        self._made = (roster, self.local, ipv4, advertised, terms), made
         # Until somebody's membership ends; a clock that was set back asks again too.
         self._valid = (wall, min(coming, default=float("inf")))
         return made
@@ -131,6 +147,19 @@ def compile_inbound(
                 lan |= set(addresses)
     home = frozenset(_addresses(roster, own, ipv4=ipv4))
     return Inbound(home, sources, frozenset(lan), networks)
+
+
+def exit_sources(
+    roster: Addressed, me: str, local: LocalPolicy, wall: float, versions: frozenset[int]
+) -> frozenset[IPAddress]:
+    """Return the addresses of these IP versions of all whom ``exit`` is allowed at ``me``."""
+    return frozenset(
+        ip
+        for key, member in roster.members.items()
+        if key != me and decide(roster, local, Question(key, me, What.EXIT), wall).allowed
+        for ip in _addresses(roster, member, ipv4=True)
+        if ip.version in versions
+    )
 
 
 def _addresses(roster: Addressed, member: Member, *, ipv4: bool) -> tuple[IPAddress, ...]:

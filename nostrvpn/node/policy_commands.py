@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nostrvpn.errors import UsageError, UserError
 from nostrvpn.identity.keys import npub
-from nostrvpn.identity.reference import find_peer
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.permissions import (
     EVERYBODY,
@@ -22,8 +22,8 @@ from nostrvpn.mesh.permissions import (
     what_text,
 )
 from nostrvpn.mesh.policy import LocalPolicy, Question, decide, rule_words
-from nostrvpn.mesh.roster import Roster
-from nostrvpn.node.events import Command, NodeEffect, Persist, Reconcile, Reply
+from nostrvpn.node.asked import asked_member, asked_roster, shown_name
+from nostrvpn.node.events import Command, NodeEffect, Persist, Reconcile, Refuse, Reply
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -40,11 +40,12 @@ def run_policy_command(node: Node, command: Command, moment: Moment) -> list[Nod
 
 
 def _permit(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
-    args, roster = command.args, _roster(node)
+    args = command.args
+    asked_roster(node)  # outside a network there is nobody to speak of
     network, undo = bool(args["network"]), bool(args["undo"])
     what, ports = parse_what(str(args["what"]))
-    source = _selector(node, roster, str(args["who"]))
-    target = _selector(node, roster, str(args["at"])) if args["at"] is not None else EVERYBODY
+    source = _selector(node, str(args["who"]))
+    target = _selector(node, str(args["at"])) if args["at"] is not None else EVERYBODY
     if target != EVERYBODY and not network:
         raise UsageError(
             "--at is for rules of the network", "a rule of this node is about it alone"
@@ -54,8 +55,10 @@ def _permit(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
             "a rule of this node is about others", "name another member, or add --network"
         )
     rule = Rule(bool(args["allow"]), source, target, what, ports)
-    effects = _sign(node, rule, moment, undo) if network else _note(node, rule, undo=undo)
-    return [*effects, Reply(command.call, _document(node, roster, rule) | {"undone": undo})]
+    answer = Reply(command.call, _document(node, rule) | {"undone": undo})
+    if network:
+        return _sign(node, rule, answer, moment, undo=undo)
+    return [*_note(node, rule, undo=undo), answer]
 
 
 def _note(node: Node, rule: Rule, *, undo: bool) -> list[NodeEffect]:
@@ -69,17 +72,22 @@ def _note(node: Node, rule: Rule, *, undo: bool) -> list[NodeEffect]:
     return _adopt(node, changed)
 
 
-def _sign(node: Node, rule: Rule, moment: Moment, undo: bool) -> list[NodeEffect]:
-    rules, membership = _roster(node).rules, node.membership
+def _sign(node: Node, rule: Rule, answer: Reply, moment: Moment, *, undo: bool) -> list[NodeEffect]:
+    rules = asked_roster(node).rules
     if undo and rule not in rules:
         raise UserError("the network has no such rule", _SEE_RULES)
     opposite = replace(rule, allow=not rule.allow)
+    wanted = [(opposite, True)] if not undo and opposite in rules else []
+    wanted += [(rule, undo)] if undo or rule not in rules else []
     effects: list[NodeEffect] = []
-    if not undo and opposite in rules:
-        effects += node.take_membership(membership.permit(opposite, True, moment), moment)
-    if undo or rule not in rules:
-        effects += node.take_membership(membership.permit(rule, undo, moment), moment)
-    return effects
+    for item, withdraw in wanted:
+        try:
+            signed = node.membership.permit(item, withdraw, moment)
+        except UserError as exc:
+            # What is signed by now holds, and is stored and told.
+            return [*effects, Refuse(answer.call, exc.code, str(exc), exc.hint)]
+        effects += node.take_membership(signed, moment)
+    return [*effects, answer]
 
 
 def _shields(node: Node, command: Command, _moment: Moment) -> list[NodeEffect]:
@@ -94,34 +102,34 @@ def _adopt(node: Node, local: LocalPolicy) -> list[NodeEffect]:
 
 
 def _rules(node: Node, command: Command, _moment: Moment) -> list[NodeEffect]:
-    roster, local = _roster(node), node.permissions.local
+    roster, local = asked_roster(node), node.permissions.local
     inbound, same = local.inbound, local.same_owner
     answer = {
         "shields_up": local.shields_up,
         "inbound": roster.settings.inbound if inbound is None else inbound,
         "same_owner": roster.settings.same_owner if same is None else same,
-        "local": [_document(node, roster, rule) for rule in local.rules],
-        "network": [_document(node, roster, rule) for rule in roster.rules],
+        "local": [_document(node, rule) for rule in local.rules],
+        "network": [_document(node, rule) for rule in roster.rules],
     }
     return [Reply(command.call, answer)]
 
 
 def _test(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
-    roster, args = _roster(node), command.args
-    source, target = (_member(node, roster, str(args[key])) for key in ("source", "target"))
+    roster, args = asked_roster(node), command.args
+    source, target = (asked_member(node, str(args[key])) for key in ("source", "target"))
     what, port = _asked(str(args["what"]))
     local = node.permissions.local if target == node.me else LocalPolicy()
     question = Question(source, target, what, port)
-    decision = decide(roster, local, question, moment.wall, _names(node, roster))
+    decision = decide(roster, local, question, moment.wall, partial(shown_name, node))
     unknown = target not in (node.me, source)
     rule = decision.rule
     answer = {
-        "source": {"npub": npub(source), "name": _names(node, roster)(source)},
-        "target": {"npub": npub(target), "name": _names(node, roster)(target)},
+        "source": {"npub": npub(source), "name": shown_name(node, source)},
+        "target": {"npub": npub(target), "name": shown_name(node, target)},
         "what": what_text(what, () if port is None else (port,)),
         "allowed": decision.allowed,
         "layer": decision.layer,
-        "rule": None if rule is None else _document(node, roster, rule),
+        "rule": None if rule is None else _document(node, rule),
         "text": decision.text,
         "note": "the rules that the target's own user made are known there only"
         if unknown
@@ -140,40 +148,22 @@ def _asked(text: str) -> tuple[What, PortSpan | None]:
     return what, ports[0] if ports else None
 
 
-def _document(node: Node, roster: Roster, rule: Rule) -> dict[str, object]:
+def _document(node: Node, rule: Rule) -> dict[str, object]:
     return {
         "allow": rule.allow,
         "who": str(rule.source),
         "at": str(rule.target),
         "what": what_text(rule.what, rule.ports),
-        "text": rule_words(rule, _names(node, roster)),
+        "text": rule_words(rule, partial(shown_name, node)),
     }
 
 
-def _names(node: Node, roster: Roster) -> Callable[[str], str]:
-    mine = roster.members.get(node.me)
-    return lambda key: mine.name if mine is not None and key == node.me else node.peer_name(key)
-
-
-def _roster(node: Node) -> Roster:
-    if node.membership.roster is None:
-        raise UserError("this node is in no network yet", "see `nostrvpn status`")
-    return node.membership.roster
-
-
-def _member(node: Node, roster: Roster, reference: str) -> str:
-    if reference == "me":
-        return node.me
-    name = _names(node, roster)
-    return find_peer(reference, {key: name(key) for key in roster.members})
-
-
-def _selector(node: Node, roster: Roster, text: str) -> Selector:
+def _selector(node: Node, text: str) -> Selector:
     if text in _ALL:
         return EVERYBODY
     if text.startswith("tag:"):
         return parse_selector(text)
-    return Selector("member", _member(node, roster, text))
+    return Selector("member", asked_member(node, text))
 
 
 POLICY_COMMANDS: dict[str, Callable[[Node, Command, Moment], list[NodeEffect]]] = {

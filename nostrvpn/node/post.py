@@ -3,9 +3,8 @@
 Joins the courier (sealing, acceptance rules), the boards, the keeper of keys and the relay pool. Knows
 message types, not what they mean.
 
-What is read follows from the keys held, not from the number of peers: the node's inbox and the network's
-board (for each key and day that counts), the mailboxes of open invites and tokens, and the answers'
-mailbox while the node applies to join.
+What is read follows from the keys held, not from the number of peers: ``signaling/directory`` says which
+mailboxes, and beside those the network's board for each key and day that counts.
 """
 
 from __future__ import annotations
@@ -282,7 +281,10 @@ class Post:
         if kind is MessageType.JOIN:
             body = body | {"eph": self._keeper.begin_application(moment).hex()}
         elif kind is MessageType.WELCOME:
-            body = body | self.keyring.welcome_fields(moment.wall)
+            brought = self.keyring.welcome_fields(moment.wall)
+            if not brought:  # somebody else is to answer
+                return [Log("warning", "a welcome was not sent: this node has no network key")]
+            body = body | brought
         message, effects = self._message(kind, network_id, body, moment)
         sealed_to = None
         try:
@@ -383,7 +385,7 @@ class Post:
                     self.postings.append(posting)
             case Received(event=wrap):
                 delivery = self._courier.open(wrap, moment)
-                if delivery is not None and self._directory.note(delivery):
+                if delivery is not None and self._directory.note(delivery, moment.wall):
                     self.deliveries.append(delivery)
             case Published(token=token, accepted=accepted, refused=refused):
                 self._under_way.discard(token)

@@ -175,6 +175,51 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "{network} behind {name} is not used: {reason}",
         "`nostrvpn routes accept {name} {network} --force` if you want that, else `routes refuse`",
     ),
+    "exit_blocked": (
+        "error",
+        "nothing leaves outside the mesh: {reason}",
+        "see `nostrvpn exit list` and choose one: `nostrvpn exit use PEER`; `nostrvpn exit off` ends it",
+    ),
+    "exit_not_permitted": (
+        "error",
+        "nothing leaves outside the mesh: {reason}",
+        "it has to run `nostrvpn exit offer`, and to allow this node; else `nostrvpn exit off`",
+    ),
+    "exit_unreachable": (
+        "error",
+        "{name} does not answer, so nothing leaves outside the mesh",
+        "it is tried again by itself; see `nostrvpn exit list`, or `nostrvpn exit use auto`",
+    ),
+    "exit_lockdown": (
+        "warning",
+        "lockdown: no exit is used, so nothing leaves outside the mesh",
+        "`nostrvpn exit use PEER`, or `nostrvpn exit off --kill-switch off`",
+    ),
+    "exit_no_v6": (
+        "info",
+        "{name} carries no IPv6, so IPv6 to the internet is blocked",
+        "nothing to do: programs use IPv4; or choose another one: `nostrvpn exit list`",
+    ),
+    "exit_no_v4": (
+        "warning",
+        "no IPv4 goes through {name}, so IPv4 to the internet is blocked",
+        "choose another one: `nostrvpn exit list`",
+    ),
+    "exit_dns": (
+        "warning",
+        "names on the internet do not resolve: {reason}",
+        "choose a resolver: `nostrvpn exit use PEER --resolver IP`",
+    ),
+    "exit_country": (
+        "warning",
+        "{text}",
+        "without it `exit list` shows only where exits say that they are",
+    ),
+    "exit_shield_failed": (
+        "error",
+        "what may leave beside the exit cannot be enforced: {reason}",
+        "install nftables and run as root (sudo apt install nftables), or `nostrvpn exit off`",
+    ),
     "state_restored": (
         "warning",
         "{text}",
@@ -218,7 +263,8 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "network_key_missing": (
         "warning",
         "this node has not got the network's present key, so it may not hear of changes",
-        "keep it running: it asks the other members; an admin's node makes a new key after a while",
+        "keep it running: it asks the other members; if that does not help, have an admin make a link "
+        "with `nostrvpn invite`, and join by it again",
     ),
     "peer_unreachable": (
         "warning",

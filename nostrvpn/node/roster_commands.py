@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import npub, parse_npub
-from nostrvpn.identity.reference import find_peer
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.effects import MembershipEffect, SpreadOperations
 from nostrvpn.mesh.invites import Terms, parse_link
 from nostrvpn.mesh.members import Role, Token
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.mesh.tokens import parse_token_link
+from nostrvpn.node.asked import asked_member, asked_roster
 from nostrvpn.node.chronicle import chronicle
 from nostrvpn.node.events import Command, NodeEffect, Persist, Reply, ShutDown
 from nostrvpn.node.spreading import spread
@@ -73,8 +73,8 @@ def _leave(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     if roster is None or roster.role(node.me) in (None, Role.OWNER):
         # An owner cannot be removed, not even by itself: the others go on with a silent owner.
         return [Reply(command.call, {"name": roster and roster.name, "told": True})]
-    effects = node.take_membership(node.membership.leave(moment), moment)
-    return [*effects, *spread(node, command, {"name": roster.name}, moment)]
+    signed = node.membership.leave(moment)
+    return spread(node, command, signed, {"name": roster.name}, moment)
 
 
 def stop_node(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
@@ -83,13 +83,13 @@ def stop_node(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     me = roster.members.get(node.me) if roster is not None else None
     if me is None or not me.ephemeral or me.role is Role.OWNER:
         return [Reply(command.call, answer), ShutDown()]
-    effects = node.take_membership(node.membership.leave(moment), moment)
+    signed = node.membership.leave(moment)
     waits = Command(command.call, command.name, command.args | {"wait_s": LEAVE_S})
-    return [*effects, *spread(node, waits, answer, moment, (ShutDown(),))]
+    return spread(node, waits, signed, answer, moment, (ShutDown(),))
 
 
 def _log(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
-    roster = _roster(node)
+    roster = asked_roster(node)
     answer = {"operations": chronicle(roster, moment.wall), "pending": roster.pending}
     return [Reply(command.call, answer)]
 
@@ -99,7 +99,7 @@ def _settings(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     effects: list[NodeEffect] = []
     if changes:
         effects = node.take_membership(node.membership.set_network(changes, moment), moment)
-    settings = _roster(node).settings
+    settings = asked_roster(node).settings
     answer = {
         "name": settings.name,
         "inbound": settings.inbound,
@@ -155,7 +155,7 @@ def _token_create(node: Node, command: Command, moment: Moment) -> list[NodeEffe
 
 
 def _token_list(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
-    tokens = [_token_document(token, moment.wall) for token in _roster(node).tokens.values()]
+    tokens = [_token_document(token, moment.wall) for token in asked_roster(node).tokens.values()]
     return [Reply(command.call, {"tokens": tokens})]
 
 
@@ -174,7 +174,7 @@ def _token_document(token: Token, wall: float) -> _Json:
 
 def _token_revoke(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     wanted = str(command.args["id"])
-    found = [token for token in _roster(node).tokens if token.startswith(wanted)]
+    found = [token for token in asked_roster(node).tokens if token.startswith(wanted)]
     token = found[0] if len(found) == 1 else wanted
     effects = node.take_membership(node.membership.revoke_token(token, moment), moment)
     return [*effects, Reply(command.call, {"id": token})]
@@ -185,21 +185,21 @@ def _token_revoke(node: Node, command: Command, moment: Moment) -> list[NodeEffe
 
 def _peer_role(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     args: _Json = command.args
-    peer, lasts_s = _member(node, args), args["lasts_s"]
+    peer, lasts_s = asked_member(node, args["peer"]), args["lasts_s"]
     expires = None if lasts_s is None else int(moment.wall) + lasts_s
     effects = node.membership.set_role(peer, Role(args["role"]), expires, moment)
     return _changed(node, command, peer, effects, moment)
 
 
 def _peer_name(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
-    peer = _member(node, command.args)
+    peer = asked_member(node, command.args["peer"])
     effects = node.membership.rename(peer, str(command.args["name"]), moment)
     return _changed(node, command, peer, effects, moment)
 
 
 def _peer_tag(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     args: _Json = command.args
-    peer = _member(node, args)
+    peer = asked_member(node, args["peer"])
     effects = node.membership.tag(peer, args["tags"], moment)
     return _changed(node, command, peer, effects, moment)
 
@@ -208,7 +208,7 @@ def _changed(
     node: Node, command: Command, peer: str, effects: list[MembershipEffect], moment: Moment
 ) -> list[NodeEffect]:
     done = node.take_membership(effects, moment)
-    member = _roster(node).members[peer]
+    member = asked_roster(node).members[peer]
     answer = {
         "npub": npub(peer),
         "name": member.name,
@@ -221,15 +221,13 @@ def _changed(
 
 def _peer_replace(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     """The new device is let in by a link of its own: it knows nothing of the network yet."""
-    old, new = _member(node, command.args), parse_npub(str(command.args["npub"]))
-    name = _roster(node).members[old].name
+    old, new = asked_member(node, command.args["peer"]), parse_npub(str(command.args["npub"]))
+    name = asked_roster(node).members[old].name
     if old == node.me:
         raise UserError("this is this node itself", "see `nostrvpn rotate`")
-    rotated = node.membership.rotate(old, new, moment)
-    effects = node.take_membership(rotated, moment)
     expires_s = command.args["expires_s"]
     assert isinstance(expires_s, int)
-    link, invited = node.membership.readmit(new, expires_s, _relays(node), moment)
+    link, effects = node.membership.replace(old, new, expires_s, _relays(node), moment)
     answer = {
         "link": link,
         "npub": npub(new),
@@ -237,7 +235,7 @@ def _peer_replace(node: Node, command: Command, moment: Moment) -> list[NodeEffe
         "former": npub(old),
         "expires_at": parse_link(link).expires,
     }
-    return [*effects, *node.take_membership(invited, moment), Reply(command.call, answer)]
+    return [*node.take_membership(effects, moment), Reply(command.call, answer)]
 
 
 # -- this node ------------------------------------------------------------------------------
@@ -252,12 +250,12 @@ def _rotate(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     answer = {"npub": npub(to)}
     if roster is None or not (node.me in roster.members or to in roster.former):
         return [Reply(command.call, answer | {"told": True})]
+    signed: list[MembershipEffect] = [SpreadOperations(_rotations_to(roster, to))]
     if node.me in roster.members:
-        effects = node.take_membership(node.membership.rotate(node.me, to, moment), moment)
-    else:
-        again = SpreadOperations(_rotations_to(roster, to))
-        effects = node.take_membership([again], moment)
-    return [*effects, *spread(node, command, answer, moment)]
+        agreed = command.args.get("proof")
+        assert agreed is None or isinstance(agreed, str)
+        signed = node.membership.rotate(node.me, to, moment, agreed)
+    return spread(node, command, signed, answer, moment)
 
 
 def _rotations_to(roster: Roster, to: str) -> tuple[Event, ...]:
@@ -275,20 +273,6 @@ def _rotate_wireguard(node: Node, command: Command, _moment: Moment) -> list[Nod
 
 def _restart(node: Node, command: Command, _moment: Moment) -> list[NodeEffect]:
     return [Reply(command.call, {"run": node.run}), ShutDown(restart=True)]
-
-
-def _roster(node: Node) -> Roster:
-    roster = node.membership.roster
-    if roster is None:
-        raise UserError("this node is in no network", "see `nostrvpn status`")
-    return roster
-
-
-def _member(node: Node, args: dict[str, object]) -> str:
-    members = _roster(node).members
-    if args["peer"] == "me" and node.me in members:
-        return node.me
-    return find_peer(str(args["peer"]), {key: node.peer_name(key) for key in members})
 
 
 def _relays(node: Node) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ def answer_sample(
     if roster is None or peer is None:
         return
     if body.get("sample"):  # without any it waits for its welcome
-        node.membership.heard_of(sender)
+        node.membership.heard(sender)
     last, allowance = peer.roster_at, node.efforts.answers.of(sender)
     is_soon = last is not None and moment.now - last < ANSWER_EVERY_S
     if is_soon or not allowance.has(moment.now):
@@ -241,8 +241,9 @@ def _take_key(
 ) -> None:
     """Take the network key that a member handed over because we asked it.
 
-    An admin's word is enough: it could make another key. A plain member's is believed until another
-    says otherwise, and nothing is written under it until somebody else does.
+    The word of an admin, which could make another key, and of who made this one is enough. A plain
+    member's is believed until another says otherwise, and nothing is written under it until one of those
+    writes under it too.
     """
     roster, peer = node.membership.roster, node.peers.get(sender)
     key = received_key(value, moment.wall)
@@ -254,5 +255,6 @@ def _take_key(
     held = node.post.keyring.get(key.id)
     if held is not None and (not held.told_by or held.told_by == sender):
         return
-    told_by = "" if roster.is_admin(sender) else sender
+    is_sure = roster.is_admin(sender) or roster.keys.get(key.id) == sender
+    told_by = "" if is_sure else sender
     effects += node.post.use_key(key.told(told_by), moment)

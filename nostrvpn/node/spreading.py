@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nostrvpn.machine import Moment
+from nostrvpn.mesh.effects import MembershipEffect
 from nostrvpn.node.events import Command, NodeEffect, Reply
 
 if TYPE_CHECKING:
@@ -28,22 +29,25 @@ class Spreading:
 def spread(
     node: Node,
     command: Command,
+    signed: list[MembershipEffect],
     answer: dict[str, Any],
     moment: Moment,
     then: tuple[NodeEffect, ...] = (),
 ) -> list[NodeEffect]:
-    """Answer once a relay has taken what this command published, or ``wait_s`` later; ``then`` do more.
+    """Carry out what was ``signed``, and answer once a relay has taken it, or ``wait_s`` later.
 
-    The answer gets ``told``: whether one has. Where there is nobody to tell, it is.
+    The answer gets ``told``: whether one has. Where there is nobody to tell, it is. ``then`` do more.
     """
     wait_s = command.args["wait_s"]
     assert isinstance(wait_s, float | int)
-    until, tokens = moment.now + wait_s, node.post.on_their_way()
-    if not tokens:
-        return [Reply(command.call, answer | {"told": True}), *then]
-    waiting = Spreading(command.call, until, tokens, answer, then)
+    before, others = node.post.on_their_way(), node.membership.peers
+    effects = node.take_membership(signed, moment)
+    tokens = node.post.on_their_way() - before
+    if not tokens:  # without a network key nothing can be put on the board
+        return [*effects, Reply(command.call, answer | {"told": not others}), *then]
+    waiting = Spreading(command.call, moment.now + wait_s, tokens, answer, then)
     node.spreading.append(waiting)
-    return []
+    return effects
 
 
 def answer_spread(node: Node, moment: Moment) -> list[NodeEffect]:

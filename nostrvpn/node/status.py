@@ -9,6 +9,7 @@ from nostrvpn.identity.keys import npub
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.addressing import ipv4_prefix
 from nostrvpn.mesh.effects import JoinState
+from nostrvpn.node.exit_status import exit_document, exit_problems
 from nostrvpn.node.problems import Problem, problem, refusal_words
 from nostrvpn.node.roster_sync import has_network_key
 from nostrvpn.node.services import services, via_name
@@ -64,6 +65,7 @@ def status_document(node: Node, moment: Moment) -> dict[str, object]:
         "peers": peers_document(node, moment),
         "joining": _joining(node),
         "dns": node.dns,
+        "exit": exit_document(node, moment),
         "dropped_messages": drops,
         "tunnel_messages": tunnel_messages(node),
         "dropped_datagrams": dict(node.paths.counters) | node.tap_counters,
@@ -170,6 +172,7 @@ def _problems(node: Node, moment: Moment) -> list[Problem]:
     found += _path_problems(node, moment)
     found += _service_problems(node)
     found += _subnet_problems(node, moment)
+    found += exit_problems(node, moment)
     for sender, offset in list(node.post.clock_offsets.items())[-MAX_SKEWED_SHOWN:]:
         minutes = round(abs(offset) / 60)
         found.append(problem("clock_skew", name=node.peer_name(sender), minutes=minutes))

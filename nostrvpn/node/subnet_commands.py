@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import npub
-from nostrvpn.identity.reference import find_peer
 from nostrvpn.machine import Moment
-from nostrvpn.mesh.roster import Roster
 from nostrvpn.mesh.subnets import (
     Choice,
     IPNetwork,
@@ -18,6 +16,7 @@ from nostrvpn.mesh.subnets import (
     objection,
     parse_subnet,
 )
+from nostrvpn.node.asked import asked_member, asked_roster, shown_name
 from nostrvpn.node.events import Command, NodeEffect, Persist, Reconcile, Reply
 from nostrvpn.node.subnets import Offer, endpoint_within, offers_of, overlay_of
 
@@ -43,7 +42,7 @@ def _list(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
 
 def _advertise(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     args: _Json = command.args
-    roster, settings = _roster(node), node.subnets.settings
+    roster, settings = asked_roster(node, as_member=True), node.subnets.settings
     networks = _networks(args["networks"], () if args["withdraw"] else overlay_of(roster))
     if args["snat"] is not None:
         settings = SubnetSettings(settings.advertised, args["snat"], settings.choices)
@@ -63,8 +62,8 @@ def _advertise(node: Node, command: Command, moment: Moment) -> list[NodeEffect]
 
 def _approve(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     args: _Json = command.args
-    roster = _roster(node)
-    who = _member(node, roster, args["peer"])
+    roster = asked_roster(node, as_member=True)
+    who = asked_member(node, args["peer"])
     peer, withdraw = node.peers.get(who), args["withdraw"]
     given = set(_networks(args["networks"], () if withdraw else overlay_of(roster)))
     approved = set(roster.members[who].routes)
@@ -75,7 +74,7 @@ def _approve(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
         )
         if not given:
             raise UserError(
-                f"{_name(node, who)} has no network to {'withdraw' if withdraw else 'approve'}",
+                f"{shown_name(node, who)} has no network to {'withdraw' if withdraw else 'approve'}",
                 "name the networks, or let that node run `nostrvpn routes advertise` first",
             )
     wanted = approved - given if withdraw else approved | given
@@ -87,8 +86,9 @@ def _approve(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
 
 def _accept(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     args: _Json = command.args
-    roster, settings = _roster(node), node.subnets.settings
-    who = "" if args["who"] in _ALL else _member(node, roster, args["who"])
+    asked_roster(node, as_member=True)
+    settings = node.subnets.settings
+    who = "" if args["who"] in _ALL else asked_member(node, args["who"])
     if who == node.me:
         raise UserError("this node's own networks are no routes to it", "name another member")
     networks: list[IPNetwork | None] = list(_networks(args["networks"])) or [None]
@@ -117,23 +117,6 @@ def _networks(texts: Iterable[str], overlay: Iterable[IPNetwork] = ()) -> list[I
     return found
 
 
-def _roster(node: Node) -> Roster:
-    roster = node.membership.roster
-    if roster is None or node.me not in roster.members:
-        raise UserError("this node is in no network yet", "see `nostrvpn status`")
-    return roster
-
-
-def _member(node: Node, roster: Roster, reference: str) -> str:
-    if reference == "me":
-        return node.me
-    return find_peer(reference, {key: _name(node, key) for key in roster.members})
-
-
-def _name(node: Node, key: str) -> str:
-    return node.membership.name if key == node.me else node.peer_name(key)
-
-
 # -- the answer -----------------------------------------------------------------------------
 
 
@@ -147,7 +130,7 @@ def routes_document(node: Node, wall: float) -> _Json:
         "choices": [
             {
                 "who": npub(choice.who) if choice.who else "all",
-                "name": _name(node, choice.who) if choice.who else None,
+                "name": shown_name(node, choice.who) if choice.who else None,
                 "network": None if choice.network is None else str(choice.network),
                 "accept": choice.accept,
                 "force": choice.force,

@@ -15,7 +15,7 @@ from typing import TypeVar
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment
 from nostrvpn.nostr.event import Event
-from nostrvpn.signaling.allowance import Allowance
+from nostrvpn.signaling.allowance import Allowance, Allowances
 from nostrvpn.signaling.courier import LIVE_SKEW_S
 from nostrvpn.signaling.mailboxes import Mailbox
 from nostrvpn.signaling.messages import (
@@ -66,15 +66,15 @@ class Board:
         self._public_key = public_key
         self._boards = Boards(Allowance(BURST, RATE))
         self._members: frozenset[str] = frozenset()
-        self._authors: OrderedDict[str, Allowance] = OrderedDict()
+        self._authors = Allowances(AUTHOR_BURST, AUTHOR_RATE, MAX_AUTHORS)
         self._newest: OrderedDict[str, int] = OrderedDict()
         self._seen: OrderedDict[str, None] = OrderedDict()
         self.dropped: Counter[str] = Counter()
 
-    def open(self, boards: Iterable[Mailbox], members: frozenset[str]) -> tuple[str, ...]:
-        """Read these boards, and believe ``members``; return the boards' addresses (public keys)."""
+    def open(self, boards: Iterable[Mailbox], members: frozenset[str]) -> None:
+        """Read these boards, and believe ``members``."""
         self._members = members
-        return self._boards.open(boards)
+        self._boards.open(boards)
 
     def owns(self, wrap: Event) -> bool:
         """Say whether a wrap was left on a board that is read."""
@@ -101,11 +101,8 @@ class Board:
             return None  # our own, or the same in another wrap: expected
         if author not in self._members:
             raise PeerMisbehaved("not_a_member", "a stranger, or one who was removed, on the board")
-        if not self._authors.setdefault(author, Allowance(AUTHOR_BURST, AUTHOR_RATE)).spend(
-            moment.now
-        ):
+        if not self._authors.of(author).spend(moment.now):
             raise PeerMisbehaved("sender_flood", "too many messages from one sender")
-        _bound(self._authors, author, MAX_AUTHORS)
         rumor = self._boards.unseal(wrap, seal)
         if rumor.kind != RUMOR_KIND:
             raise PeerMisbehaved("bad_message", "a rumor of a foreign kind")

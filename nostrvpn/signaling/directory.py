@@ -8,6 +8,7 @@ to join.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nostrvpn.errors import PeerMisbehaved
@@ -22,6 +23,7 @@ from nostrvpn.signaling.mailboxes import (
     token_mailbox,
 )
 from nostrvpn.signaling.messages import MessageType
+from nostrvpn.signaling.network_key import NetworkKey, received_key
 from nostrvpn.signaling.ratchet import DAY_S
 
 __all__ = ["Directory", "Listening"]
@@ -34,16 +36,28 @@ MAX_APPLICANTS = 256
 class Listening:
     """What a node wants to hear.
 
-    ``members``: public keys of all active members; ``invites``: secrets of the invites it gave;
-    ``tokens``: mailbox secrets of the network's tokens. While it applies to join: the ``inviter``'s
-    public key, or the mailbox secret of the token it ``asks_by``.
+    ``members``: public keys of all other active members, ``admins`` of those among them; ``makers``:
+    who made which network key, by its id, and ``key_id`` that of the present one. ``invites``: secrets
+    of the invites it gave; ``tokens``: mailbox secrets of the network's tokens. While it applies to
+    join: the ``inviter``'s public key, or the mailbox secret of the token it ``asks_by``, and
+    ``welcomed_by``, whose welcome was accepted.
     """
 
     members: frozenset[str] = frozenset()
+    admins: frozenset[str] = frozenset()
+    makers: Mapping[str, str] = field(default_factory=dict)
+    key_id: str = ""
     invites: tuple[bytes, ...] = field(default=(), repr=False)
     tokens: tuple[bytes, ...] = field(default=(), repr=False)
     inviter: str | None = None
     asks_by: bytes | None = field(default=None, repr=False)
+    welcomed_by: str | None = None
+
+    def vouches(self, member: str, key_id: str) -> bool:
+        """Whether a network key with this id is the right one if ``member`` has it: plain ones lie."""
+        return member in self.members and (
+            member in self.admins or self.makers.get(key_id) == member
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +76,28 @@ class Directory:
         self.listening = Listening()
         self._heard_under: dict[str, str] = {}  # peer -> id of the network key it last wrote under
         self._applicants: OrderedDict[str, _Applicant] = OrderedDict()
-        self._welcomes: OrderedDict[str, dict[str, object]] = OrderedDict()
+        self._welcomes: OrderedDict[str, NetworkKey] = OrderedDict()  # what each brought
 
     def listen(self, wanted: Listening, wall: float) -> None:
-        """Read what is ``wanted``; adopt the key of a welcome that was accepted meanwhile."""
+        """Read what is ``wanted``; adopt the key of the welcome that was accepted meanwhile."""
         self.listening = wanted
         self._keeper.keep_only(wanted.members)
         for peer in self._heard_under.keys() - wanted.members:
             del self._heard_under[peer]
-        is_over = wanted.inviter is None and wanted.asks_by is None
-        if is_over and self._keeper.ephemeral is not None:
-            for sender, body in self._welcomes.items():
-                if sender in wanted.members:
-                    self._take_welcome(body, wall)
+        if wanted.welcomed_by is not None:
+            self._take_welcome(wanted.welcomed_by, wall)
+        if wanted.inviter is None and wanted.asks_by is None:
             self._welcomes.clear()
             self._keeper.end_application()
 
-    def _take_welcome(self, body: dict[str, object], wall: float) -> None:
-        try:
-            self._keeper.take_welcome(body, wall)
-        except PeerMisbehaved as exc:
-            self._courier.dropped[exc.code] += 1
+    def _take_welcome(self, sender: str, wall: float) -> None:
+        """Adopt the key that this member brought: a plain one on its word, and only the present one."""
+        key, wanted = self._welcomes.pop(sender, None), self.listening
+        if key is None or sender not in wanted.members:
+            return
+        is_sure = wanted.vouches(sender, key.id)
+        if is_sure or key.id == wanted.key_id:
+            self._keeper.adopt(key.told("" if is_sure else sender), wall)
 
     def reading(self, wall: float) -> list[Mailbox]:
         """Return the mailboxes to read at ``wall``, boards aside."""
@@ -125,25 +140,41 @@ class Directory:
         shared = self._courier.shared_key(applicant)
         return pair_mailbox(shared, applicant, int(wall) // DAY_S), sealed_to
 
-    def note(self, delivery: Delivery) -> bool:
+    def note(self, delivery: Delivery, wall: float) -> bool:
         """Take up what a message says of keys; return whether the message is of any use."""
         sender, message = delivery.sender, delivery.message
         if message.type is MessageType.JOIN:
             return self._note_applicant(delivery)
         if message.type is MessageType.WELCOME:
-            self._welcomes[sender] = message.body
-            while len(self._welcomes) > MAX_APPLICANTS:
-                self._welcomes.popitem(last=False)
+            return self._note_welcome(sender, message.body.get("key"), wall)
         self.note_key(sender, delivery.mailbox.key_id)
         return True
 
     def note_key(self, peer: str, key_id: str) -> None:
-        """``peer`` writes under this key: it reads under it too. Never back to an older one."""
-        self._keeper.confirm(key_id, peer)
+        """``peer`` writes under this key: it reads under it too. Never back to an older one.
+
+        Who is no member, whoever found the mailbox, shows nothing by writing there.
+        """
+        if peer not in self.listening.members:
+            return
+        if self.listening.vouches(peer, key_id):
+            self._keeper.confirm(key_id)
         order = [key.id for key in self._keeper.keyring.keys]
         known = self._heard_under.get(peer)
         if key_id in order and (known not in order or order.index(key_id) <= order.index(known)):
             self._heard_under[peer] = key_id
+
+    def _note_welcome(self, sender: str, value: object, wall: float) -> bool:
+        try:
+            self._welcomes[sender] = received_key(value, wall)
+        except PeerMisbehaved as exc:
+            # Without the key its reader would be a member that hears nobody: it is to ask again.
+            self._courier.dropped[exc.code] += 1
+            return False
+        self._welcomes.move_to_end(sender)
+        while len(self._welcomes) > MAX_APPLICANTS:
+            self._welcomes.popitem(last=False)
+        return True
 
     def _note_applicant(self, delivery: Delivery) -> bool:
         text, sender = delivery.message.body.get("eph"), delivery.sender

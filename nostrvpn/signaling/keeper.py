@@ -65,15 +65,9 @@ class Keeper:
         """Write under this network key from now on."""
         self._set(self.keyring.adopt(key, wall))
 
-    def confirm(self, key_id: str, member: str) -> None:
-        """``member`` wrote under a key that was held on another's word: it is the right one."""
-        held = self.keyring.get(key_id)
-        if held is not None and held.told_by:
-            self._set(self.keyring.confirm(key_id, member))
-
-    def take_welcome(self, body: dict[str, object], wall: float) -> None:
-        """Adopt the network key of a welcome; PeerMisbehaved("bad_key") if there is none."""
-        self._set(self.keyring.take_welcome(body, wall))
+    def confirm(self, key_id: str) -> None:
+        """Somebody who has the right key wrote under the one held by this name: it is the right one."""
+        self._set(self.keyring.confirm(key_id))
 
     def leave(self) -> None:
         """This node is in no network any more."""

@@ -36,7 +36,8 @@ class NetworkKey:
 
     ``left_at``: since when (Unix seconds) it is no longer the current one; None while it is.
     ``told_by``: the plain member (public key) on whose word alone it is held. Nothing in the key shows
-    that it is the right one; that a third member writes under it does. Empty: it is known to be.
+    that it is the right one; that an admin, or who made it, writes under it does. Empty: it is known
+    to be.
     """
 
     id: str
@@ -128,15 +129,16 @@ class Keyring:
         return next((key for key in self.keys if key.id == key_id), None)
 
     def adopt(self, key: NetworkKey, wall: float) -> Keyring:
-        """Return the ring with ``key`` as the current one; a key held already never goes back.
+        """Return the ring with ``key`` as the current one; one that is known to be right stays as it is.
 
-        One that was held on somebody's word gives way to what somebody else says.
+        One that was held on a plain member's word gives way to what somebody else says; it is known to
+        be right when it comes from somebody whose word is enough.
         """
         held = self.get(key.id)
         if held is not None and not held.told_by:
-            key = held if held.day >= key.day else key
+            key = held
         elif held is not None and self.is_same(held, key):
-            key = replace(held, told_by="")
+            key = held.told(held.told_by if key.told_by else "")
         former = tuple(
             other if other.left_at is not None else replace(other, left_at=int(wall))
             for other in self.keys
@@ -151,14 +153,9 @@ class Keyring:
         near = day - min(one.day, other.day) <= MAX_STEPS
         return near and one.at(day).secret == other.at(day).secret
 
-    def confirm(self, key_id: str, member: str) -> Keyring:
-        """Return the ring after ``member`` (public key) wrote under a key: others have it too."""
-        return Keyring(
-            tuple(
-                replace(key, told_by="") if key.id == key_id and key.told_by != member else key
-                for key in self.keys
-            )
-        )
+    def confirm(self, key_id: str) -> Keyring:
+        """Return the ring after somebody who has the right key wrote under this one."""
+        return Keyring(tuple(key.told("") if key.id == key_id else key for key in self.keys))
 
     def advance(self, wall: float, *, behind: int = 0) -> Keyring:
         """Return the ring at the day of ``wall``, without what is no longer needed.
@@ -205,10 +202,6 @@ class Keyring:
         # Not of an earlier day: the new member shall not read what was said before it came.
         today = key.at(max(key.day, standing_day(wall))) if self.is_near(key, wall) else key
         return {"key": replace(today, left_at=None, told_by="").to_json()}
-
-    def take_welcome(self, body: dict[str, object], wall: float) -> Keyring:
-        """Return the ring with the key of a welcome; PeerMisbehaved("bad_key") if there is none."""
-        return self.adopt(received_key(body.get("key"), wall), wall)
 
     def to_json(self) -> list[object]:
         """Return the ring as it is stored."""

@@ -37,7 +37,8 @@ __all__ = ["Held", "PairSecret", "PairSecrets", "SayKeys", "StoreSecret"]
 # Without an answer: said again so often, so far apart (the tunnel's TCP has its own repeats).
 SEND_AGAIN_S = 20.0
 MAX_SENDS = 4
-# Exchanges that a peer may begin: each costs four multiplications, under a millisecond.
+# New keys that a peer may send: each costs four multiplications, under a millisecond, and a write. An
+# honest one that began anew sooner says so again.
 MIN_GAP_S = 5.0
 # Secrets held for a peer: exchanges that came to nothing, or half, on one day.
 MAX_HELD = 8
@@ -150,7 +151,6 @@ class _Running:
     proven: bool = False  # they proved that they have it too
     sends: int = 0
     due: float = 0.0
-    began: float = 0.0
 
 
 class PairSecrets:
@@ -160,6 +160,7 @@ class PairSecrets:
         self._me = me
         self._held: dict[str, Held] = {}
         self._running: dict[str, _Running] = {}
+        self._taken: dict[str, float] = {}  # peer -> when a new key of its was taken (Moment.now)
 
     def restore(self, records: Mapping[str, object]) -> list[str]:
         """Take up stored secrets by peer; return the peers whose record is damaged and left out."""
@@ -229,14 +230,18 @@ class PairSecrets:
             if not any(mac == _mac(secret, echo, theirs) for secret in finished):
                 raise PeerMisbehaved("old_keys", "an answer to an exchange that is over")
             return []  # a late repeat about what is in use already
+        if run is None or run.theirs != theirs:
+            taken = self._taken.get(peer)
+            if taken is not None and moment.now - taken < MIN_GAP_S:
+                raise PeerMisbehaved("keys_flood", "new keys too often")
         if run is None or (run.theirs and run.theirs != theirs and run.proven):
-            if run is not None and moment.now - run.began < MIN_GAP_S:
-                raise PeerMisbehaved("keys_flood", "exchanges begun too often")
             run = self._start(peer, moment)
         made = self._made(peer, run, (theirs, base, day), moment)
         if echo and mac != _mac(made, run.public, theirs):
             # Before anything is held: what is not stored may not be proven to anybody.
             raise PeerMisbehaved("bad_keys", "a proof that is none")
+        if run.theirs != theirs:
+            self._taken[peer] = moment.now
         effects = self._hold(peer, run, theirs, made)
         if echo:
             run.proven = True
@@ -273,6 +278,7 @@ class PairSecrets:
     def forget(self, peer: str) -> list[PairEffect]:
         """``peer`` is no member any more."""
         self._running.pop(peer, None)
+        self._taken.pop(peer, None)
         return [StoreSecret(peer, None)] if self._held.pop(peer, None) is not None else []
 
     @property
@@ -285,7 +291,7 @@ class PairSecrets:
         held = self._held.get(peer, Held())
         base = held.get(held.speaks)
         day = days_around(moment.wall)[0]
-        run = _Running(own, public_half(own), day, base, began=moment.now)
+        run = _Running(own, public_half(own), day, base)
         self._running[peer] = run
         return run
 

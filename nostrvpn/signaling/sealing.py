@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -29,7 +29,6 @@ from nostrvpn.signaling.ratchet import derive
 
 __all__ = [
     "BUCKETS",
-    "Ephemeral",
     "exchange",
     "key_of_day",
     "make_seal",
@@ -43,18 +42,6 @@ __all__ = [
 BUCKETS = (2_048, 8_192, 28_672)
 # Base64 of 32 bytes without its "=".
 _HALF = 43
-
-
-@dataclass(frozen=True, slots=True)
-class Ephemeral:
-    """An X25519 secret (32 bytes) for one exchange."""
-
-    secret: bytes = field(repr=False)
-
-    @property
-    def public(self) -> bytes:
-        """The 32 bytes that the other side gets."""
-        return public_half(self.secret)
 
 
 def public_half(secret: bytes) -> bytes:

@@ -69,7 +69,7 @@ def answered(query, tcp):
 async def serve():
     server = DnsServer(answered)
     endpoint = await server.start(port=int(sys.argv[1]))
-    await server.offer_at(ip_address("10.64.0.5"))
+    await server.offer_at([ip_address("10.64.0.5")], "nvpn0")
     print("serving", endpoint, flush=True)
     await asyncio.Event().wait()
 

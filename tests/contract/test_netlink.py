@@ -283,7 +283,7 @@ def test_marked_interfaces(pair: Any) -> None:
     )
 
 
-def watch(during: Callable[[], None]) -> list[frozenset[str]]:
+def watch(during: Callable[[], None], *tables: str) -> list[frozenset[str]]:
     """Run a monitor in this thread's namespace; return what it reported, and that it stays quiet."""
 
     async def run() -> list[frozenset[str]]:
@@ -294,7 +294,7 @@ def watch(during: Callable[[], None]) -> list[frozenset[str]]:
             reports.append(kinds)
             reported.set()
 
-        monitor = NetlinkMonitor(changed)
+        monitor = NetlinkMonitor(changed, tables)
         monitor.start()
         await asyncio.to_thread(during)
         await asyncio.wait_for(reported.wait(), 20)
@@ -316,6 +316,13 @@ def test_monitor_reports_links(pair: Any) -> None:
     assert "link" in frozenset().union(*reports)
 
 
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_monitor_reports_rules_that_were_removed(pair: Any, family: str) -> None:
+    pair.ip(family, "rule", "add", "priority", "4650", "lookup", "main")
+    reports = pair.call(watch, lambda: pair.ip(family, "rule", "del", "priority", "4650"))
+    assert "rule" in frozenset().union(*reports)
+
+
 def test_monitor_makes_one_report_of_a_burst(pair: Any) -> None:
     pair.ip("link", "set", "e0", "up")
     batch = "".join(f"addr add 192.0.2.{i}/32 dev e0\n" for i in range(1, 200))
@@ -325,6 +332,44 @@ def test_monitor_makes_one_report_of_a_burst(pair: Any) -> None:
         subprocess.run(command, input=batch, text=True, check=True, timeout=20)
 
     assert len(pair.call(watch, burst)) < 20
+
+
+OURS = "table inet nostrvpn_e0 { chain c { type filter hook input priority 0; accept; }; }"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("flush", "ruleset"),
+        ("delete", "table", "inet", "nostrvpn_e0"),
+        ("flush", "chain", "inet", "nostrvpn_e0", "c"),
+    ],
+)
+def test_monitor_reports_what_others_remove_of_our_tables(
+    netns: Any, command: tuple[str, ...]
+) -> None:
+    netns.run("nft", OURS)
+    reports = netns.call(watch, lambda: netns.run("nft", *command), "nostrvpn_e0")
+    assert reports == [frozenset({"table"})]
+
+
+def test_monitor_reports_no_table_that_is_replaced_or_another_ones(netns: Any) -> None:
+    netns.run("nft", OURS + "; table ip nostrvpn_e0 { chain c { accept; }; }; table inet other {}")
+
+    def work() -> None:
+        many = "".join(
+            f"add rule inet nostrvpn_e0 c tcp dport {port} drop\n" for port in range(9, 999)
+        )
+        netns.run(
+            "nft", f"table inet nostrvpn_e0 {{}}; delete table inet nostrvpn_e0; {OURS}; {many}"
+        )
+        netns.run("nft", f"table inet nostrvpn_e0 {{}}; delete table inet nostrvpn_e0; {OURS}")
+        netns.run("nft", "delete table ip nostrvpn_e0; delete table inet other")
+        netns.ip("addr", "add", "192.0.2.1/32", "dev", "lo")
+
+    reports = netns.call(watch, work, "nostrvpn_e0")
+    assert "address" in frozenset().union(*reports)
+    assert "table" not in frozenset().union(*reports)
 
 
 def test_what_pyroute2_has_beside_the_parts_in_use_is_imported_when_asked_for() -> None:

@@ -12,8 +12,13 @@ from ipaddress import IPv4Address, ip_address, ip_network
 import pytest
 
 from nostrvpn.endpoint import Endpoint
+from nostrvpn.host.exit_routing import ExitRouting
+from nostrvpn.host.shield import Shield, ShieldKind
+from nostrvpn.io.exit_routing import apply_exit_routing
 from nostrvpn.io.nftables import apply_ruleset
-from nostrvpn.io.relay_table import RelayTable, remove_relay_table
+from nostrvpn.io.own_tables import delete_own_tables
+from nostrvpn.io.relay_table import RelayTable
+from nostrvpn.io.shield import apply_shield
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
 from nostrvpn.machine import Tick
 from nostrvpn.relaying.events import ChannelOpened, End
@@ -82,6 +87,21 @@ def bound(lab: RelayLab) -> Iterator[Callable[..., Bound]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.mark.parametrize("families", [(4, 4), (6, 6)])
+def test_a_relay_forwards_while_it_uses_an_exit_itself(lab, bound, families):
+    with RunningRelay(lab) as running:
+        pair = bound(running, families)
+        before = running.host.ports.carried[pair.port]
+        lab.relay.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
+        lab.relay.call(apply_shield, Shield(ShieldKind.BLOCKED, listen_port=9), "rl")
+        lab.relay.call(apply_exit_routing, ExitRouting(active=True), "rl")
+        pair.crosses(packet(1, 1400))
+        assert running.host.ports.carried[pair.port] == before
+        # Nothing else does.
+        with pytest.raises(RuntimeError):
+            lab.relay.run("ping", "-c1", "-W1", "10.1.0.2")
 
 
 def turn_on_conntrack(lab: RelayLab) -> None:
@@ -548,7 +568,7 @@ def test_the_host_routes_only_for_the_relay_and_is_left_as_it_was(lab, bound, is
         assert settings_of(lab) == before
         with RunningRelay(lab) as running:
             running.forget_table()
-        lab.relay.call(remove_relay_table, TABLE)
+        assert lab.relay.call(delete_own_tables, "rl") == (TABLE,)
     assert settings_of(lab) == before
     assert TABLE not in lab.relay.run("nft", "list", "tables")
 
@@ -564,6 +584,38 @@ def test_an_interface_that_came_later_routes_too(lab, bound, families, monkeypat
         assert running.host.counters["kernel"] == 1
         assert settings_of(lab) != before
     assert settings_of(lab) == before
+
+
+def test_a_flush_of_all_tables_costs_the_relay_nothing_that_stays(lab, bound):
+    lab.relay.run("sysctl", "-q", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    before = settings_of(lab)
+    with RunningRelay(lab) as running:
+        pair = bound(running)
+        pair.crosses(packet(1))
+        carried = running.snapshot().pairs[0].carried_bytes
+        lab.relay.run("nft", "flush", "ruleset")
+        running.call(running.host.look_around())
+        in_user_space = running.host.ports.carried[pair.port]
+        pair.crosses(packet(2))
+        assert running.host.ports.carried[pair.port] == in_user_space
+        assert running.snapshot().pairs[0].carried_bytes == carried + 2 * 176
+        assert running.host.refusal is None
+        bound(running, (6, 6)).crosses(packet(3))
+        lab.clients[0].run("ping", "-c1", "-W0.3", "-q", "10.2.0.2", check=False)
+        assert running.drops()["transit"] == 1
+    assert settings_of(lab) == before
+
+
+def test_forwarding_that_others_turn_off_is_turned_on_again(lab, bound):
+    with RunningRelay(lab) as running:
+        pair = bound(running)
+        pair.crosses(packet(1))
+        for name in ("c1", "c2"):
+            lab.relay.run("sysctl", "-q", f"net.ipv4.conf.{name}.forwarding=0")
+        pair.a.sendto(packet(2), pair.to_a)
+        assert is_quiet(pair.b)
+        running.call(running.host.look_around())
+        pair.crosses(packet(3))
 
 
 @pytest.mark.parametrize("kernel", [True, False])

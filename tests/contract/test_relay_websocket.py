@@ -288,12 +288,21 @@ async def test_tls_and_its_files(tmp_path: Path) -> None:
             await client.send_bytes(HELLO)
             assert await client.receive_bytes(timeout=LIMIT) == HELLO
             certificate(tmp_path)
-            edge.relay.reload_certificate()
+            edge.relay.renew_certificate()
             with pytest.raises(aiohttp.ClientConnectorCertificateError):
                 await session.ws_connect(url, ssl=trusted)
-            files[1].write_text("nonsense")
-            with pytest.raises(UserError, match="certificate"):
-                edge.relay.reload_certificate()
+            # Half written: the certificate of another key, then no key at all.
+            renewed = ssl.create_default_context(cafile=files[0])
+            (tmp_path / "other").mkdir()
+            another_one = certificate(tmp_path / "other")[0].read_text()
+            for file, text in ((files[0], another_one), (files[1], "nonsense")):
+                file.write_text(text)
+                with pytest.raises(UserError, match="certificate"):
+                    edge.relay.renew_certificate()
+                edge.relay.renew_certificate()  # told once
+                async with session.ws_connect(url, ssl=renewed) as another:
+                    await another.send_bytes(HELLO)
+                    assert await another.receive_bytes(timeout=LIMIT) == HELLO
             await client.send_bytes(b"still")
             assert await client.receive_bytes(timeout=LIMIT) == b"still"
     with pytest.raises(UserError, match="no-such-file"):

@@ -259,7 +259,7 @@ def test_cleanup_needs_no_state(node: Any) -> None:
     pids = node.pids()
     node.netns.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
     node.netns.ip("link", "set", "veth0", "alias", "not nostrvpn")
-    assert node.netns.call(remove_marked, "nostrvpn other") == ()
+    assert node.netns.call(remove_marked, "other") == ()
     assert node.netns.call(remove_marked) == (node.interface,)
     assert not (SOCKETS / f"{node.interface}.sock").exists()
     assert not [pid for pid in pids if Path(f"/proc/{pid}/ns/net").exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -294,6 +295,38 @@ def test_another_firewall_in_the_way_is_named(tmp_path: Path) -> None:
         node.namespace.run(*command.split()[1:])
         node.restart()
         assert "firewall_drops" not in problems(node.status())
+
+
+def test_what_is_answered_is_in_force(pair: tuple[LabNode, LabNode]) -> None:
+    """Whoever starts a service after the answer relies on it."""
+    a, b = pair
+    for _ in range(5):
+        b.cli("allow", a.name, f"inbound:tcp/{OPEN}")
+        assert has_rule(b, OPEN)
+        b.cli("deny", a.name, f"inbound:tcp/{OPEN}")
+        assert not has_rule(b, OPEN)
+
+
+def test_who_flushes_all_tables_opens_nothing_for_long(pair: tuple[LabNode, LabNode]) -> None:
+    """A restart of nftables.service does. Looking every 30 s would be too late."""
+    a, b = pair
+    ping(a, b)
+    for _ in range(3):
+        b.namespace.nft("flush ruleset")
+        wait_until(lambda: "to_us" in filter_text(b), "the filter", timeout=patient(3))
+    assert not opens(a, b, addresses(b)[0], OPEN, expect=False)
+    ping(a, b)
+
+
+def filter_text(node: LabNode) -> str:
+    table = inbound_table(node.interface)
+    run = node.namespace.run("nft", "list", "table", "inet", table, check=False)
+    return "" if run.returncode else run.stdout
+
+
+def has_rule(node: LabNode, port: int) -> bool:
+    """Whether the filter of this moment lets TCP in at a port."""
+    return re.search(rf"tcp dport {{? ?{port}\b", filter_text(node)) is not None
 
 
 def test_cleanup_removes_what_a_killed_daemon_left(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from nostrvpn.lab.topology import Host, Lab, Router, Server
 from nostrvpn.lab.transfer import transfer
 from tests.lab.homes import Pinging, peer_of, ping, watched
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(240))]
 
 INTERNET = Internet(delay=0.01)
 RELAYS = ("vps-1", "vps-2")

@@ -68,8 +68,15 @@ def echoes(source: LabNode, target: LabNode) -> list[float]:
 def test_a_tunnel_that_nobody_uses_is_silent(lab: TwoNats) -> None:
     a, b = lab.nodes
     wait_asleep(a, b)
-    # Both looked up once more: what one of them sent before it slept has arrived.
-    before = traffic(a, b), traffic(b, a)
+    # What one of them sent before it slept has arrived, and both daemons have counted it.
+    readings: list[tuple[Any, ...]] = []
+
+    def settled() -> bool:
+        readings.append((traffic(a, b), traffic(b, a)))
+        return readings[-3:].count(readings[-1]) == 3
+
+    wait_until(settled, "counters that rest", poll=1.0)
+    before = readings[-1]
     capture = lab.capture("laptop-a", "eth0", f"udp and host {lab.nat_b.address}")
     time.sleep(SILENT_S)
     assert capture.packets() == []

@@ -833,3 +833,28 @@ def test_nip05_shows_an_npub_and_that_nobody_verified_it(
     assert "not verified" in shown.err
     assert run("nip05", "alice@example.org", "--json").json["verified"] is False
     assert run("nip05", "alice").code == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status", "--interval", "nan"),
+        ("ping", "x", "--interval", "inf"),
+        ("ping", "x", "--deadline", "nan"),
+        ("down", "--timeout", "-1"),
+        ("down", "--timeout", "nan"),
+        ("rotate", "--timeout", "1e300"),
+        ("network", "leave", "--yes", "--timeout", "nan"),
+        ("up", "--timeout", "nan"),
+    ],
+)
+def test_a_time_that_is_none_is_wrong_usage(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--runtime-dir", "/nonexistent", *command]) == 2
+    assert command[-2] in capsys.readouterr().err
+
+
+def test_a_relay_listens_on_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["relay", "--listen", "localhost:7777"]) == 1
+    assert "localhost is none" in capsys.readouterr().err

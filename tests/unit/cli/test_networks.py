@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from nostrvpn.cli import main
-from nostrvpn.cli.tools import _base
 from nostrvpn.config.options import Options
 from nostrvpn.control.server import ControlServer
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import RootSecret
 from nostrvpn.io.profiles import create_profile, profiles, select_profile, selected_profile
+from nostrvpn.io.wireguard_claim import _base
 from nostrvpn.mesh.invites import Link, render_link
 from nostrvpn.mesh.tokens import TokenLink, render_token_link
 from tests.unit.cli.test_cli import NPUB, PEER, STATUS, FakeDaemon, Result, Run
@@ -569,6 +569,7 @@ def test_rotating_tells_every_network_and_then_replaces_the_secret(
     for fake in two:
         [told] = [given for name, given in fake.asked if name == "rotate"]
         assert told["npub"] == answer["npub"]
+        assert len(told["proof"]) == 128
         assert asked(fake).index("rotate") < asked(fake).index("restart")
     state = Path(options.state_dir)
     assert (state / "identity.former").read_text() == old.nsec() + "\n"

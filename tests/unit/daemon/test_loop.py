@@ -6,7 +6,10 @@ import asyncio
 import time
 from contextlib import suppress
 from ipaddress import IPv6Address
+from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from nostrvpn.daemon.loop import Loop
 from nostrvpn.errors import SystemRefused
@@ -19,6 +22,7 @@ from nostrvpn.node.events import (
     Reconcile,
     Resumed,
     SendThrough,
+    ShutDown,
 )
 from nostrvpn.signaling.relays import SendText
 
@@ -81,3 +85,19 @@ def test_what_is_not_stored_is_told_to_nobody_by_relay_or_tunnel():
     done.clear()
     loop._perform([Persist("network", "a", {}), *told, shown])
     assert done == [shown]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_only_who_is_asked_to_end_says_what_holds_traffic_back_then(*, restart: bool):
+    """A signal, a failure and a restart leave all of it."""
+    said: list[object] = []
+    exits = SimpleNamespace(shield_after_down="the shield")
+    loop = Loop(
+        cast("Any", SimpleNamespace(exits=exits)),
+        cast("Any", None),
+        cast("Any", SimpleNamespace(end_with=said.append)),
+        interface="x",
+        port=1,
+    )
+    loop._perform([ShutDown(restart=restart)])
+    assert said == ([] if restart else ["the shield"])

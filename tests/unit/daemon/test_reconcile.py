@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nostrvpn.daemon import reconcile
+from nostrvpn.daemon import exit_way, reconcile
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.inbound import EVERYTHING, Inbound
@@ -34,6 +34,8 @@ class Kernel:
         monkeypatch.setattr(reconcile, "input_obstacle", self._look)
         for others in ("apply_firewall", "apply_gateway"):
             monkeypatch.setattr(reconcile, others, lambda *_: False)
+        for others in ("apply_shield", "apply_exit_routing"):
+            monkeypatch.setattr(exit_way, others, lambda *_: False)
         monkeypatch.setattr("nostrvpn.host.diff.diff", lambda *_: [])
 
     def _filter(self, inbound: Inbound, _interface: str) -> bool:
@@ -141,7 +143,7 @@ def routing(gateway: Gateway) -> Desired:
 def test_networks_behind_this_host_are_opened_after_the_filter(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forward(gateway: Gateway, _interface: str) -> bool:
+    def forward(gateway: Gateway, *_: object) -> bool:
         kernel.done.append(gateway)
         return True
 
@@ -165,7 +167,7 @@ def test_without_a_filter_nothing_is_forwarded(
     """Else everybody in the network would reach what is behind this host."""
     asked: list[Gateway] = []
 
-    def forward(gateway: Gateway, _interface: str) -> bool:
+    def forward(gateway: Gateway, *_: object) -> bool:
         asked.append(gateway)
         return False
 
@@ -181,3 +183,44 @@ def test_without_a_filter_nothing_is_forwarded(
     reconciler.reconcile_now(routing(LAN))
     assert asked == [LAN]
     assert reconciler.finished(None).gateway_error is None
+
+
+def test_advice_that_fails_costs_no_tunnel(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_interface: str) -> Obstacle | None:
+        raise AttributeError("no keys")
+
+    monkeypatch.setattr(reconcile, "input_obstacle", fail)
+    made(kernel).reconcile_now(desired(Inbound()))
+    assert "link up" in kernel.done
+    assert "no keys" in caplog.text
+
+
+def test_what_somebody_removed_is_made_at_once(kernel: Kernel) -> None:
+    reconciler = made(kernel)
+    for _ in range(2):
+        reconciler.reconcile_now(desired(OTHER))
+    assert kernel.done.count(OTHER) == 1
+    reconciler.tables_changed()
+    for _ in range(2):
+        reconciler.reconcile_now(desired(OTHER))
+    assert kernel.done.count(OTHER) == 2
+
+
+def test_the_next_look_counts_from_the_last_one_and_not_from_the_last_run(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what somebody removed would be missed for as long as both together."""
+    now = [1000.0]
+    monkeypatch.setattr("nostrvpn.daemon.reconcile.time.monotonic", lambda: now[0])
+    reconciler = made(kernel)
+    reconciler.reconcile_now(desired(Inbound()))
+    now[0] += 19.9
+    reconciler.reconcile_now(desired(Inbound()))
+    assert reconciler.due_in_s == pytest.approx(10.1)
+    now[0] += 10.1
+    kernel.done.clear()
+    reconciler.reconcile_now(desired(Inbound()))
+    assert Inbound() in kernel.done
+    assert reconciler.due_in_s == pytest.approx(30.0)

@@ -13,7 +13,7 @@ import pytest
 from nostrvpn.config.model import Relay
 from nostrvpn.daemon import relay_service
 from nostrvpn.daemon.relay_service import RelayService
-from nostrvpn.errors import SystemRefused
+from nostrvpn.errors import SystemRefused, UserError
 from nostrvpn.io.relay_table import RelayTable
 from nostrvpn.io.store import Store
 from nostrvpn.machine import Entropy, Moment
@@ -177,3 +177,23 @@ async def test_a_relay_that_the_kernel_does_not_help_still_relays(
         await service.stop()
     assert service.error is None
     assert "there is no nft here" in caplog.text
+
+
+async def test_a_renewed_certificate_is_taken_up_and_a_bad_one_ends_nothing(
+    store: Store, monkeypatch, caplog
+):
+    relay = Running(store, gigabytes=0)
+    looks: list[bool] = []
+
+    class WebSocket:
+        def renew_certificate(self) -> None:
+            looks.append(True)
+            if len(looks) == 2:
+                raise UserError("no certificate for the relay")
+
+    monkeypatch.setattr(relay.service, "_websocket", WebSocket())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            await relay.carry(1000, 15)
+    assert len(looks) == 3
+    assert caplog.text.count("no certificate for the relay") == 1

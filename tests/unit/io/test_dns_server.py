@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import dns.asyncresolver
 import dns.message
@@ -15,7 +16,7 @@ import pytest
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import SystemRefused
 from nostrvpn.io import dns_server
-from nostrvpn.io.dns_server import BURST, MAX_CONNECTIONS, DnsServer
+from nostrvpn.io.dns_server import BURST, MAX_CONNECTIONS, MAX_OF_ONE_GUEST, DnsServer, Reply
 from nostrvpn.mesh.zone import Resident, make_zone
 from nostrvpn.mesh.zone_answers import answer
 
@@ -96,12 +97,12 @@ async def test_only_this_host_is_answered(server):
 
 async def test_at_an_address_of_the_mesh_that_address_alone_is_answered(server):
     own, port = ip_address("127.99.0.1"), free_port()
-    await server.offer_at(own, port=port)
-    await server.offer_at(own, port=port)  # a second time does nothing
+    await server.offer_at([own], "lo", port=port)
+    await server.offer_at([own], "lo", port=port)  # a second time does nothing
     assert server.respond(QUERY, (str(own), 9), tcp=False)
     assert server.respond(QUERY, ("10.91.0.9", 9), tcp=False) is None
     with pytest.raises(SystemRefused, match=r"198\.51\.100\.9"):
-        await server.offer_at(ip_address("198.51.100.9"), port=port)
+        await server.offer_at([ip_address("198.51.100.9")], "lo", port=port)
 
 
 async def test_a_flood_costs_a_bounded_number_of_answers():
@@ -156,3 +157,82 @@ async def test_noise_is_dropped_and_the_next_question_answered(server):
                 pass
     assert found[:2] == QUERY[:2]
     assert len(dns.message.from_wire(found).answer) == 1
+
+
+async def ask(endpoint: Endpoint, *, tcp: bool = False) -> bytes:
+    """Ask the server one question by a socket of this host."""
+    loop = asyncio.get_running_loop()
+    kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as asking:
+        asking.setblocking(False)
+        await loop.sock_connect(asking, (str(endpoint.ip), endpoint.port))
+        await loop.sock_sendall(asking, len(QUERY).to_bytes(2, "big") + QUERY if tcp else QUERY)
+        return (await loop.sock_recv(asking, 4096))[2 if tcp else 0 :]
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_an_answer_that_takes_its_time_keeps_no_other_waiting(tcp):
+    slow = asyncio.Event()
+
+    async def later(query: bytes) -> bytes | None:
+        await slow.wait()
+        return answer(query, ZONE)
+
+    asked: list[bytes] = []
+
+    def told(query: bytes, _tcp: bool) -> Reply:
+        asked.append(query)
+        return later(query) if len(asked) == 1 else answer(query, ZONE)
+
+    server = DnsServer(told)
+    try:
+        endpoint = await started(server)
+        async with asyncio.timeout(LIMIT):
+            waiting = asyncio.create_task(ask(endpoint, tcp=tcp))
+            while not asked:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert (await ask(endpoint, tcp=tcp))[:2] == QUERY[:2]
+            assert not waiting.done()
+            slow.set()
+            assert (await waiting)[:2] == QUERY[:2]
+    finally:
+        await server.stop()
+
+
+async def test_guests_are_answered_from_their_interface_alone_and_until_dismissed(server):
+    own, port = ip_address("127.99.0.2"), free_port()
+    heard: list[str] = []
+
+    def guest(query: bytes, asker: Any, tcp: bool) -> Reply:
+        heard.append(str(asker))
+        return answer(query, ZONE, tcp=tcp)
+
+    with pytest.raises(SystemRefused, match="no name server"):
+        await server.offer_at([own], "nvpn-none", guests=guest, port=port)
+    await server.offer_at([own], "lo", port=port)  # for our own programs first
+    await server.offer_at([own], "lo", guests=guest, port=port)
+    await server.offer_at([own], "lo", guests=guest, port=port)  # a second time does nothing
+    endpoint = Endpoint(own, port)
+    async with asyncio.timeout(LIMIT):
+        for tcp in (False, True):
+            assert (await ask(endpoint, tcp=tcp))[:2] == QUERY[:2]
+    assert len(heard) == 2
+    await server.offer_at([], "lo")
+    await asyncio.sleep(0)
+    with pytest.raises(OSError, match="failed"):
+        await ask(endpoint, tcp=True)
+
+
+async def test_one_guest_takes_no_connections_from_the_others(server):
+    own, port = ip_address("127.99.0.3"), free_port()
+    await server.offer_at([own], "lo", guests=lambda query, _asker, tcp: None, port=port)
+    opened = [await asyncio.open_connection(str(own), port) for _ in range(MAX_OF_ONE_GUEST + 2)]
+    async with asyncio.timeout(LIMIT):
+        while server.counters["connections_refused"] < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        reader, writer = await asyncio.open_connection(str(own), port, local_addr=("127.99.0.4", 0))
+        writer.write(len(QUERY).to_bytes(2, "big") + QUERY)
+        assert await reader.read() == b""  # heard, though not answered
+    assert server.counters["connections_refused"] == 2
+    for _, each in [*opened, (reader, writer)]:
+        each.close()

@@ -158,3 +158,24 @@ def test_what_drops_forwarded_packets_is_found_with_the_command_that_helps(
 ) -> None:
     monkeypatch.setattr(forward_policy, "list_objects", lambda *_what, **_more: listed)
     assert forward_obstacle("nv0", {4}) == found
+
+
+@pytest.mark.parametrize("last", ["notrack", None, 7, ["drop"]])
+def test_statements_in_other_forms_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch, last: object
+) -> None:
+    odd = rule("filter", "input", {"match": {"left": {"meta": "x"}, "right": 1, "op": "=="}}, last)
+    listed = [chain("filter", "input", hook="input"), odd, rule("filter", "input", last)]
+    monkeypatch.setattr(forward_policy, "list_objects", lambda *_, **__: listed)
+    assert input_obstacle("nv0") is None
+    listed.append(chain("other", "input", hook="input", policy="drop"))
+    listed.append(rule("other", "input", odd["rule"]["expr"][0], last))
+    found = input_obstacle("nv0")
+    assert found is not None
+    assert found.where == "inet other input"
+
+
+def test_a_bare_drop_at_the_end_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [chain("filter", "input", hook="input"), rule("filter", "input", "drop")]
+    monkeypatch.setattr(forward_policy, "list_objects", lambda *_, **__: listed)
+    assert input_obstacle("nv0") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nostrvpn.errors import SystemRefused
 from nostrvpn.io.lock import AlreadyRunning, StateLock, lock_holder
 
 HOLDER = """
@@ -79,3 +81,31 @@ def test_a_look_at_the_lock_does_not_stop_a_daemon_from_starting(tmp_path: Path)
         looker.kill()
         looker.wait(timeout=10)
         looker.stdout.close()
+
+
+def test_a_full_disk_keeps_nobody_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("nostrvpn.io.lock.os.pwrite", full)
+    path = str(tmp_path / "daemon.lock")
+    lock = StateLock(path)
+    lock.acquire()
+    assert lock_holder(path) == 0
+    lock.release()
+    assert lock_holder(path) is None
+
+
+def test_a_file_system_without_locks_is_said_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("nostrvpn.io.lock.fcntl.flock", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SystemRefused, match="lock"):
+        StateLock(str(tmp_path / "daemon.lock")).acquire()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import RootSecret
-from nostrvpn.mesh.operations import operation_content, sign_operation
+from nostrvpn.mesh.operations import agree_to_rotate, operation_content, sign_operation
 from nostrvpn.mesh.permissions import EVERYBODY, Rule, What, rule_to_json
 from nostrvpn.mesh.roster import Roster, create_network
 from nostrvpn.mesh.tokens import prove, token_id, token_mailbox, token_signer
@@ -87,6 +87,14 @@ def admitted(roster: Roster, who: int, secret: bytes = TOKEN) -> dict[str, objec
     return {"who": KEYS[who], "name": f"n{who}", "token": token_id(secret), "proof": proof}
 
 
+def rotated(roster: Roster, author: int, who: int, to: int) -> dict[str, object]:
+    """The fields that put a key in the place of another, with its agreement where that is needed."""
+    proof = None
+    if author == who:
+        proof = agree_to_rotate(SECRETS[to].reveal(), roster.network_id, KEYS[who], bytes(32))
+    return {"who": KEYS[who], "to": KEYS[to], "proof": proof}
+
+
 def grown(*roles: str) -> Roster:
     """A network with a member of each role: person 1 has the first, and so on."""
     roster = network()
@@ -107,7 +115,7 @@ def all_of(roster: Roster) -> tuple[Any, ...]:
         roster.rules,
         roster.settings,
         roster.owner,
-        (roster.key_id, roster.needs_rekey),
+        (roster.key_id, roster.is_key_former),
         roster.equivocators,
         (state.effective, state.events, state.struck, state.rotated, state.named),
     )
@@ -129,7 +137,9 @@ actions = st.one_of(
 )
 
 
-def fields_of(roster: Roster, action: str, who: int, more: Any) -> dict[str, object]:
+def fields_of(
+    roster: Roster, action: str, who: int, more: Any, author: int = 0
+) -> dict[str, object]:
     """The fields of one of ``actions``."""
     match action:
         case "add":
@@ -141,7 +151,7 @@ def fields_of(roster: Roster, action: str, who: int, more: Any) -> dict[str, obj
         case "name":
             return {"who": KEYS[who], "name": more}
         case "rotate":
-            return {"who": KEYS[who], "to": KEYS[more]}
+            return rotated(roster, author, who, more)
         case "token":
             return token_fields(more)
         case "admit":
@@ -164,7 +174,7 @@ def stories(draw: Any, length: int = 14) -> tuple[Roster, list[Event]]:
         author = draw(people)
         action, who, more = draw(actions)
         at = draw(st.integers(0, 2))
-        fields = fields_of(start, action, who, more)
+        fields = fields_of(start, action, who, more, author)
         if draw(st.integers(0, 3)):
             with contextlib.suppress(UserError):
                 before = {event.id for event in views[at].log}

@@ -22,7 +22,7 @@ from nostrvpn.mesh.effects import (
     Welcome,
 )
 from nostrvpn.mesh.invites import Invite, Link, Terms, parse_link, render_link
-from nostrvpn.mesh.joining import KEEP_USED_S, clean_text
+from nostrvpn.mesh.joining import KEEP_USED_S, MAX_WELCOMERS, clean_text
 from nostrvpn.mesh.log_text import pack_operations
 from nostrvpn.mesh.membership import Membership
 from nostrvpn.mesh.roster import Role
@@ -76,6 +76,7 @@ def join(owner: Any, applicant: Any, number: int, now: float = 1.0) -> Any:
     effects = owner.on_join_request(public(number), request(link), at(now))
     for body in welcome_bodies(effects):
         applicant.on_welcome(owner._me, body)
+    applicant.settled()
     return effects
 
 
@@ -199,7 +200,7 @@ def test_a_removal_reaches_everybody_and_the_removed():
         lambda alice, bob: alice.remove(public(1), at(9)),
         lambda alice, bob: alice.remove(public(8), at(9)),
         lambda alice, bob: alice.invite(public(1), DAY, (), at(9)),
-        lambda alice, bob: alice.invite(public(2), DAY, (), at(9)),
+        lambda alice, bob: alice.invite(public(2), DAY, (), at(9), Terms(ephemeral=True)),
     ],
 )
 def test_what_a_node_may_not_do_is_refused_with_a_hint(attempt):
@@ -335,12 +336,179 @@ def test_damaged_records_are_named_and_left_out():
 
 
 def test_the_number_of_open_invites_is_bounded():
-    alice = node(1)
-    for i in range(MAX_INVITES):
+    (alice, _) = mesh(2)
+    for i in range(MAX_INVITES - 1):
         alice.invite(None, DAY, (), at(i))
-    with pytest.raises(UserError):
-        alice.invite(None, DAY, (), at(200))
+    before = alice.roster
+    for refused in (
+        lambda: alice.invite(None, DAY, (), at(200)),
+        lambda: alice.replace(public(2), public(3), DAY, (), at(200)),
+    ):
+        with pytest.raises(UserError, match="open already"):
+            refused()
+    # What was refused has signed nothing that then nobody stores or hears of.
+    assert alice.roster is before
+    assert len(alice.invites) == MAX_INVITES
     alice.invite(None, DAY, (), at(DAY + KEEP_USED_S + 500))  # old ones made room
+
+
+@pytest.mark.parametrize(
+    "terms", [Terms(Role.OWNER), Terms(Role.ADMIN, lasts_s=60)], ids=["owner", "admin for a time"]
+)
+def test_an_invite_that_is_refused_founds_no_network(terms):
+    alice = node(1)
+    with pytest.raises(UserError):
+        alice.invite(None, DAY, (), at(1), terms)
+    assert alice.roster is None
+    assert not alice.invites
+
+
+def test_whoever_asks_itself_admits_nobody_to_the_network_it_is_about_to_leave():
+    alice, bob = node(1), node(2)
+    old, _ = bob.invite(public(3), DAY, (), at(1))
+    link, _ = alice.invite(public(2), DAY, (), at(1))
+    bob.join(link, at(2))
+    with pytest.raises(PeerMisbehaved, match="asks itself"):
+        bob.on_join_request(public(3), request(old), at(3))
+    assert bob.peers == ()
+    for body in welcome_bodies(alice.on_join_request(public(2), request(link), at(4))):
+        bob.on_welcome(public(1), body)
+    assert bob.roster == alice.roster
+
+
+def test_an_invite_whose_admission_had_no_effect_admits_when_it_is_asked_again():
+    alice, bob, carol = mesh(2, 3)
+    tell(alice.set_role(public(2), Role.ADMIN, None, at(20)), bob, carol)
+    link, _ = bob.invite(public(4), DAY, (), at(21))
+    # Not heard by the owner, who takes bob's standing meanwhile, and gives it back.
+    lost = bob.on_join_request(public(4), request(link), at(22))
+    tell(alice.set_role(public(2), Role.MEMBER, None, at(23)), bob)
+    tell(lost, alice)
+    tell(alice.set_role(public(2), Role.ADMIN, None, at(24)), bob)
+    assert public(4) not in bob.roster.members
+    again = bob.on_join_request(public(4), request(link), at(60))
+    assert not [effect for effect in again if isinstance(effect, SendRefusal)]
+    assert public(4) in bob.roster.members
+    tell(again, alice)
+    assert public(4) in alice.roster.members
+
+
+# -- until the network's key is certain -----------------------------------------------------
+
+
+def test_a_member_that_lost_the_key_asks_by_a_link_and_is_welcomed_again():
+    alice, bob = node(1), node(2)
+    join(alice, bob, 2)
+    version = alice.roster.version
+    link, _ = alice.invite(public(2), DAY, (), at(50))
+    assert bob.join(link, at(50), has_key=True) == [MembersChanged()]
+    asked = bob.join(link, at(51), has_key=False)
+    assert [effect.stored for effect in asked if isinstance(effect, RequestJoin)] == [True]
+    assert bob.joining.state.value == "asking"
+    bodies = welcome_bodies(alice.on_join_request(public(2), request(link), at(52)))
+    for body in bodies:
+        bob.on_welcome(public(1), body)
+    assert bodies
+    assert bob.joining.state is JoinState.JOINED
+    assert bob.joining.welcomed_by == public(1)
+    assert alice.roster.version == version, "it is what it was"
+
+
+def welcomed_by_a_token():
+    alice, bob = mesh(2)
+    text, effects = alice.make_token(1, DAY, {"role": "member"}, (), at(30))
+    tell(effects, bob)
+    joiner = node(9)
+    joiner.join(text, at(31))
+    asked, now, answers = joiner.join_request(b"a" * 32), 31.0, []
+    answers += bob.on_join_request(public(9), asked, at(now))
+    while not welcome_bodies(answers):
+        now += 1
+        answers += bob.tick(at(now))
+    for body in welcome_bodies(answers):
+        joiner.on_welcome(public(2), body)
+    tell(answers, alice)
+    return alice, bob, joiner, asked, now
+
+
+def requests_of(one, since, until):
+    """When it asks (seconds since ``since``)."""
+    times, now = [], since
+    while now < until:
+        now = max(now, one.deadline)
+        times += [now - since] * any(isinstance(e, RequestJoin) for e in one.tick(at(now)))
+        now += 0.5
+    return times
+
+
+def test_who_was_welcomed_asks_ever_more_rarely_until_it_has_the_key_for_certain():
+    *_, joiner, _, now = welcomed_by_a_token()
+    assert joiner.joining.state is JoinState.JOINED
+    times = requests_of(joiner, now, now + DAY / 2)
+    assert 13 < times[0] < 17
+    assert 5 <= len(times) <= 8
+    assert joiner.settled() == [Store("join", "link", None), MembersChanged()]
+    assert joiner.deadline is None
+    assert joiner.settled() == []
+
+
+@pytest.mark.parametrize("end", ["removed", "expired"])
+def test_who_was_welcomed_stops_asking_when_that_has_no_use(end):
+    alice, _, joiner, _, now = welcomed_by_a_token()
+    if end == "removed":
+        tell(alice.remove(public(9), at(now)), joiner)
+    else:
+        now += DAY + KEEP_USED_S
+    assert Store("join", "link", None) in joiner.tick(at(now + 1))
+    assert joiner.joining.state is JoinState.JOINED
+    assert joiner.deadline is None
+
+
+def test_a_token_that_is_used_up_still_answers_whom_it_admitted():
+    alice, _, joiner, asked, now = welcomed_by_a_token()
+    [token] = alice.roster.tokens.values()
+    assert token.used == token.uses
+    assert alice.token_mailboxes(at(now).wall) == (token.mailbox,)
+    assert alice.token_mailboxes(at(now + 2 * DAY).wall) == ()
+    answers = alice.on_join_request(public(9), asked, at(now + 20))
+    answers += alice.tick(at(now + 120))
+    bodies = welcome_bodies(answers)
+    assert bodies
+    for body in bodies:
+        joiner.on_welcome(public(1), body)
+    assert joiner.joining.welcomed_by == public(1)
+
+
+def test_begun_welcomes_in_made_up_names_do_not_keep_the_real_one_out():
+    alice, bob, joiner = node(1), node(2), node(9)
+    for i in range(430):
+        alice.create("home", at(0)) if alice.roster is None else alice._ledger.sign(
+            "name", {"who": public(1), "name": f"n{i}"}, at(i)
+        )
+    join(alice, bob, 2)
+    text, _ = alice.make_token(1, DAY, {"role": "member"}, (), at(500))
+    joiner.join(text, at(501))
+    answers = alice.on_join_request(public(9), joiner.join_request(b"a" * 32), at(501))
+    answers += alice.tick(at(600))
+    first, *rest = welcome_bodies(answers)
+    assert rest
+    for number in range(20, 20 + 2 * MAX_WELCOMERS):
+        joiner.on_welcome(public(number), first)
+    for body in (first, *rest):
+        joiner.on_welcome(public(1), body)
+    assert joiner.is_member
+
+
+def test_a_welcome_by_nobody_of_the_network_is_refused():
+    alice, joiner = node(1), node(9)
+    alice.create("home", at(0))
+    text, _ = alice.make_token(1, DAY, {"role": "member"}, (), at(1))
+    joiner.join(text, at(2))
+    answers = alice.on_join_request(public(9), joiner.join_request(b"a" * 32), at(2))
+    [body] = welcome_bodies(answers + alice.tick(at(100)))
+    with pytest.raises(PeerMisbehaved, match="no member"):
+        joiner.on_welcome(public(8), body)
+    assert joiner.joining.state is JoinState.ASKING
 
 
 def test_a_node_with_peers_does_not_join_another_network():

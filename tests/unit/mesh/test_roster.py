@@ -51,6 +51,7 @@ def test_any_order_in_any_portions_comes_to_the_same(story, data):
         piecewise = merged(piecewise, order[:count])
         order = order[count:]
     assert all_of(piecewise) == all_of(whole)
+    assert piecewise.leaks == whole.leaks
     # What is known already changes nothing, and what was stored comes to the same again.
     assert all_of(merged(whole, events)) == all_of(whole)
     assert all_of(open_roster(whole.log)) == all_of(whole)
@@ -113,7 +114,7 @@ class Partitions(RuleBasedStateMachine):
     def act(self, author: int, action: Any) -> None:
         view = self.views[author]
         try:
-            grown_view = sign(view, author, action[0], fields_of(view, *action))
+            grown_view = sign(view, author, action[0], fields_of(view, *action, author))
         except UserError:
             return
         self.views[author] = grown_view
@@ -123,7 +124,7 @@ class Partitions(RuleBasedStateMachine):
         """Sign with an old place, and tell one other only."""
         view = self.views[author]
         old = view.log[max(0, view.version - back)].id
-        event = forge(view, author, [old], action[0], fields_of(view, *action))
+        event = forge(view, author, [old], action[0], fields_of(view, *action, author))
         other = (author + 1) % 4
         self.views[other] = merged(self.views[other], [event])
 

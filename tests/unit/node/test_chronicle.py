@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 
+from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.mesh.names import dns_label
-from nostrvpn.mesh.operations import _SHAPES
+from nostrvpn.mesh.operations import (
+    _SHAPES,
+    MAX_TIME,
+    OPERATION_KIND,
+    agree_to_rotate,
+    operation_content,
+    sign_operation,
+)
 from nostrvpn.mesh.roster import Roster, create_network
 from nostrvpn.mesh.tokens import prove, token_id, token_mailbox, token_signer
 from nostrvpn.node.chronicle import _WORDS, chronicle
+from nostrvpn.nostr.event import sign_event
 
 OWNER, ADMIN, PHONE, NEW, GUEST = (RootSecret(bytes([n]) * 32) for n in range(1, 6))
 SECRET = b"\x07" * 16
@@ -59,6 +68,7 @@ def test_each_is_told_as_it_was_meant() -> None:
         "ephemeral": True,
     }
     roster = founded()
+    agreed = agree_to_rotate(NEW.reveal(), roster.network_id, PHONE.public_key, bytes(32))
     steps: list[tuple[RootSecret, str, dict[str, Any], str]] = [
         (OWNER, "tag", who | {"tags": ["a", "b"]}, "tagged phone a, b"),
         (OWNER, "tag", who | {"tags": []}, "untagged phone"),
@@ -99,7 +109,7 @@ def test_each_is_told_as_it_was_meant() -> None:
         (
             PHONE,
             "rotate",
-            who | {"to": NEW.public_key},
+            who | {"to": NEW.public_key, "proof": agreed},
             f"put the key {NEW.npub[:16]}… in the place of its own",
         ),
         (OWNER, "remove", {"who": NEW.public_key, "key": "2" * 16}, "removed phone"),
@@ -125,6 +135,32 @@ def test_an_invite_with_everything() -> None:
         "let tv in as guest, tagged a, as a device of the same owner, until 2023-11-14 22:13 UTC, "
         "ephemeral"
     )
+
+
+@pytest.mark.parametrize("expires", [MAX_TIME, 2**39, 2**40, 2**62])
+def test_what_a_member_dates_beyond_all_calendars_breaks_no_telling(expires: int) -> None:
+    roster = founded()
+    member = signed(roster, ADMIN, "name", who=PHONE.public_key, name="x")
+    fields = {"who": PHONE.public_key, "role": "guest", "expires": expires}
+    content = operation_content(roster.network_id, member.heads, "role", fields)
+    for created_at, text in ((int(WALL), content), (expires, content.replace(str(expires), "1"))):
+        event = sign_event(
+            PHONE.reveal(),
+            kind=OPERATION_KIND,
+            tags=(),
+            content=text,
+            created_at=created_at,
+            aux=bytes(32),
+        )
+        with pytest.raises(PeerMisbehaved):
+            member.merge([event])
+    fields["expires"] = MAX_TIME - 1
+    content = operation_content(roster.network_id, member.heads, "role", fields)
+    last = sign_operation(PHONE.reveal(), content, wall=MAX_TIME - 1, aux=bytes(32))
+    aside = member.merge([last.event])
+    assert [entry["text"] for entry in chronicle(aside, WALL) if entry["void"]] == [
+        "made itself guest until 9999-12-31 23:59 UTC"
+    ]
 
 
 @pytest.mark.parametrize("first", [True, False])

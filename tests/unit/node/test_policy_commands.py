@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nostrvpn.errors import UserError
 from nostrvpn.host.inbound import EVERYTHING, Access
 from nostrvpn.node.events import Command, Persist, Reconcile, Refuse, Reply
 from nostrvpn.node.policy_commands import run_policy_command
@@ -124,6 +125,36 @@ def test_who_is_no_admin_makes_no_rule_for_others(two: Two) -> None:
     refused = two.world.ask(two.bob, "permit", **args)
     assert isinstance(refused, Refuse)
     assert two.access(two.alice) == PING_ONLY
+
+
+def test_what_was_signed_before_a_refusal_is_stored_and_told(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule: dict[str, Any] = {"allow": True, "who": "bob", "what": "inbound:tcp/22", "at": None}
+    two.permit(two.alice, **rule, network=True)
+    membership = two.alice.node.membership
+    real = membership.permit
+
+    def full(asked: Any, withdraw: bool, moment: Any) -> Any:
+        if not withdraw:
+            raise UserError("the log is full", "ask an admin")
+        return real(asked, withdraw, moment)
+
+    monkeypatch.setattr(membership, "permit", full)
+    args = rule | {"allow": False, "network": True, "undo": False}
+    moment = two.world.moment(two.alice)
+    effects = two.alice.node.step(Command(5, "permit", args), moment)
+    answers = [effect for effect in effects if isinstance(effect, Refuse | Reply)]
+    assert [str(answer.text) for answer in answers if isinstance(answer, Refuse)] == [
+        "the log is full"
+    ]
+    assert len(answers) == 1
+    newest = membership.roster.heads[0]
+    stored = [e.key for e in effects if isinstance(e, Persist) and e.space == "network"]
+    assert stored == [newest]
+    two.world._perform(two.alice, effects)
+    two.world.run(10)
+    assert verdicts(two) == []
 
 
 def test_questions_name_the_rule_that_decides(two: Two) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from nostrvpn.nostr.nip59 import EPHEMERAL_WRAP, STORED_WRAP, open_seal, open_wr
 from nostrvpn.signaling.directory import Listening
 from nostrvpn.signaling.mailboxes import Mailbox, pair_mailbox
 from nostrvpn.signaling.messages import MessageType
-from nostrvpn.signaling.network_key import Keyring
+from nostrvpn.signaling.network_key import Keyring, make_key
 from nostrvpn.signaling.pair_secret import Held
 from nostrvpn.signaling.ratchet import DAY_S
 from nostrvpn.signaling.relays import OpenRelay, RelayOpened, RelayText, SendText
@@ -32,6 +33,13 @@ DAY = 20_000
 NOON = DAY * DAY_S + 43_200.0
 JOIN, WELCOME, DESCRIBE = MessageType.JOIN, MessageType.WELCOME, MessageType.DESCRIBE
 PRESENCE, NEWS = MessageType.PRESENCE, MessageType.NEWS
+
+
+class BadRing(Keyring):
+    """Somebody's who hands over what is no key."""
+
+    def welcome_fields(self, wall: float) -> dict[str, object]:
+        return {"key": {"id": 5}}
 
 
 class Person:
@@ -140,6 +148,11 @@ class World:
                 person.run(person.post.tick(self.moment()))
 
 
+def accepted(welcomer: Person) -> dict[str, Any]:
+    """What membership says of an admin's welcome that it has accepted."""
+    return {"admins": frozenset({welcomer.key}), "welcomed_by": welcomer.key}
+
+
 def join(owner: Person, other: Person, members: list[Person]) -> None:
     """``other`` joins by an invite; what membership decides is done here by hand."""
     owner.listen(*members, invites=(INVITE,))
@@ -149,6 +162,7 @@ def join(owner: Person, other: Person, members: list[Person]) -> None:
     members.append(other)
     owner.send(other, WELCOME, expires_s=600)
     assert (owner.key, WELCOME) in other.got()
+    other.listen(owner, **accepted(owner))
     for member in members:
         member.listen(*members)
 
@@ -207,7 +221,10 @@ def test_the_applicants_key_survives_a_restart_and_goes_when_it_has_joined(world
     bob.listen(inviter=owner.key)
     owner.send(bob, WELCOME, expires_s=600)
     assert bob.got() == [(owner.key, WELCOME)]
+    bob.listen(inviter=owner.key)
     assert bob.post.keyring.current is None  # not before membership has accepted it
+    bob.listen(owner, inviter=owner.key, **accepted(owner))
+    assert "joining" in bob.disk
     bob.listen(owner)
     assert bob.post.keyring.current == owner.post.keyring.current
     assert "joining" not in bob.disk
@@ -232,8 +249,67 @@ def test_a_token_is_answered_by_any_member(mesh, world):
         assert member.got() == [(dave.key, JOIN)]
     carol.send(dave, WELCOME, expires_s=600)
     assert dave.got() == [(carol.key, WELCOME)]
-    dave.listen(*mesh)
-    assert dave.post.keyring.current == bob.post.keyring.current
+    right = bob.post.keyring.current
+    dave.listen(*mesh, asks_by=TOKEN, welcomed_by=carol.key, key_id=right.id)
+    assert dave.post.keyring.current == right.told(carol.key)
+    # Until somebody is heard whose word is enough.
+    bob.tell(PRESENCE)
+    assert dave.post.keyring.current == right.told(carol.key)
+    dave.listen(*mesh, admins=frozenset({alice.key}))
+    alice.tell(PRESENCE)
+    assert dave.post.keyring.current == right
+
+
+def test_of_several_welcomes_the_one_that_was_accepted_brings_the_key(mesh, world):
+    alice, bob, carol = mesh
+    right = bob.post.keyring.current
+    for member in mesh:
+        member.listen(*mesh, tokens=(TOKEN,))
+    dave = world.person(9)
+    dave.listen(asks_by=TOKEN)
+    dave.send(alice, JOIN, token=TOKEN, expires_s=600)
+    alice.send(dave, WELCOME, expires_s=600)
+    for name in (right.id, "5c" * 8):
+        wrong = replace(right, id=name, secret=b"w" * 32)
+        carol.post._keeper.keyring = Keyring().adopt(wrong, NOON)
+        carol.send(dave, WELCOME, expires_s=600)
+    dave.listen(*mesh, asks_by=TOKEN, welcomed_by=alice.key, key_id=right.id)
+    assert dave.post.keyring.keys == (right.told(alice.key),)
+    # A plain member's word is about the key in use and no other.
+    dave.listen(*mesh, asks_by=TOKEN, welcomed_by=carol.key, key_id=right.id)
+    assert dave.post.keyring.keys == (right.told(alice.key),)
+    carol.send(dave, WELCOME, expires_s=600)
+    dave.listen(*mesh, asks_by=TOKEN, welcomed_by=carol.key, admins=frozenset({carol.key}))
+    assert dave.post.keyring.current.id == "5c" * 8
+
+
+def test_who_has_no_key_welcomes_nobody(mesh, world):
+    owner, bob = mesh[0], world.person(9)
+    owner.listen(*mesh, invites=(INVITE,))
+    bob.listen(inviter=owner.key)
+    bob.send(owner, JOIN, invite=INVITE)
+    owner.post._keeper.keyring = Keyring()
+    owner.send(bob, WELCOME)
+    assert bob.got() == []
+    assert "no network key" in owner.logs[0]
+
+
+def test_who_is_no_member_makes_no_key_right(mesh, world):
+    alice, bob, _ = mesh
+    said = alice.post.keyring.current.told(alice.key)
+    bob.post._keeper.keyring = Keyring((said,))
+    # It was given the key by a liar, and knows bob's inbox.
+    stranger = world.person(9)
+    stranger.post._keeper.keyring = Keyring((said.told(""),))
+    for admins in (frozenset[str](), frozenset({stranger.key})):
+        bob.listen(*mesh, admins=admins)
+        stranger.send(bob, DESCRIBE)
+        assert bob.got() == [(stranger.key, DESCRIBE)]
+        assert bob.post.keyring.keys == (said,)
+        assert stranger.key not in bob.post._directory._heard_under
+    bob.listen(*mesh, makers={said.id: alice.key})
+    alice.send(bob, DESCRIBE)
+    assert bob.post.keyring.keys == (said.told(""),)
 
 
 def test_no_welcome_leaves_without_an_exchange(mesh, world):
@@ -255,8 +331,10 @@ def test_a_key_in_a_welcome_that_is_none_is_counted_and_no_harm(world):
     owner.listen(invites=(INVITE,))
     bob.listen(inviter=owner.key)
     bob.send(owner, JOIN, invite=INVITE)
-    owner.send(bob, WELCOME, body={"key": {"id": 5}})
-    bob.listen(owner)
+    owner.post._keeper.keyring = BadRing((make_key("5a" * 8, NOON, Entropy(b"k")),))
+    owner.send(bob, WELCOME)
+    assert bob.got() == []  # so that the application goes on
+    bob.listen(owner, **accepted(owner))
     assert bob.post.keyring == Keyring()
     assert bob.post.dropped == {"bad_key": 1}
 

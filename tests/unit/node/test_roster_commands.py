@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 from nostrvpn.identity.keys import RootSecret
+from nostrvpn.mesh.admission import MAX_INVITES
 from nostrvpn.mesh.members import Role
+from nostrvpn.mesh.operations import agree_to_rotate
 from nostrvpn.node.commands import run_command
 from nostrvpn.node.events import Command, NodeEffect, Persist, Refuse, Reply, ShutDown
+from nostrvpn.node.spreading import answer_spread
+from nostrvpn.signaling.network_key import Keyring
 from tests.sim.nodes import Host, World
 
 NEW = RootSecret(b"\x55" * 32)
@@ -101,6 +105,36 @@ def test_a_member_decides_only_about_itself() -> None:
     assert world.run(30, lambda: alice.node.peer_name(bob.secret.public_key) == "desk")
 
 
+def test_a_replacement_that_is_refused_has_signed_nothing() -> None:
+    world, alice, bob = met()
+    for _ in range(MAX_INVITES - len(alice.node.membership.invites)):
+        world.call(alice, "invite", npub=None, once=True, expires_s=86_400)
+    args = {"peer": "bob", "npub": NEW.npub, "expires_s": 86_400}
+    assert "open already" in refusal(world, alice, "peer_replace", **args).text
+    assert bob.secret.public_key in alice.node.membership.roster.members
+    assert set(alice.records["network"]) == {e.id for e in alice.node.membership.roster.log}
+
+
+def test_told_is_what_the_command_itself_said() -> None:
+    world, _, bob = met()
+    # Something else is under way, and a relay takes that alone.
+    bob.node.post._under_way.add("roster-0")
+    step = world.moment(bob)
+    effects = run_command(bob.node, Command(5, "network_leave", {"wait_s": 3.0}), step)
+    assert not [effect for effect in effects if isinstance(effect, Reply)]
+    bob.node.post._under_way.clear()
+    bob.node.post._taken.append("roster-0")
+    [answer] = answer_spread(bob.node, step)
+    assert isinstance(answer, Reply)
+    assert answer.value["told"] is False  # type: ignore[index]
+
+
+def test_without_a_network_key_nobody_is_told() -> None:
+    world, _, bob = met()
+    bob.node.post._keeper.keyring = Keyring()
+    assert world.call(bob, "network_leave", wait_s=3.0)["told"] is False
+
+
 def test_tokens_are_made_listed_and_ended() -> None:
     world, alice, _ = met()
     member = {"role": "guest", "tags": ["lab"], "ephemeral": True}
@@ -162,7 +196,10 @@ def test_an_owner_leaves_no_operation() -> None:
 def test_rotating_is_told_again_until_it_is_heard() -> None:
     world, alice, bob = met()
     told = {"npub": NEW.npub, "told": True}
-    assert world.call(bob, "rotate", npub=NEW.npub, wait_s=8.0) == told
+    network = alice.node.membership.roster.network_id
+    proof = agree_to_rotate(NEW.reveal(), network, bob.secret.public_key, bytes(32))
+    assert "agree" in refusal(world, bob, "rotate", npub=NEW.npub, wait_s=8.0).text
+    assert world.call(bob, "rotate", npub=NEW.npub, proof=proof, wait_s=8.0) == told
     assert world.run(30, lambda: NEW.public_key in alice.node.membership.roster.members)
     assert "key_replaced" in {item["code"] for item in world.status(bob)["problems"]}
     version = bob.node.membership.roster.version

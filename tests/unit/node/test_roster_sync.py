@@ -162,9 +162,9 @@ def test_messages_of_other_networks_and_types_are_dropped():
 # -- the network key ------------------------------------------------------------------------
 
 
-def without_newest_key() -> tuple[SmallMesh, Any, Any]:
+def without_newest_key(*more: str) -> tuple[SmallMesh, Any, Any]:
     """Return a mesh whose member bob knows of a new network key and has not got it, with both keys."""
-    mesh = SmallMesh("alice", "bob", "carol", "dave")
+    mesh = SmallMesh("alice", "bob", "carol", "dave", *more)
     bob = mesh.all[1]
     old = bob.node.post.keyring
     mesh.call(mesh.owner, "peer_remove", peer="dave")
@@ -201,15 +201,18 @@ def test_a_wrong_key_by_a_plain_member_is_not_used_and_gives_way_to_another():
     assert has_network_key(bob.node)
 
 
-def test_a_key_on_a_members_word_is_used_when_a_third_one_writes_under_it():
-    mesh, _, new = without_newest_key()
-    bob, carol = mesh.all[1:3]
+def test_a_key_on_a_members_word_is_used_when_an_admin_writes_under_it():
+    mesh, _, new = without_newest_key("erin")
+    bob, carol, _, erin = mesh.all[1:]
     hand(mesh, carol, new)
     assert not has_network_key(bob.node)
     stored = bob.node.post.keyring.to_json()
     assert type(bob.node.post.keyring).from_json(stored) == bob.node.post.keyring
-    bob.node.post._directory.note_key(carol.secret.public_key, new.id)
-    assert not has_network_key(bob.node)
+    # By whom it was told, another plain member (they may lie together), and who is no member at all.
+    others = (carol, erin, mesh.host("stranger"))
+    for other in others:
+        bob.node.post._directory.note_key(other.secret.public_key, new.id)
+        assert not has_network_key(bob.node)
     bob.node.post._directory.note_key(mesh.owner.secret.public_key, new.id)
     assert has_network_key(bob.node)
 

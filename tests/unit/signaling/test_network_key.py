@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Entropy
-from nostrvpn.signaling.network_key import MAX_FORMER, Keyring, NetworkKey, make_key
+from nostrvpn.signaling.network_key import (
+    MAX_FORMER,
+    Keyring,
+    NetworkKey,
+    make_key,
+    received_key,
+)
 from nostrvpn.signaling.ratchet import DAY_S, MAX_STEPS, standing_day, step_to
 
 DAY = 20_000
@@ -49,6 +56,29 @@ def test_no_key_goes_back():
     assert advanced.advance(NOON).current == advanced.current
     # Nor by a key of an earlier day that somebody hands over.
     assert advanced.adopt(key(), NOON).current == advanced.current
+
+
+def test_what_is_known_to_be_right_gives_way_to_nothing():
+    right = key()
+    wrong = replace(right.at(DAY + 1), secret=b"w" * 32)
+    held = ring("k")
+    for told_by in ("", ME):
+        assert held.adopt(wrong.told(told_by), NOON) == held
+        # Nor does a later day of it end the reading of the days before.
+        assert held.adopt(right.at(DAY + 2).told(told_by), NOON) == held
+
+
+def test_plain_members_who_say_the_same_make_no_key_right():
+    right, others = key(), ("cd" * 32, ME)
+    held = Keyring().adopt(right.told(others[0]), NOON)
+    # Nor does the roster's choice of the key that is held.
+    for said in (right.told(others[1]), right.told(others[0]), held.keys[0]):
+        held = held.adopt(said, NOON)
+        assert [each.told_by for each in held.keys] == [others[0]]
+    assert held.adopt(right, NOON).keys[0].told_by == ""
+    wrong = replace(right, secret=b"w" * 32)
+    assert held.adopt(wrong.told(others[1]), NOON).keys == (wrong.told(others[1]),)
+    assert held.adopt(wrong, NOON).keys == (wrong,)
 
 
 def test_yesterdays_secret_is_let_go_an_hour_after_midnight():
@@ -114,7 +144,7 @@ def test_a_welcome_hands_over_today_and_not_the_day_before():
     later = NOON + 4 * DAY_S
     giver = ring("k")  # stands days behind
     body = json.loads(json.dumps(giver.welcome_fields(later)))
-    taken: Any = Keyring().take_welcome(body, later)
+    taken: Any = Keyring().adopt(received_key(body["key"], later), later)
     assert taken.current == giver.current.at(DAY + 4)
     assert giver.current.secret.hex() not in json.dumps(body)
     assert Keyring().welcome_fields(NOON) == {}
@@ -137,7 +167,7 @@ def test_a_welcome_hands_over_today_and_not_the_day_before():
 )
 def test_a_welcome_without_a_key_of_now_is_refused(body):
     with pytest.raises(PeerMisbehaved, match=r"key"):
-        Keyring().take_welcome(body, NOON)
+        received_key(body.get("key"), NOON)
 
 
 def test_a_stored_ring_is_read_as_it_was_written():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Entropy, Moment
-from nostrvpn.signaling.pair_secret import MAX_SENDS, SEND_AGAIN_S, PairSecrets, SayKeys
+from nostrvpn.signaling.pair_secret import (
+    MAX_SENDS,
+    MIN_GAP_S,
+    SEND_AGAIN_S,
+    PairSecrets,
+    SayKeys,
+    StoreSecret,
+)
 from nostrvpn.signaling.ratchet import DAY_S
 
 ALICE, BOB = "aa" * 32, "bb" * 32
@@ -264,6 +272,26 @@ def test_what_is_no_exchange_is_refused():
         with pytest.raises(PeerMisbehaved):
             alice.on_message(BOB, good | change, moment)
     assert alice.on_message(BOB, good, moment)
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["under way", "over"])
+def test_a_peer_sends_few_new_keys(is_over):
+    stored, taken, refused = 0, list[float](), set[str]()
+    alice = agreed_pair().sides[ALICE] if is_over else PairSecrets(ALICE)
+    for number in range(100):
+        now = DAY_S + number / 2
+        body = {"pub": f"{number + 9:064x}", "echo": "", "base": "", "mac": "", "done": False}
+        moment = Moment(now, NOON, Entropy(b"%d" % number))
+        try:
+            effects = alice.on_message(BOB, body | {"day": DAY}, moment)
+        except PeerMisbehaved as exc:
+            refused.add(exc.code)
+            continue
+        stored += sum(isinstance(effect, StoreSecret) for effect in effects)
+        taken.append(now)
+    assert stored == len(taken) == 10
+    assert refused == {"keys_flood"}
+    assert all(later - earlier >= MIN_GAP_S for earlier, later in pairwise(taken))
 
 
 def test_a_false_proof_changes_nothing():

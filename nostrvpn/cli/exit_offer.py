@@ -1,0 +1,110 @@
+"""``exit offer`` and ``exit clients``: be an exit for others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nostrvpn.cli.output import console, json_option, show_json, size, table
+from nostrvpn.config.options import Options
+from nostrvpn.control.client import ControlClient
+from nostrvpn.errors import UsageError
+
+__all__ = ["clients_command", "offer_command"]
+
+_POLICIES = click.Choice(["web", "reduced", "tor-default", "open"])
+_MBIT = 125_000
+
+
+@click.command("offer")
+@click.option(
+    "--to", multiple=True, metavar="members|tag:T|PEER", help="Who may use it; as often as needed."
+)
+@click.option("--policy", type=_POLICIES, default="tor-default", show_default=True)
+@click.option("--allow", multiple=True, metavar="PORTS|CIDR", help="What the policy leaves out.")
+@click.option("--deny", multiple=True, metavar="PORTS|CIDR", help="What nobody reaches through it.")
+@click.option("--allow-lan", is_flag=True, help="The networks this host is in, and private ranges.")
+@click.option(
+    "--client-rate", type=float, default=0.0, metavar="Mbit/s", help="Most of each guest."
+)
+@click.option(
+    "--bandwidth", type=float, default=0.0, metavar="Mbit/s", help="Of all, shared fairly."
+)
+@click.option("--connections", type=int, metavar="N/s", help="New ones of each guest (100).")
+@click.option("--budget", type=float, default=0.0, metavar="GB", help="Of all, in a month.")
+@click.option("--country", default="", metavar="CC", help="Where it says it is.")
+@click.option("--no-ipv6", is_flag=True, help="IPv4 only.")
+@click.option("--stop", is_flag=True, help="Be no exit any more; open connections are cut.")
+@json_option
+@click.pass_obj
+def offer_command(
+    options: Options, /, stop: bool, no_ipv6: bool, as_json: bool, to: tuple[str, ...], **given: Any
+) -> None:
+    """Be an exit: let members reach the internet through this host.
+
+    Who may is the permission exit; --to gives it. Guests reach neither the networks this host is in, nor
+    its own services, nor each other. PORTS is 22, tcp/80-90, udp or icmp, several joined by commas, and
+    may stand behind a CIDR: 192.168.5.4/32,tcp/80. A deny beats an allow. Each call says all anew but
+    for --to, which adds; take it back with nostrvpn deny WHO exit.
+    """
+    client = ControlClient(options.control_socket)
+    if stop:
+        chosen = any(value for key, value in given.items() if key != "policy")
+        if to or no_ipv6 or chosen:
+            raise UsageError("--stop goes alone", "nostrvpn exit offer --stop")
+        answer = client.call("exit_offer_stop")
+    else:
+        answer = client.call("exit_offer", to=list(to), ipv6=not no_ipv6, **given)
+    if as_json:
+        show_json(answer)
+        return
+    _show_offer(answer)
+
+
+@click.command("clients")
+@json_option
+@click.pass_obj
+def clients_command(options: Options, as_json: bool) -> None:
+    """List who may leave through this host, who does, and what each had."""
+    answer = ControlClient(options.control_socket).call("exit_clients")
+    if as_json:
+        show_json(answer)
+        return
+    _show_offer(answer)
+    made = table("guest", "uses it now", "sent", "received", "up", "down")
+    for one in answer["clients"]:
+        name = one["name"] if one["allowed"] else f"{one['name']} (not allowed any more)"
+        rates = [f"{one[key] / _MBIT:.1f} Mbit/s" for key in ("rate_up", "rate_down")]
+        made.add_row(
+            name, "yes" if one["uses"] else "no", size(one["up"]), size(one["down"]), *rates
+        )
+    if made.row_count:
+        console().print(made)
+
+
+def _show_offer(answer: dict[str, Any]) -> None:
+    offer = answer["offer"]
+    text = answer["text"]
+    click.echo(f"{text[:1].upper()}{text[1:]}.")
+    if answer["hint"]:
+        click.echo(f"  {answer['hint']}")
+    if offer is None:
+        return
+    carried = " and ".join(name for key, name in (("v4", "IPv4"), ("v6", "IPv6")) if answer[key])
+    click.echo(f"  carries {carried or 'nothing'}, policy {offer['policy']}")
+    for key in ("allow", "deny"):
+        if offer[key]:
+            click.echo(f"  {key}: {' '.join(offer[key])}")
+    if offer["allow_lan"]:
+        click.echo("  the networks this host is in are open to guests")
+    for text in answer["to"]:
+        click.echo(f"  {text}")
+    limits = [
+        f"{offer['bandwidth'] / _MBIT:g} Mbit/s for all" if offer["bandwidth"] else "",
+        f"{answer['rate'] / _MBIT:.3g} Mbit/s for each" if answer["rate"] else "",
+        f"{offer['connections']} connections a second" if offer["connections"] else "",
+    ]
+    click.echo(f"  limits: {', '.join(filter(None, limits)) or 'none'}")
+    budget = f" of {size(offer['budget'])}" if offer["budget"] else ""
+    click.echo(f"  in {answer['month']}: {size(answer['month_bytes'])}{budget}")

@@ -1,0 +1,218 @@
+"""A laptop at home, exits abroad, a site on the internet; and what leaves the laptop's cable, judged.
+
+::
+
+    printer --- home (NAT, IPv6) --- core --- exit-1 --- 192.168.77.0/24 --- inside
+    laptop ----/  eth0               |  \\---- exit-2
+                                     \\------- site (public), server (relay, STUN)
+
+Nothing of nostrvpn ever speaks to the site, the printer or the router: every packet to them on the
+laptop's cable was sent by a program, around the tunnel.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from nostrvpn.endpoint import IPAddress
+from nostrvpn.lab.capture import Capture, CapturedPacket
+from nostrvpn.lab.links import connect
+from nostrvpn.lab.node import LabNode
+from nostrvpn.lab.processes import Process
+from nostrvpn.lab.topology import Host, Lab
+
+__all__ = ["NOBODY", "Abroad", "Frame", "frames_of", "strays"]
+
+NOBODY = 65534
+HOME_LAN6 = "fd11:1::"
+SITE_PORTS = (53, 80, 443, 853)
+PROGRAMS = Path(__file__).parent / "programs"
+
+# Spec: IEEE 802 numbers, IANA protocol numbers, RFC 4861 and RFC 3810 types.
+_IPV4, _IPV6, _ARP = 0x0800, 0x86DD, 0x0806
+_TCP, _UDP, _ICMP, _ICMP6, _HOP_BY_HOP = 6, 17, 1, 58, 0
+_NEIGHBOUR = {133, 135, 136}
+
+
+class Abroad(Lab):
+    """The world above; ``laptop`` is the owner of a network in which ``exits`` are members."""
+
+    def __init__(self, *, exits: int = 2, **settings: object) -> None:
+        super().__init__()
+        self._exits = exits
+        self._settings = settings
+
+    def build(self) -> None:
+        self.server = self.server_host()
+        self.home = self.router("home", ipv6=True)
+        self.host_laptop = self.host("laptop", self.home)
+        self.printer = self.host("printer", self.home)
+        for number, host in enumerate((self.host_laptop, self.printer), 2):
+            host.namespace.ip(f"addr add {HOME_LAN6}{number}/64 dev eth0 nodad")
+        self.printer6 = ip_address(f"{HOME_LAN6}3")
+        self.site = self.host("site")
+        for host in (self.site, self.printer):
+            arguments = (sys.executable, str(PROGRAMS / "answering.py"), *map(str, SITE_PORTS))
+            log = self.directory / f"{host.name}-answering.log"
+            process = Process(host.namespace, arguments, log=log)
+            self.stack.callback(process.kill)
+            process.wait_for_text("listening everywhere")
+        # As on many distributions, so that a program without privileges can send echoes.
+        group_range = "net.ipv4.ping_group_range=0 2147483647"
+        self.host_laptop.run("sysctl", "-q", "-w", group_range)
+        self.laptop = self.node(self.host_laptop, self.server, **self._settings)
+        self.exits: list[LabNode] = []
+        self.hosts_abroad: list[Host] = []
+        for number in range(1, self._exits + 1):
+            self.hosts_abroad.append(self.host(f"exit-{number}"))
+            self.exits.append(self.node(self.hosts_abroad[-1], self.server))
+        self.inside = self.namespace("inside")
+        connect((self.inside, "lan"), (self.exits[0].namespace, "lan"))
+        self.inside.ip("addr add 192.168.77.10/24 dev lan", "route add default via 192.168.77.1")
+        self.inside.ip("addr add fd77::10/64 dev lan nodad")
+        self.exits[0].namespace.ip(
+            "addr add 192.168.77.1/24 dev lan", "addr add fd77::1/64 dev lan nodad"
+        )
+
+    @property
+    def strangers(self) -> frozenset[IPAddress]:
+        """Addresses that nothing of nostrvpn ever speaks to."""
+        found = {self.site.address, self.printer.address, self.printer6}
+        if self.site.address6 is not None:
+            found.add(self.site.address6)
+        return frozenset(found)
+
+    def watch(self) -> Capture:
+        """Record what passes the laptop's cable."""
+        return self.capture("laptop", "eth0")
+
+    def mac(self) -> bytes:
+        """The hardware address of the laptop's cable."""
+        text = self.host_laptop.run("cat", "/sys/class/net/eth0/address").strip()
+        return bytes.fromhex(text.replace(":", ""))
+
+    def talk(self, *, uid: int = 0, more: Iterable[IPAddress] = ()) -> dict[str, list[str]]:
+        """Have a program on the laptop send all it can, everywhere, and return what answered.
+
+        TCP, UDP, echoes and DNS questions, of both IP versions, each also bound to the cable: to the
+        site, the printer, the router, multicast, broadcast, the metadata address, and to ``more``.
+        """
+        site, printer = self.site, self.printer
+        targets: list[object] = [site.address, site.address6, printer.address, self.printer6]
+        targets += [self.host_laptop.plug.gateway, "169.254.169.254", "224.0.0.251", *more]
+        argv = [sys.executable, str(PROGRAMS / "talking.py"), str(uid), "eth0"]
+        argv += [str(target) for target in targets if target is not None]
+        done = self.host_laptop.run(*argv, timeout=30)
+        found: dict[str, list[str]] = json.loads(done)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One IP packet or ARP frame that left: ``protocol`` as IANA numbers it, 0 for ARP."""
+
+    source: IPAddress | None
+    target: IPAddress | None
+    protocol: int
+    source_port: int = 0
+    port: int = 0
+    kind: int = 0
+    payload: bytes = b""
+
+    def __str__(self) -> str:
+        names = {_TCP: "TCP", _UDP: "UDP", _ICMP: "ICMP", _ICMP6: "ICMPv6", 0: "ARP"}
+        name = names.get(self.protocol, str(self.protocol))
+        return f"{name} {self.source}:{self.source_port} > {self.target}:{self.port} {self.kind}"
+
+
+def frames_of(packets: Iterable[CapturedPacket], mac: bytes) -> list[Frame]:
+    """Return what left from the hardware address ``mac``."""
+    found = []
+    for packet in packets:
+        data = packet.data
+        if len(data) < 14 or data[6:12] != mac:
+            continue
+        kind = struct.unpack_from("!H", data, 12)[0]
+        if kind == _ARP:
+            found.append(Frame(None, None, 0))
+        elif kind == _IPV4:
+            found.append(_ipv4(data[14:]))
+        elif kind == _IPV6:
+            found.append(_ipv6(data[14:]))
+    return found
+
+
+def _ipv4(data: bytes) -> Frame:
+    source, target = IPv4Address(data[12:16]), IPv4Address(data[16:20])
+    return _inner(source, target, data[9], data[(data[0] & 15) * 4 :])
+
+
+def _ipv6(data: bytes) -> Frame:
+    source, target, protocol = IPv6Address(data[8:24]), IPv6Address(data[24:40]), data[6]
+    rest = data[40:]
+    if protocol == _HOP_BY_HOP and len(rest) > 8:
+        protocol, rest = rest[0], rest[(rest[1] + 1) * 8 :]
+    return _inner(source, target, protocol, rest)
+
+
+def _inner(source: IPAddress, target: IPAddress, protocol: int, rest: bytes) -> Frame:
+    if protocol in (_TCP, _UDP) and len(rest) >= 8:
+        source_port, port = struct.unpack_from("!HH", rest)
+        payload = rest[8:] if protocol == _UDP else b""
+        return Frame(source, target, protocol, source_port, port, payload=payload)
+    kind = rest[0] if protocol in (_ICMP, _ICMP6) and rest else 0
+    return Frame(source, target, protocol, kind=kind)
+
+
+def strays(lab: Abroad, capture: Capture, *, lan: bool = False) -> list[str]:
+    """Return what left the laptop's cable beyond what ``docs/security.md`` lists for a blocked state.
+
+    Left out are: ARP, neighbour discovery, DHCP, the agent's own (relay, STUN, and WireGuard or STUN
+    datagrams to members), and with ``lan`` whatever goes to the home's own networks.
+    """
+    server = {*lab.server.plug.addresses, *lab.server.plug.addresses6}
+    members = {ip for node in lab.exits for ip in _outside(node)}
+    found = []
+    for frame in frames_of(capture.packets(), lab.mac()):
+        if frame.protocol == 0 or (frame.protocol == _ICMP6 and frame.kind in _NEIGHBOUR):
+            continue
+        if frame.target in server and (frame.protocol, frame.port) in (
+            *((_UDP, endpoint.port) for endpoint in (*lab.server.stun, *lab.server.stun6)),
+            (_TCP, 7777),
+        ):
+            continue
+        if frame.target in members and frame.protocol == _UDP and _is_ours(frame.payload):
+            continue
+        if frame.protocol == _UDP and (frame.source_port, frame.port) in ((68, 67), (546, 547)):
+            continue
+        if (
+            lan
+            and frame.target is not None
+            and _is_home(frame.target)
+            and frame.port not in (53, 853)
+        ):
+            continue
+        found.append(str(frame))
+    return found
+
+
+def _outside(node: LabNode) -> set[IPAddress]:
+    listed = json.loads(node.namespace.run("ip", "-j", "addr", "show", "dev", "eth0").stdout)
+    texts = [info["local"] for link in listed for info in link["addr_info"]]
+    return {ip_address(text) for text in texts}
+
+
+def _is_ours(payload: bytes) -> bool:
+    """Whether a datagram is WireGuard's (a type of 1 to 4 and three zeros) or STUN (RFC 8489)."""
+    is_wireguard = payload[:1] in (b"\1", b"\2", b"\3", b"\4") and payload[1:4] == bytes(3)
+    return is_wireguard or payload[4:8] == b"\x21\x12\xa4\x42"
+
+
+def _is_home(target: IPAddress) -> bool:
+    return target.is_private or target.is_link_local or target.is_multicast
