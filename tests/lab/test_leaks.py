@@ -38,8 +38,10 @@ def abroad() -> Iterator[Abroad]:
 @pytest.fixture
 def lab(abroad: Abroad) -> Iterator[Abroad]:
     """Afterwards no exit is used, the daemons run, and the site is reached directly."""
+    abroad.own_port()
     yield abroad
-    for node in abroad.exits:
+    for number, node in enumerate(abroad.exits):
+        abroad.mend(number)
         if not node.process.alive:
             node.start()
     if not abroad.laptop.process.alive:
@@ -113,7 +115,7 @@ def test_connected_all_goes_through_the_exit(lab: Abroad) -> None:
 
 
 def test_connecting_to_an_exit_that_is_not_there_nothing_leaves(lab: Abroad) -> None:
-    lab.exits[0].stop()
+    lab.cut(0)
     with nothing_strays(lab) as talk:
         use(lab, wait=False)
         wait_until(lambda: state(lab.laptop) == "connecting", "connecting", timeout=LIMIT)
@@ -132,7 +134,7 @@ def test_in_lockdown_nothing_leaves_without_an_exit(lab: Abroad) -> None:
 def test_an_exit_that_dies_leaves_nothing_open(lab: Abroad) -> None:
     use(lab)
     with nothing_strays(lab) as talk:
-        lab.exits[0].kill()
+        lab.cut(0)
         talk()
         wait_until(lambda: state(lab.laptop) == "connecting", "the loss", timeout=LIMIT)
         talk()
@@ -150,7 +152,7 @@ def test_auto_fails_over_without_a_packet_outside(lab: Abroad) -> None:
     use(lab, who="auto")
     first = next(n for n in (0, 1) if seen_as(lab) == outside(lab, n))
     with nothing_strays(lab) as talk:
-        lab.exits[first].kill()
+        lab.cut(first)
         talk()
         wait_until(partial(_sees, lab, 1 - first), "the other exit", timeout=LIMIT)
 
