@@ -58,6 +58,7 @@ class Abroad(Lab):
         for number, host in enumerate((self.host_laptop, self.printer), 2):
             host.namespace.ip(f"addr add {HOME_LAN6}{number}/64 dev eth0 nodad")
         self.printer6 = ip_address(f"{HOME_LAN6}3")
+        self.away = self.router("away")
         self.site = self.host("site")
         for host in (self.site, self.printer):
             arguments = (sys.executable, str(PROGRAMS / "answering.py"), *map(str, SITE_PORTS))
@@ -90,14 +91,26 @@ class Abroad(Lab):
             found.add(self.site.address6)
         return frozenset(found)
 
-    def watch(self) -> Capture:
-        """Record what passes the laptop's cable."""
-        return self.capture("laptop", "eth0")
+    def watch(self, cable: str = "eth0") -> Capture:
+        """Record what passes a cable of the laptop."""
+        return self.capture("laptop", cable)
 
-    def mac(self) -> bytes:
-        """The hardware address of the laptop's cable."""
-        text = self.host_laptop.run("cat", "/sys/class/net/eth0/address").strip()
-        return bytes.fromhex(text.replace(":", ""))
+    def mac(self, cable: str = "eth0") -> bytes:
+        """The hardware address of a cable of the laptop."""
+        text = self.host_laptop.run("ip", "-j", "link", "show", "dev", cable)
+        return bytes.fromhex(json.loads(text)[0]["address"].replace(":", ""))
+
+    def plug_in_again(self) -> None:
+        """Bring the cable up, with the addresses and routes that went with it."""
+        plug, namespace = self.host_laptop.plug, self.host_laptop.namespace
+        assert self.home.lan6 is not None
+        namespace.ip(
+            "link set eth0 up",
+            f"addr replace {HOME_LAN6}2/64 dev eth0 nodad",
+            f"addr replace {plug.addresses6[0]}/64 dev eth0 nodad",
+            f"route replace default via {plug.gateway} dev eth0",
+            f"route replace default via {self.home.lan6[1]} dev eth0",
+        )
 
     def own_port(self) -> int:
         """The port of the laptop's WireGuard and checks: it stays the same."""
@@ -190,8 +203,8 @@ def _inner(source: IPAddress, target: IPAddress, protocol: int, rest: bytes) -> 
     return Frame(source, target, protocol, kind=kind)
 
 
-def strays(lab: Abroad, capture: Capture, *, lan: bool = False) -> list[str]:
-    """Return what left the laptop's cable beyond what ``docs/security.md`` lists for a blocked state.
+def strays(lab: Abroad, capture: Capture, *, lan: bool = False, cable: str = "eth0") -> list[str]:
+    """Return what left a cable of the laptop beyond what ``docs/security.md`` lists for a blocked state.
 
     Left out are: ARP, neighbour discovery, DHCP, the agent's own (relay, STUN, and WireGuard or STUN
     datagrams from its own port), and with ``lan`` whatever goes to the home's own networks.
@@ -199,7 +212,7 @@ def strays(lab: Abroad, capture: Capture, *, lan: bool = False) -> list[str]:
     server = {*lab.server.plug.addresses, *lab.server.plug.addresses6}
     own_port = lab.own_port()
     found = []
-    for frame in frames_of(capture.packets(), lab.mac()):
+    for frame in frames_of(capture.packets(), lab.mac(cable)):
         if frame.protocol == 0 or (frame.protocol == _ICMP6 and frame.kind in _NEIGHBOUR):
             continue
         if frame.target in server and (frame.protocol, frame.port) in (

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -67,9 +69,11 @@ def use(lab: Abroad, *arguments: str, who: str | None = None, wait: bool = True)
 
 
 @contextmanager
-def nothing_strays(lab: Abroad, *, lan: bool = False) -> Iterator[Callable[[], None]]:
-    """Record the cable meanwhile; the value sends all a program can, as root and as a user."""
-    capture = lab.watch()
+def nothing_strays(
+    lab: Abroad, *, lan: bool = False, cable: str = "eth0"
+) -> Iterator[Callable[[], None]]:
+    """Record a cable meanwhile; the value sends all a program can, as root and as a user."""
+    capture = lab.watch(cable)
 
     def talk() -> None:
         for uid in (0, NOBODY):
@@ -79,7 +83,7 @@ def nothing_strays(lab: Abroad, *, lan: bool = False) -> Iterator[Callable[[], N
     # What was sent last is on the cable before these are.
     talk()
     capture.stop()
-    found = strays(lab, capture, lan=lan)
+    found = strays(lab, capture, lan=lan, cable=cable)
     assert not found, f"{len(found)} packets strayed: {sorted(set(found))[:20]}"
 
 
@@ -111,7 +115,7 @@ def test_a_program_that_talks_is_recorded_where_nothing_holds_it_back(lab: Abroa
 def test_connected_all_goes_through_the_exit(lab: Abroad) -> None:
     with nothing_strays(lab):
         use(lab)
-        assert seen_as(lab) == outside(lab, 0)
+        wait_until(partial(_sees, lab, 0), "the exit's addresses", timeout=LIMIT)
 
 
 def test_connecting_to_an_exit_that_is_not_there_nothing_leaves(lab: Abroad) -> None:
@@ -207,12 +211,10 @@ def test_a_home_that_claims_public_addresses_gets_nothing(lab: Abroad) -> None:
 
 def test_a_link_that_goes_down_and_up_lets_nothing_out(lab: Abroad) -> None:
     use(lab)
-    cable = lab.host_laptop
     with nothing_strays(lab) as talk:
-        cable.namespace.ip("link set eth0 down")
+        lab.host_laptop.namespace.ip("link set eth0 down")
         talk()
-        cable.namespace.ip("link set eth0 up")
-        cable.namespace.ip(f"route replace default via {cable.plug.gateway}")
+        lab.plug_in_again()
         talk()
         wait_until(partial(_sees, lab, 0), "the exit again", timeout=40)
 
@@ -231,7 +233,7 @@ def test_with_allow_lan_the_home_is_reached_and_nothing_else(lab: Abroad) -> Non
         answers = lab.talk(uid=NOBODY)
         reached = {said.split()[0] for said in answers["tcp/80"]}
         assert {str(lab.printer.address), str(lab.printer6)} <= reached
-        assert seen_as(lab) == outside(lab, 0)
+        wait_until(partial(_sees, lab, 0), "the exit's addresses", timeout=LIMIT)
 
 
 def test_the_printer_is_out_of_reach_without_allow_lan(lab: Abroad) -> None:
@@ -250,6 +252,54 @@ def test_down_opens_and_lockdown_outlives_it_until_cleanup(lab: Abroad) -> None:
     assert seen_as(lab) & {str(lab.home.address)}
 
 
+def test_in_another_network_nothing_leaves_but_by_the_exit(lab: Abroad) -> None:
+    use(lab)
+    namespace = lab.host_laptop.namespace
+    with nothing_strays(lab) as talk:
+        talk()
+        namespace.ip("link set eth0 down")
+    lab.away.plug(namespace, "eth1")
+    with nothing_strays(lab, cable="eth1") as talk:
+        talk()
+        wait_until(partial(_sees, lab, 0), "the exit again", timeout=40)
+    namespace.ip("link del eth1")
+    lab.plug_in_again()
+    wait_until(partial(_sees, lab, 0), "the exit at home again", timeout=40)
+
+
+def test_a_router_that_advertises_itself_gets_nothing(lab: Abroad) -> None:
+    use(lab)
+    lab.host_laptop.namespace.sysctl({"ipv6/conf/eth0/accept_ra": 2})
+    with nothing_strays(lab) as talk:
+        advertise(lab)
+        routes = lambda: lab.host_laptop.run("ip", "-6", "route", "show", "proto", "ra")  # noqa: E731
+        wait_until(routes, "the advertised route")
+        talk()
+        wait_until(partial(_sees, lab, 0), "the exit", timeout=LIMIT)
+    lab.host_laptop.namespace.sysctl({"ipv6/conf/eth0/accept_ra": 0})
+    lab.host_laptop.run("ip", "-6", "route", "flush", "proto", "ra")
+
+
+def test_what_an_exit_without_ipv6_does_not_carry_does_not_leave(lab: Abroad) -> None:
+    lab.exits[0].cli("exit", "offer", "--to", "members", "--no-ipv6")
+    try:
+        with nothing_strays(lab):
+            use(lab)
+            only = {str(lab.hosts_abroad[0].address)}
+            wait_until(lambda: seen_as(lab) == only, "IPv4 alone", timeout=LIMIT)
+    finally:
+        lab.exits[0].cli("exit", "offer", "--to", "members")
+
+
+def test_a_resolver_that_is_put_back_is_not_reached(lab: Abroad) -> None:
+    use(lab, "--allow-lan")
+    with nothing_strays(lab, lan=True):
+        answers = lab.talk(uid=NOBODY)
+        asked = {said.split()[0] for what in answers if "/53" in what for said in answers[what]}
+        # Neither the printer, which answers on port 53, nor the site: names are asked of the exit.
+        assert not asked & {str(address) for address in lab.strangers}
+
+
 def test_a_tunnel_that_hangs_leaves_nothing_open(lab: Abroad) -> None:
     use(lab)
     pid = lab.laptop.process.pid
@@ -259,6 +309,17 @@ def test_a_tunnel_that_hangs_leaves_nothing_open(lab: Abroad) -> None:
             talk()
         finally:
             os.kill(pid, signal.SIGCONT)
+
+
+def advertise(lab: Abroad) -> None:
+    """Have the router of the home say by ICMPv6 that it is one, for a minute (RFC 4861, 4.2)."""
+    with lab.home.namespace.enter():
+        mouth = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    with mouth:
+        mouth.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        mouth.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lan")
+        # Type, code, checksum (the kernel's), hop limit, flags, lifetime, reachable, retransmit.
+        mouth.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 60, 0, 0), ("ff02::1", 0))
 
 
 def _sees(lab: Abroad, number: int) -> bool:

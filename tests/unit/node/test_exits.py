@@ -476,3 +476,13 @@ def test_status_says_it_in_words_and_json(abroad: Abroad) -> None:
     abroad.step(abroad.me, ReconcileFinished(shield_error="nft is not there"))
     assert abroad.status(abroad.me)["exit"]["shield_error"] == "nft is not there"
     assert "exit_shield_failed" in abroad.problems()
+
+
+def test_behind_a_shield_the_hosts_own_networks_are_still_routed(abroad: Abroad) -> None:
+    abroad.connect(abroad.fra, kill_switch="on", allow_lan=False)
+    shield, routing = abroad.kernel()
+    assert not shield.allow_lan
+    assert routing.allow_lan
+    abroad.connect(abroad.fra, kill_switch="off", allow_lan=False)
+    _, routing = abroad.kernel()
+    assert not routing.allow_lan
