@@ -23,6 +23,7 @@ from aiohttp import web
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import SystemRefused, UserError
+from nostrvpn.host.state import FWMARK
 from nostrvpn.io.shims import MAX_FRAME
 from nostrvpn.io.tcp_carrier import is_congested, prepare_carrier
 from nostrvpn.stun.binding import looks_like_stun
@@ -345,11 +346,17 @@ def _when_written(path: Path | None) -> tuple[int, int] | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; the unspecified IPv6 address takes IPv4 too, as users expect."""
+    """Return a listening socket; the unspecified IPv6 address takes IPv4 too, as users expect.
+
+    What it accepts inherits its mark: so it is answered around an exit that this host uses.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server(
+    ear = socket.create_server(
         (host, port),
         family=family,
         backlog=MAX_NEW,
         dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
     )
+    with contextlib.suppress(PermissionError):  # nobody without CAP_NET_ADMIN uses an exit
+        ear.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, FWMARK)
+    return ear

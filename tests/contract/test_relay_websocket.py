@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nostrvpn.errors import SystemRefused, UserError
+from nostrvpn.host.state import FWMARK
 from nostrvpn.io import relay_websocket
 from nostrvpn.io.relay_websocket import RelayWebSocket, WebSocketListen
 from nostrvpn.stun.binding import StunMethod, render_query
@@ -118,6 +119,14 @@ async def test_frames_pass_both_ways_and_the_end_is_told() -> None:
             message = await client.receive(timeout=LIMIT)
             assert message.type is aiohttp.WSMsgType.CLOSE
         await until(lambda: edge.closed == [1, 2])
+
+
+async def test_what_it_answers_is_marked_and_goes_around_an_exit() -> None:
+    async with listening() as (edge, session), session.ws_connect(edge.url) as client:
+        await client.send_bytes(HELLO)
+        await until(lambda: edge.frames)
+        (connection,) = edge.relay._connections.values()
+        assert connection.tcp.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == FWMARK
 
 
 async def test_to_everybody_else_it_is_a_web_server_without_that_page() -> None:
