@@ -46,6 +46,7 @@ _COMMANDS = {
     "shields-up": "permissions",
     "routes": "routes",
     "exit": "exits",
+    "exec": "exec",
     "policy": "permissions",
     "resolve": "names",
     "nip05": "names",

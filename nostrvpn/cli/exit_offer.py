@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, size, table
+from nostrvpn.cli.output import console, json_option, shown_as_json, size, table
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import UsageError
@@ -35,6 +36,12 @@ _MBIT = 125_000
 @click.option("--budget", type=float, default=0.0, metavar="GB", help="Of all, in a month.")
 @click.option("--country", default="", metavar="CC", help="Where it says it is.")
 @click.option("--no-ipv6", is_flag=True, help="IPv4 only.")
+@click.option(
+    "--upstream",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Guests leave by the WireGuard provider of this wg-quick file.",
+)
 @click.option("--stop", is_flag=True, help="Be no exit any more; open connections are cut.")
 @json_option
 @click.pass_obj
@@ -55,11 +62,21 @@ def offer_command(
             raise UsageError("--stop goes alone", "nostrvpn exit offer --stop")
         answer = client.call("exit_offer_stop")
     else:
-        answer = client.call("exit_offer", to=list(to), ipv6=not no_ipv6, **given)
-    if as_json:
-        show_json(answer)
+        path = given.pop("upstream")
+        upstream = None if path is None else _provider(path)
+        answer = client.call(
+            "exit_offer", to=list(to), ipv6=not no_ipv6, upstream=upstream, **given
+        )
+    if shown_as_json(answer, as_json):
         return
     _show_offer(answer)
+
+
+def _provider(path: Path) -> dict[str, object]:
+    """Return what a wg-quick file says, its endpoint looked up; the file must be private."""
+    from nostrvpn.io.provider_file import read_provider
+
+    return read_provider(path).to_json()
 
 
 @click.command("clients")
@@ -68,8 +85,7 @@ def offer_command(
 def clients_command(options: Options, as_json: bool) -> None:
     """List who may leave through this host, who does, and what each had."""
     answer = ControlClient(options.control_socket).call("exit_clients")
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     _show_offer(answer)
     made = table("guest", "uses it now", "sent", "received", "up", "down")
@@ -96,6 +112,8 @@ def _show_offer(answer: dict[str, Any]) -> None:
     for key in ("allow", "deny"):
         if offer[key]:
             click.echo(f"  {key}: {' '.join(offer[key])}")
+    if offer["upstream"] is not None:
+        click.echo(f"  guests leave by the WireGuard provider at {offer['upstream']['endpoint']}")
     if offer["allow_lan"]:
         click.echo("  the networks this host is in are open to guests")
     for text in answer["to"]:

@@ -30,6 +30,7 @@ _STATES = {
     "silent": "does not answer",
     "reachable": "reachable",
     "unreachable": "no path",
+    "loops": "leaves through this node",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, span, warn_unless_applied
+from nostrvpn.cli.output import console, json_option, shown_as_json, span, warn_unless_applied
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.cli.terms import checked_label, checked_npub, checked_tags, parse_span, terms_options
 from nostrvpn.config.options import Options
@@ -67,8 +67,7 @@ def invite_command(
         tags=checked_tags(tags),
         **terms,
     )
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     show_link(
         answer, "whoever uses it first" if once else "that npub only", open_to_all=once, qr=qr
@@ -94,8 +93,7 @@ def show_link(answer: Any, whose: str, *, open_to_all: bool, qr: bool = False) -
 def peers_command(options: Options, as_json: bool) -> None:
     """List the other members of the network."""
     answer = ControlClient(options.control_socket).call("peers")
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     peers = answer["peers"]
     if not peers:
@@ -122,8 +120,7 @@ def peer_command() -> None:
 def remove(options: Options, peer: str, as_json: bool) -> None:
     """Remove PEER from the network."""
     answer = ControlClient(options.control_socket).call("peer_remove", peer=peer)
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     click.echo(f"Removed {_called(answer)}.")
@@ -136,12 +133,9 @@ def remove(options: Options, peer: str, as_json: bool) -> None:
 @click.pass_obj
 def rename(options: Options, peer: str, name: str, as_json: bool) -> None:
     """Call PEER by another NAME on this host only; others go on as before."""
-    called = checked_label(name)
-    answer = ControlClient(options.control_socket).call("peer_rename", peer=peer, name=called)
-    if as_json:
-        show_json(answer)
-        return
-    click.echo(f"On this host {answer['npub']} is now called {answer['name']}.")
+    answer = _named(options, "peer_rename", peer, name)
+    if not shown_as_json(answer, as_json):
+        click.echo(f"On this host {answer['npub']} is now called {answer['name']}.")
 
 
 @peer_command.command("name")
@@ -151,12 +145,14 @@ def rename(options: Options, peer: str, name: str, as_json: bool) -> None:
 @click.pass_obj
 def name_for_all(options: Options, peer: str, name: str, as_json: bool) -> None:
     """Name PEER for the whole network; a member may name itself (me)."""
-    called = checked_label(name)
-    answer = ControlClient(options.control_socket).call("peer_name", peer=peer, name=called)
-    if as_json:
-        show_json(answer)
-        return
-    click.echo(f"The network now calls {answer['npub']} {answer['name']}.")
+    answer = _named(options, "peer_name", peer, name)
+    if not shown_as_json(answer, as_json):
+        click.echo(f"The network now calls {answer['npub']} {answer['name']}.")
+
+
+def _named(options: Options, command: str, peer: str, name: str) -> Any:
+    label = checked_label(name)
+    return ControlClient(options.control_socket).call(command, peer=peer, name=label)
 
 
 @peer_command.command("role")
@@ -171,8 +167,7 @@ def role(options: Options, peer: str, role: str, expires_member: str | None, as_
     answer = ControlClient(options.control_socket).call(
         "peer_role", peer=peer, role=role, lasts_s=lasts
     )
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     until = f" for {span(lasts)}" if lasts is not None else ""
@@ -189,8 +184,7 @@ def tag(options: Options, peer: str, tags: tuple[str, ...], as_json: bool) -> No
     answer = ControlClient(options.control_socket).call(
         "peer_tag", peer=peer, tags=checked_tags(tags)
     )
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     said = ", ".join(answer["tags"]) if answer["tags"] else "none"
@@ -214,8 +208,7 @@ def replace(options: Options, peer: str, npub: str, expires: str, as_json: bool)
         npub=checked_npub(npub),
         expires_s=parse_span("--expires", expires),
     )
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     click.echo(f"{_called(answer)} is replaced.", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, dash, json_option, show_json, size
+from nostrvpn.cli.output import console, dash, json_option, shown_as_json, size
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 
@@ -28,8 +28,7 @@ _MAPPINGS = {
 def netcheck_command(options: Options, as_json: bool) -> None:
     """Show the NAT, UDP, the router's help, relays and TURN servers."""
     report = ControlClient(options.control_socket).call("netcheck", timeout=60.0)
-    if as_json:
-        show_json(report)
+    if shown_as_json(report, as_json):
         return
     for label, text in _lines(report):
         click.echo(f"{label:<16}{text}")

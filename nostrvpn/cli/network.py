@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from nostrvpn.cli.choosing import find_network, network_document
-from nostrvpn.cli.output import console, dash, json_option, show_json, table, warn_unless_applied
+from nostrvpn.cli.output import (
+    console,
+    dash,
+    json_option,
+    shown_as_json,
+    table,
+    warn_unless_applied,
+)
 from nostrvpn.cli.seconds import seconds_option
 from nostrvpn.cli.terms import checked_label
 from nostrvpn.config.options import FIRST, Options
@@ -44,8 +51,7 @@ def create(options: Options, name: str, as_json: bool) -> None:
     status = start_network(place)
     answer = ControlClient(place.control_socket).call("network_create", name=called)
     answer |= {"profile": place.network, "interface": status["interface"]}
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     click.echo(f"The network {answer['name']} is up on {answer['interface']}; this node owns it.")
     if is_new:
@@ -62,8 +68,7 @@ def create(options: Options, name: str, as_json: bool) -> None:
 def listed(options: Options, as_json: bool) -> None:
     """List the networks of this node."""
     rows = [_row(options, profile) for profile in profiles(options)]
-    if as_json:
-        show_json({"networks": rows})
+    if shown_as_json({"networks": rows}, as_json):
         return
     made = table("profile", "network", "interface", ">members", "role", "state")
     for row in rows:
@@ -87,8 +92,7 @@ def switch(options: Options, network: str, as_json: bool) -> None:
     """Let all commands speak to NETWORK from now on."""
     profile = find_network(options, network)
     select_profile(options, profile)
-    if as_json:
-        show_json({"profile": profile})
+    if shown_as_json({"profile": profile}, as_json):
         return
     click.echo(f"Commands speak to {profile} now.")
 
@@ -123,8 +127,7 @@ def leave(options: Options, network: str | None, yes: bool, timeout: float, as_j
     stop_daemon(place, 15.0)
     remove_profile(place)
     answer |= {"profile": place.network}
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     heard = "" if answer["told"] else "; the others were not told, since no relay could be reached"
     click.echo(f"Left {document['name'] or place.network}{heard}.")
@@ -136,8 +139,7 @@ def leave(options: Options, network: str | None, yes: bool, timeout: float, as_j
 def log(options: Options, as_json: bool) -> None:
     """Show who decided what, in the order in which it holds."""
     answer = ControlClient(options.control_socket).call("network_log")
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     for entry in answer["operations"]:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["at"]))
@@ -172,8 +174,7 @@ def settings(
     }
     changes = {key: value for key, value in given.items() if value is not None}
     answer = ControlClient(options.control_socket).call("network_settings", **changes)
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     click.echo(f"name        {answer['name']}")

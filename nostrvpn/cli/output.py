@@ -19,6 +19,7 @@ __all__ = [
     "json_option",
     "show_error",
     "show_json",
+    "shown_as_json",
     "size",
     "span",
     "table",
@@ -37,6 +38,13 @@ def json_option(command: _Command) -> _Command:
 def show_json(value: object) -> None:
     """Print a value as JSON on standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def shown_as_json(answer: object, as_json: bool) -> bool:
+    """Print an answer as JSON if that was asked for; return whether it was."""
+    if as_json:
+        show_json(answer)
+    return as_json
 
 
 def warn_unless_applied(answer: dict[str, Any]) -> None:

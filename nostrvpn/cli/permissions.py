@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, table, warn_unless_applied
+from nostrvpn.cli.output import console, json_option, shown_as_json, table, warn_unless_applied
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -64,8 +64,7 @@ def deny_command(options: Options, **given: Any) -> None:
 
 def _permit(options: Options, *, as_json: bool, **given: Any) -> None:
     answer = ControlClient(options.control_socket).call("permit", **given)
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     where = "In the whole network" if given["network"] else "At this node"
@@ -78,8 +77,7 @@ def _permit(options: Options, *, as_json: bool, **given: Any) -> None:
 def rules_command(options: Options, as_json: bool) -> None:
     """List the rules of this node and of the network, in the order in which they count."""
     answer = ControlClient(options.control_socket).call("rules")
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     if answer["shields_up"]:
         click.echo("Shields are up: nothing is let in, whatever the rules say.")
@@ -101,8 +99,7 @@ def rules_command(options: Options, as_json: bool) -> None:
 def shields_up_command(options: Options, state: str, as_json: bool) -> None:
     """Let nothing in from the network for now, whatever the rules say; or let it in again."""
     answer = ControlClient(options.control_socket).call("shields_up", up=state == "on")
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     if answer["shields_up"]:
@@ -131,8 +128,7 @@ def test(options: Options, source: str, target: str, what: str, as_json: bool) -
     answer = ControlClient(options.control_socket).call(
         "policy_test", source=source, target=target, what=what
     )
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     word = "may" if answer["allowed"] else "may not"
     click.echo(f"{answer['source']['name']} {word} {answer['what']} at {answer['target']['name']}:")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, table, warn_unless_applied
+from nostrvpn.cli.output import console, json_option, shown_as_json, table, warn_unless_applied
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -109,8 +109,7 @@ def refuse(options: Options, who: str, networks: tuple[str, ...], as_json: bool)
 
 
 def _show(answer: Any, *, as_json: bool) -> None:
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     warn_unless_applied(answer)
     made = table("network", "behind", "advertised", "approved", "accepted", "state")

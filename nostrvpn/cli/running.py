@@ -52,11 +52,14 @@ def up_command(
     With a link in the environment variable NOSTRVPN_JOIN it joins too, unless it is in that network
     already.
     """
-    from nostrvpn.cli.setup import checked_name, checked_relays
+    from nostrvpn.cli.setup import checked_relays
+    from nostrvpn.cli.terms import checked_label
 
     deadline = time.monotonic() + timeout
     options = with_network(options, network) if network is not None else options
-    options = replace(options, name=checked_name(name), relays=checked_relays(relays), relay=relay)
+    options = replace(
+        options, name=checked_label(name, "--name"), relays=checked_relays(relays), relay=relay
+    )
     options = options.of_network(FIRST) if foreground and not options.is_named else options
     running = _running_status(options)
     if running is not None and foreground:
@@ -131,11 +134,12 @@ def daemon_command(
 
     It is the first network's, unless --network (before the command) names another.
     """
-    from nostrvpn.cli.setup import checked_name, checked_relays
+    from nostrvpn.cli.setup import checked_relays
+    from nostrvpn.cli.terms import checked_label
 
     chosen = replace(
         options if options.is_named else options.of_network(FIRST),
-        name=checked_name(name),
+        name=checked_label(name, "--name"),
         relays=checked_relays(relays),
         relay=relay,
         log_file=log_file,

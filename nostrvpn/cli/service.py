@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from nostrvpn.cli.output import json_option, show_json
+from nostrvpn.cli.output import json_option, shown_as_json
 from nostrvpn.errors import SystemRefused, UsageError
 
 __all__ = ["service_command"]
@@ -39,8 +39,7 @@ def install(root: str, command: str | None, as_json: bool) -> None:
 
     _require_root()
     written = install_service(Path(root).resolve(), _command(command))
-    if as_json:
-        show_json({"written": written})
+    if shown_as_json({"written": written}, as_json):
         return
     for path in written:
         click.echo(f"Wrote {path}")
@@ -59,8 +58,7 @@ def uninstall(root: str, as_json: bool) -> None:
 
     _require_root()
     removed = uninstall_service(Path(root).resolve())
-    if as_json:
-        show_json({"removed": removed})
+    if shown_as_json({"removed": removed}, as_json):
         return
     for path in removed:
         click.echo(f"Removed {path}")
@@ -74,8 +72,7 @@ def status(as_json: bool) -> None:
     from nostrvpn.io.service_files import service_state
 
     state = service_state()
-    if as_json:
-        show_json(state)
+    if shown_as_json(state, as_json):
         return
     for unit, said in state.items():
         click.echo(f"{unit}: {said['enabled']}, {said['active']}")

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import json_option, show_json
+from nostrvpn.cli.output import json_option, shown_as_json
+from nostrvpn.cli.terms import checked_label
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient, DaemonNotRunning
 from nostrvpn.errors import UsageError, UserError
 
-__all__ = ["checked_name", "checked_relays", "create_node", "id_command", "init_command"]
+__all__ = ["checked_relays", "create_node", "id_command", "init_command"]
 
 
 @click.command("init")
@@ -37,8 +38,7 @@ def init_command(
     if nsec_file and words_file:
         raise UsageError("--nsec-file and --words-file exclude each other", "give one of them")
     made = create_node(options, name, relays, nsec_file=nsec_file, words_file=words_file)
-    if as_json:
-        show_json(made)
+    if shown_as_json(made, as_json):
         return
     click.echo(f"This node is {made['npub']}")
     click.echo(f"Its secret is in {made['identity']}: keep a copy, nobody can restore it.")
@@ -67,7 +67,7 @@ def create_node(
         read_words_file,
     )
 
-    name, relays = checked_name(name), checked_relays(relays)
+    name, relays = checked_label(name, "--name"), checked_relays(relays)
     if has_identity(options.state_dir, os.environ):
         raise UserError(
             f"{identity_path(options.state_dir)} already holds an identity, it is not overwritten",
@@ -88,16 +88,6 @@ def create_node(
         "config": options.config,
         "config_created": created,
     }
-
-
-def checked_name(name: str | None) -> str | None:
-    """Return a valid ``--name``, or raise UsageError."""
-    from nostrvpn.config.names import check_name
-
-    try:
-        return None if name is None else check_name(name)
-    except ValueError as error:
-        raise UsageError(f"--name: {error}", "for example: --name laptop") from error
 
 
 def checked_relays(relays: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,8 +116,7 @@ def id_command(options: Options, qr: bool, as_json: bool) -> None:
         identity = ControlClient(options.control_socket).call("id")
     except DaemonNotRunning:
         identity = _identity_at_rest(options)
-    if as_json:
-        show_json(identity)
+    if shown_as_json(identity, as_json):
         return
     click.echo(f"npub                  {identity['npub']}")
     click.echo(f"WireGuard public key  {identity['wireguard_public_key']}")

@@ -50,14 +50,15 @@ def checked_npub(text: str) -> str:
     return text
 
 
-def checked_label(name: str | None) -> str | None:
-    """Return a valid name, or raise UsageError."""
+def checked_label(name: str | None, option: str = "") -> str | None:
+    """Return a valid name, or raise UsageError; that names ``option``, if it was given by one."""
     from nostrvpn.config.names import check_name
 
     try:
         return None if name is None else check_name(name)
     except ValueError as error:
-        raise UsageError(str(error), "for example: home-server") from error
+        text = f"{option}: {error}" if option else str(error)
+        raise UsageError(text, f"for example: {f'{option} home-server'.strip()}") from error
 
 
 def checked_tags(tags: tuple[str, ...]) -> list[str]:

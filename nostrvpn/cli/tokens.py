@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nostrvpn.cli.members import show_link
-from nostrvpn.cli.output import console, json_option, show_json, span, table
+from nostrvpn.cli.output import console, json_option, shown_as_json, span, table
 from nostrvpn.cli.terms import checked_tags, parse_span, terms_options
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -56,8 +56,7 @@ def create(
         tags=checked_tags(tags),
         **terms,
     )
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     whose = "one node" if uses == 1 else f"{uses} nodes"
     show_link(answer, f"{whose} (token {answer['id']})", open_to_all=True)
@@ -69,8 +68,7 @@ def create(
 def listed(options: Options, as_json: bool) -> None:
     """List the network's tokens; the links themselves are not kept."""
     answer = ControlClient(options.control_socket).call("token_list")
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     if not answer["tokens"]:
         click.echo("No tokens: nostrvpn token create")
@@ -97,7 +95,6 @@ def listed(options: Options, as_json: bool) -> None:
 def revoke(options: Options, token: str, as_json: bool) -> None:
     """Let nobody else in by the token ID; who came in by it stays."""
     answer = ControlClient(options.control_socket).call("token_revoke", id=token)
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     click.echo(f"Token {answer['id']} lets nobody in any more.")

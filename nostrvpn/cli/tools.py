@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, version_spelled
+from nostrvpn.cli.output import console, json_option, show_json, shown_as_json, version_spelled
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import SystemRefused, UsageError
@@ -45,8 +45,7 @@ def wg_quick(options: Options, output: str | None, as_json: bool) -> None:
         if as_json:
             show_json({"file": output})
         return
-    if as_json:
-        show_json({"config": text})
+    if shown_as_json({"config": text}, as_json):
         return
     click.echo(text, nl=not text.endswith("\n"))
 
@@ -92,8 +91,7 @@ def cleanup_command(options: Options, as_json: bool) -> None:
     check_privilege(for_packets=False)
     # All: nobody's may be at work. One: it may be this node's own.
     removed = remove_leftovers(options.interface, options.home if options.interface else None)
-    if as_json:
-        show_json({"removed": removed})
+    if shown_as_json({"removed": removed}, as_json):
         return
     for item in removed:
         click.echo(f"Removed {item}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import dash, json_option, show_json, span
+from nostrvpn.cli.output import dash, json_option, shown_as_json, span
 from nostrvpn.cli.peer_argument import PEER
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -24,8 +24,7 @@ def why_command(options: Options, peer: str, as_json: bool) -> None:
     PEER is a name, an npub, or the beginning of one.
     """
     answer = ControlClient(options.control_socket).call("why", peer=peer)
-    if as_json:
-        show_json(answer)
+    if shown_as_json(answer, as_json):
         return
     click.echo(f"{answer.get('name') or answer['peer'][:16] + '…'}: {answer['summary']}")
     if answer["tried"]:

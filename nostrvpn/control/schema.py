@@ -198,6 +198,17 @@ _PolicyWords = Annotated[
 ]
 
 
+class _ExecBegin(_Arguments, frozen=True):
+    peer: _Reference
+    taken: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=0, le=31)]], msgspec.Meta(max_length=32)
+    ] = []
+
+
+class _ExecLink(_Arguments, frozen=True):
+    link: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
+
+
 class _ExitOffer(_Arguments, frozen=True):
     to: Annotated[list[_Reference], msgspec.Meta(max_length=64)] = []
     policy: _Policy = "tor-default"
@@ -210,6 +221,7 @@ class _ExitOffer(_Arguments, frozen=True):
     budget: _Amount = 0.0  # GB a month
     country: Annotated[str, msgspec.Meta(max_length=2)] = ""
     ipv6: bool = True
+    upstream: dict[str, object] | None = None  # as ``Provider.to_json`` has it, keys and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +258,9 @@ COMMANDS: dict[str, Command] = {
         Command("exit_off", _ExitOff, admin=True),
         Command("exit_bypass", _ExitWords, admin=True),
         Command("exit_trust", _ExitWords, admin=True),
+        Command("exec_begin", _ExecBegin, admin=True),
+        Command("exec_ready", _ExecLink, admin=True),
+        Command("exec_end", _ExecLink, admin=True),
         Command("exit_clients", _Arguments, admin=False),
         Command("exit_offer", _ExitOffer, admin=True),
         Command("exit_offer_stop", _Arguments, admin=True),

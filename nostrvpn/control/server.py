@@ -31,7 +31,6 @@ Handler = Callable[[str, dict[str, object], bool], Awaitable[object]]
 GROUP = "nostrvpn"
 # Linux, asm-generic/socket.h; Python has no name for it. A list of gid_t.
 _SO_PEERGROUPS = 59
-_MAX_GROUPS = 65_536  # NGROUPS_MAX
 # The largest request is a join link of 4 KiB.
 _MAX_BODY = 64 * 1024
 # Calls at once: people and scripts on one host; more would only hide a runaway loop.

@@ -5,6 +5,7 @@ reconciled and ends in order. Open ``loop.py`` first.
 
 - ``main``       from options to a running daemon and its exit code
 - ``loop``       inbox -> node.step -> effects -> deadline
+- ``inbox``      the events that wait, and which of them may be lost
 - ``services``   what runs beside the node: channels, TURN, port mapping, our own relay
 - ``exit_service``  echoes to exits, and in which countries they are
 - ``guest_meter``  what this host's guests used, every few seconds
@@ -15,6 +16,8 @@ reconciled and ends in order. Open ``loop.py`` first.
 - ``sleepers``   the doorbell of peers whose paths sleep
 - ``host_watch``  addresses and routes, at start and after each change
 - ``reconcile``  the kernel's observe -> diff -> apply, in one worker thread
+- ``booth_way``  the way of single commands through an exit, for ``reconcile``
+- ``upstream_way``  the link to a WireGuard provider that an exit's guests leave by, for ``reconcile``
 - ``exit_way``   what may leave beside an exit and the way to it, for ``reconcile``
 - ``rounds``  which wishes the reconciler has carried out, for answers that wait for it
 - ``supervise``  named tasks whose failure ends the daemon loudly

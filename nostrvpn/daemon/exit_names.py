@@ -22,6 +22,7 @@ from nostrvpn.host.dns_message import (
     refusal_of,
 )
 from nostrvpn.host.state import FWMARK
+from nostrvpn.host.upstream import upstream_interface
 from nostrvpn.io.dns_forwarder import Forwarder, Way
 from nostrvpn.io.host_servers import HostServers
 from nostrvpn.io.shield import add_bypassed
@@ -78,6 +79,10 @@ class ExitNames:
         """Return whom to ask for the guests of this node as an exit."""
         if self.everything:
             return self._tunnelled()
+        provider = self._node.exit_offer.provider
+        if provider is not None and provider.dns:
+            servers = tuple(Endpoint(ip, EXIT_DNS_PORT) for ip in provider.dns)
+            return Way(servers, 0, upstream_interface(self._interface))
         return Way(self.servers.own())
 
     async def answer(self, query: bytes, by_tcp: bool) -> bytes | None:

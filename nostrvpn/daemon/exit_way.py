@@ -12,7 +12,10 @@ from dataclasses import replace
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.shield import Shield, ShieldKind, shield_table
+from nostrvpn.host.state import IPNetwork
+from nostrvpn.io.exit_rivals import rival_that_goes_first
 from nostrvpn.io.exit_routing import apply_exit_routing, remove_exit_routing
+from nostrvpn.io.networks_beside import networks_beside
 from nostrvpn.io.relay_routing import RoutingMemory
 from nostrvpn.io.shield import apply_shield
 
@@ -27,8 +30,9 @@ _log = logging.getLogger(__name__)
 class ExitWay:
     """The kill switch's table and the routing of one interface.
 
-    ``error`` says why one of them is not as desired; None if both are. ``after`` is what stays of the
-    kill switch in the end; None leaves what holds then.
+    ``error`` says why one of them is not as desired; None if both are. ``rival``: the interface of
+    another network of this host that uses an exit, so that nothing was done of what was asked; None if
+    there is none. ``after`` is what stays of the kill switch in the end; None leaves what holds then.
     """
 
     def __init__(self, interface: str) -> None:
@@ -39,6 +43,10 @@ class ExitWay:
         self._shield_error: str | None = None
         self._routing_error: str | None = None
         self._kind: ShieldKind | None = None
+        self._beside: frozenset[tuple[str, IPNetwork]] = frozenset()
+        self._looked_at = float("-inf")
+        self.rival: str | None = None
+        self._asked = ExitRouting()
         self.after: Shield | None = None
 
     @property
@@ -49,7 +57,9 @@ class ExitWay:
     @property
     def found(self) -> tuple[tuple[object, float] | None, ...]:
         """What was found as desired, each with when that was (monotonic seconds); None: not now."""
-        return (self._shield, self._routing)
+        # Who was refused looks again soon, whether it was told of a change or not.
+        refused = None if self.rival is None else (self.rival, self._looked_at - TRUSTED_S)
+        return (self._shield, self._routing, refused)
 
     def distrust_table(self) -> None:
         """Look at the table the next time; somebody may have removed it."""
@@ -58,9 +68,14 @@ class ExitWay:
     def distrust_routing(self) -> None:
         """Look at rules and routes the next time; somebody may have removed them, or the link."""
         self._routing = None
+        self._looked_at = float("-inf")
 
     def close(self, shield: Shield, routing: ExitRouting) -> None:
         """Hold back what is to be held back, if anything is; with or without the link."""
+        self._asked = routing
+        self._look(shield, routing)
+        if self._is_refused(routing):
+            return
         self._kind = shield.kind
         if shield.kind is ShieldKind.OPEN:
             return
@@ -69,11 +84,13 @@ class ExitWay:
 
     def route(self, shield: Shield, routing: ExitRouting) -> None:
         """Lead packets to the exit, now that there is the link."""
-        self._route(shield, routing, is_final=True)
+        if not self._is_refused(routing):
+            self._route(shield, routing, is_final=True)
 
     def open(self, shield: Shield) -> None:
         """Hold nothing back any more, if that is desired and nothing of the rest failed."""
-        if shield.kind is ShieldKind.OPEN and self._routing_error is None:
+        refused = self._routing_error is not None or self._is_refused(self._asked)
+        if shield.kind is ShieldKind.OPEN and not refused:
             self._apply_shield(shield)
 
     def end_closed(self, _interface: str) -> None:
@@ -92,7 +109,28 @@ class ExitWay:
             remove_exit_routing(self._interface)
             apply_shield(self.after, self._interface, self._memory)
 
+    def _is_refused(self, routing: ExitRouting) -> bool:
+        """Whether another network has the host's one exit. What only holds back is never refused."""
+        return routing.active and self.rival is not None
+
+    def _look(self, shield: Shield, routing: ExitRouting) -> None:
+        """Look at the host's other networks, if anything here depends on them."""
+        if not routing.active and self.rival is None and shield.kind is ShieldKind.OPEN:
+            return
+        now = time.monotonic()
+        if self.rival is None and now - self._looked_at < TRUSTED_S:
+            return
+        try:
+            self.rival = rival_that_goes_first(self._interface)
+            self._beside = networks_beside(self._interface)
+        except SystemRefused as exc:
+            _log.warning("the host's other networks are not known: %s", exc)
+        else:
+            self._looked_at = now
+
     def _apply_shield(self, shield: Shield) -> None:
+        if not shield.is_empty:
+            shield = replace(shield, beside=self._beside)
         if _holds(self._shield, shield):
             return
         self._shield = None
@@ -115,12 +153,17 @@ class ExitWay:
                 # What leads nowhere now may lead out then.
                 return
             routing = replace(routing, versions=frozenset(), diverts=False)
+        if routing.active:
+            routing = replace(routing, beside=frozenset(network for _, network in self._beside))
         if _holds(self._routing, routing):
             return
         self._routing = None
         try:
             if apply_exit_routing(routing, self._interface):
                 _log.info("[#] ip rule: %s", routing.summary)
+                # Another network may have taken the exit in the same moment.
+                self._looked_at = float("-inf")
+                self._look(shield, routing)
         except SystemRefused as exc:
             if self._routing_error is None:
                 _log.error("nothing leads to the exit: %s", exc)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nostrvpn.daemon.loop import Loop
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.errors import NostrvpnError
+from nostrvpn.host.booth import booth_table
 from nostrvpn.host.firewall import table_name
 from nostrvpn.host.inbound import inbound_table
 from nostrvpn.host.shield import shield_table
@@ -35,6 +36,8 @@ _SKIPPED_KINDS = frozenset({"wireguard", "tun"})
 # A gateway answers the kernel within milliseconds, or is not there yet.
 _ASK_EVERY_S = 0.5
 _MAX_ASKED = 10
+# After what refused to be read: out of memory, of descriptors.
+_READ_AGAIN_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class HostWatch:
         self._last: HostChanged | None = None
         self._is_stale = self._is_reading = self._has_moved = False
         tables = [table(interface) for table in (table_name, inbound_table, gateway_table)]
-        tables += [shield_table(interface), relay_table_name(interface)]
+        tables += [shield_table(interface), relay_table_name(interface), booth_table(interface)]
         self._monitor = NetlinkMonitor(self._changed, tables)
         self._asked, self._is_stopped = 0, False
         self.must_know_network: Callable[[], bool] = lambda: False
@@ -114,6 +117,9 @@ class HostWatch:
         # Before anything else is sent: it would leave with the old source address.
         self._loop.tap.routes_changed()
         self._reconciler.host_changed()
+        if "rule" in kinds:
+            # One of ours went, or the one of another network that kept us from our exit.
+            self._loop.reconcile_soon()
         self._asked = 0
         self._look_again()
 
@@ -145,6 +151,8 @@ class HostWatch:
             network = await self._where()
         except NostrvpnError as exc:
             _log.warning("the host's addresses could not be read: %s", exc)
+            self._monitor.keep_lost(lost)
+            asyncio.get_running_loop().call_later(_READ_AGAIN_S, self._look_again)
             return
         last, sources = self._last, outward_sources(FWMARK)
         interrupted = last is not None and not lost.isdisjoint(a.ip for a in last.addresses)

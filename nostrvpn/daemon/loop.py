@@ -11,6 +11,7 @@ from ipaddress import IPv6Address
 from typing import assert_never
 
 from nostrvpn.daemon.guest_meter import GuestMeter
+from nostrvpn.daemon.inbox import Inbox
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.daemon.rounds import Rounds
 from nostrvpn.daemon.services import Services
@@ -61,9 +62,6 @@ from nostrvpn.stun.binding import is_allocate
 
 __all__ = ["Loop", "moment"]
 
-# Events that wait. Relay connections wait for room (their sockets then stop being read); datagrams
-# do not wait, they are dropped and counted: a lost probe is repeated.
-INBOX = 4_096
 CALL_TIMEOUT_S = 130.0
 ECHO_TRIES = 3
 OBSERVE_TIMEOUT_S = 3.0
@@ -75,7 +73,8 @@ _SHOWS_SERVICES = frozenset({"status", "netcheck", "why", "exit_list", "exit_sta
 _IN_FORCE = frozenset(
     {"permit", "shields_up", "network_settings", "peer_remove", "peer_role", "peer_tag"}
     | {"peer_replace", "routes_advertise", "routes_approve", "routes_accept"}
-    | {"exit_offer", "exit_offer_stop"}
+    | {"exit_offer", "exit_offer_stop", "exit_use", "exit_off", "exit_bypass", "exit_trust"}
+    | {"exec_begin", "exec_end"}
 )
 
 _log = logging.getLogger("nostrvpn.node")
@@ -96,7 +95,6 @@ class Loop:
         self._store = store
         self._reconciler = reconciler
         self._interface = interface
-        self._inbox: asyncio.Queue[NodeEvent] = asyncio.Queue(INBOX)
         self._calls: dict[int, asyncio.Future[object]] = {}
         self._last_call = 0
         self._unsaved: list[Record] = []
@@ -109,6 +107,7 @@ class Loop:
         self._sleep = SleepMeter()
         self._clock = ClockWatch(lambda: self.offer(Tick()))
         self.supervisor = Supervisor(self._task_failed)
+        self._inbox = Inbox(self.supervisor.start, self._lost)
         self.sockets = RelaySockets(self._inbox.put, mark=FWMARK)
         self.tap = Tap(port, FWMARK, self._datagram)
         self.services: Services | None = None
@@ -119,10 +118,10 @@ class Loop:
 
     def offer(self, event: NodeEvent) -> None:
         """Put in an event that may be lost (a datagram); a full inbox is counted."""
-        try:
-            self._inbox.put_nowait(event)
-        except asyncio.QueueFull:
-            self._node.paths.counters["inbox_full"] += 1
+        self._inbox.offer(event)
+
+    def _lost(self) -> None:
+        self._node.paths.counters["inbox_full"] += 1
 
     def _datagram(
         self, data: bytes, source: Endpoint, arrived_at: IPAddress | None, port: int | None
@@ -134,11 +133,8 @@ class Loop:
         self.offer(DatagramReceived(data, source, arrived_at, port))
 
     def deliver(self, event: NodeEvent) -> None:
-        """Put in an event that must not be lost, from where nothing can wait."""
-        try:
-            self._inbox.put_nowait(event)
-        except asyncio.QueueFull:
-            self.supervisor.start("deliver", self._inbox.put(event))
+        """Put in an event that should not be lost, from where nothing can wait."""
+        self._inbox.deliver(event)
 
     async def put(self, event: NodeEvent) -> None:
         """Put in an event that must not be lost."""

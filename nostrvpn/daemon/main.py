@@ -256,6 +256,7 @@ async def _reconcile_first(node: Node, reconciler: Reconciler, interface: str) -
             if is_last:
                 raise
         else:
+            node.exits.rival = reconciler.exit_rival
             return
 
 

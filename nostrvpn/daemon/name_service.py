@@ -256,10 +256,14 @@ class NameService:
 
     def _edit(self, desired: DesiredNames) -> str:
         now = time.monotonic()
-        if len(self._rewrites) == MAX_REWRITES and now - self._rewrites[0] < REWRITES_IN_S:
+        # Not if we want something else than before: an exit was taken, or left.
+        is_mended = self._told is None or self._told[0] == desired
+        is_often = len(self._rewrites) == MAX_REWRITES and now - self._rewrites[0] < REWRITES_IN_S
+        if is_mended and is_often:
             return "another program keeps rewriting resolv.conf, so it is left alone for a while"
         if put_blocks(desired, self._interface):
-            self._rewrites.append(now)
+            if is_mended:
+                self._rewrites.append(now)
             _log.warning("resolv.conf was edited, as the configuration allows (dns.resolv_conf)")
         return ""
 

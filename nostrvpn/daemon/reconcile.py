@@ -15,7 +15,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from nostrvpn.daemon.booth_way import Booths
 from nostrvpn.daemon.exit_way import ExitWay
+from nostrvpn.daemon.upstream_way import UpstreamWay
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.host import diff as host_diff
 from nostrvpn.host.diff import HostOp
@@ -47,6 +49,7 @@ LOOK_AGAIN_S = 30.0
 # again: routes and addresses take six dumps, a table of the packet filter a process, and while a mesh
 # starts there are several runs a second.
 TRUSTED_S = 20.0
+SHIELD_AGAIN_S = 1.0
 # Reading all tables of the host takes a process; other firewalls change rarely.
 LOOK_EVERY_S = 300.0
 
@@ -86,6 +89,8 @@ class Reconciler:
         self.gateway_error: str | None = None
         self.forward_obstacle: Obstacle | None = None
         self._exit_way = ExitWay(interface)
+        self._booths = Booths(interface)
+        self._upstream = UpstreamWay(backend, interface)
         self._meter: tuple[ExitMeter, float] | None = None
         self._has_metered = False
         self.meter_error: str | None = None
@@ -114,7 +119,9 @@ class Reconciler:
             self.gateway_error,
             _told(self.forward_obstacle),
             self.shield_error,
-            self.meter_error,
+            self.meter_error or self._upstream.error,
+            self.exit_rival,
+            booths=self._booths.present,
         )
 
     def reconcile_now(self, desired: Desired) -> None:
@@ -125,11 +132,16 @@ class Reconciler:
             self._tables_moved = False
             self._firewall = self._inbound = self._gateway = self._meter = self._looked_at = None
             self._exit_way.distrust_table()
+            self._booths.distrust()
+            self._upstream.distrust()
         if self._host_moved:
             self._exit_way.distrust_routing()
+            self._booths.distrust()
+            self._upstream.distrust()
         # Before anything else: from here on nothing leaves that may not.
         self._exit_way.close(desired.shield, desired.exit_routing)
-        desired = self._metered(desired)
+        self._booths.close(desired.booths)
+        desired = self._upstream.prepare(self._metered(desired))
         if not was_judged:
             # Before there is a link: what comes out of it is judged from the first packet on.
             self._apply_inbound(desired.inbound)
@@ -150,6 +162,7 @@ class Reconciler:
         if host_operations:
             self._exit_way.distrust_routing()
         self._exit_way.route(desired.shield, desired.exit_routing)
+        self._booths.open(desired.booths)
         if was_judged:
             # Last, as it takes longest: until then the filter of before drops what a new peer sends.
             self._apply_inbound(desired.inbound)
@@ -157,6 +170,7 @@ class Reconciler:
         self._apply_gateway(desired.gateway)
         if desired.inbound is not None:
             self._look_around(desired.gateway)
+        self._upstream.finish(desired)
         # After everything else.
         self._exit_way.open(desired.shield)
 
@@ -165,6 +179,11 @@ class Reconciler:
         """Why what may leave beside an exit, or the way to it, is not as desired; None if it is."""
         return self._exit_way.error
 
+    @property
+    def exit_rival(self) -> str | None:
+        """The interface of another network of this host that uses an exit, so that ours cannot."""
+        return self._exit_way.rival
+
     def end_with(self, shield: Shield) -> None:
         """Let ``delete`` leave this much of what holds traffic back. Without a word it leaves all."""
         self._exit_way.after = shield
@@ -172,13 +191,19 @@ class Reconciler:
     @property
     def is_applied(self) -> bool:
         """Whether the packet filter and what hangs on it were as desired after the last run."""
-        errors = (self.inbound_error, self.gateway_error, self.shield_error)
+        errors = (self.inbound_error, self.gateway_error, self.shield_error, self._booths.error)
         return all(error is None for error in errors)
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until the next run is due, at the latest: something was looked at long ago then."""
+        """Seconds until the next run is due, at the latest: something was looked at long ago then.
+
+        Soon where the shield is not as desired: until it is, routes alone hold traffic back.
+        """
+        if self.shield_error is not None:
+            return SHIELD_AGAIN_S
         found = (self._host, self._firewall, self._inbound, self._gateway, *self._exit_way.found)
+        found += self._booths.found
         oldest = min((one[1] for one in found if one is not None), default=time.monotonic())
         return max(1.0, oldest + LOOK_AGAIN_S - time.monotonic())
 
@@ -289,12 +314,14 @@ class Reconciler:
     def _look_around(self, gateway: Gateway) -> None:
         """Look, now and then, whether another firewall drops what members may send."""
         now = time.monotonic()
-        if self._looked_at is not None and now - self._looked_at < LOOK_EVERY_S:
+        # Whoever takes away what stops the service is not kept waiting.
+        every = LOOK_EVERY_S if self.forward_obstacle is None else LOOK_AGAIN_S
+        if self._looked_at is not None and now - self._looked_at < every:
             return
         self._looked_at, self.obstacle, self.forward_obstacle = now, None, None
         try:
             self.obstacle = input_obstacle(self._interface)
-            if gateway.networks:
+            if gateway.networks or gateway.exit_versions:
                 self.forward_obstacle = forward_obstacle(self._interface, gateway.versions)
         except Exception as exc:  # only advice, out of what others wrote
             _log.error("other firewalls are not understood: %r", exc, exc_info=exc)
@@ -321,6 +348,8 @@ class Reconciler:
         name = self._interface
         for what, remove in (
             ("kill switch", self._exit_way.end_closed),
+            ("way of commands", self._booths.end),
+            ("way to the provider", self._upstream.end),
             ("tunnel", self._backend.delete),
             ("routing rules", remove_limits),
             # First what it remembers, for its table may have been flushed just now.

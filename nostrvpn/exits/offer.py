@@ -2,9 +2,12 @@
 
 ::
 
-    {"v4": true, "v6": false, "dns": true, "policy": "web", "country": "DE" | null, "load": 0…100}
+    {"v4": true, "v6": false, "dns": true, "policy": "web", "country": "DE" | null, "load": 0…100,
+     "through": ["public key", …]}
 
-All of it is a claim: what counts is what is measured. ``dns``: it answers DNS at its overlay address.
+``through`` is there where it leaves by another exit itself: that one, the one that this leaves by, and
+so on. ``dns``: it answers DNS at its overlay address. All of it is a claim: what counts is what is
+measured.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from nostrvpn.exits.policy import ExitPolicy
 
 __all__ = [
     "EXIT_DNS_PORT",
+    "MAX_HOPS",
     "ExitOffer",
     "OfferSettings",
     "offer_to_json",
@@ -34,12 +38,16 @@ EXIT_DNS_PORT = 53
 _COUNTRY = re.compile(r"[A-Z]{2}\Z")
 _POLICY = re.compile(r"[a-z][a-z-]{0,31}\Z")
 _MAX_LOAD = 100
+_KEY = re.compile(r"[0-9a-f]{64}\Z")
+MAX_HOPS = 8
+"""Of exits one behind the other. What goes in a circle is found long before."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitOffer:
     """``v4`` and ``v6``: what it carries to the internet. ``policy``: the name of what it lets through.
-    ``country``: where it says it is. ``load``: percent of what it has."""
+    ``country``: where it says it is. ``load``: percent of what it has. ``through``: the exits (public
+    keys) that it leaves by itself, in order."""
 
     v4: bool = True
     v6: bool = False
@@ -47,6 +55,7 @@ class ExitOffer:
     policy: str = "open"
     country: str | None = None
     load: int = 0
+    through: tuple[str, ...] = ()
 
     @property
     def versions(self) -> frozenset[int]:
@@ -95,6 +104,7 @@ def parse_country(text: str) -> str:
 
 def offer_to_json(offer: ExitOffer) -> dict[str, object]:
     """Return what is said of an offer."""
+    through = {"through": list(offer.through)} if offer.through else {}
     return {
         "v4": offer.v4,
         "v6": offer.v6,
@@ -102,6 +112,7 @@ def offer_to_json(offer: ExitOffer) -> dict[str, object]:
         "policy": offer.policy,
         "country": offer.country,
         "load": offer.load,
+        **through,
     }
 
 
@@ -113,8 +124,12 @@ def parse_offer(value: object) -> ExitOffer | None:
         raise PeerMisbehaved("bad_message", "not an exit's offer")
     flags = [value.get(name, False) for name in ("v4", "v6", "dns")]
     policy, country, load = value.get("policy", "open"), value.get("country"), value.get("load", 0)
+    through = value.get("through", [])
     fits = (
         all(isinstance(flag, bool) for flag in flags)
+        and isinstance(through, list)
+        and len(through) <= MAX_HOPS
+        and all(isinstance(key, str) and _KEY.match(key) for key in through)
         and isinstance(policy, str)
         and _POLICY.match(policy)
         and (country is None or (isinstance(country, str) and _COUNTRY.match(country)))
@@ -126,4 +141,4 @@ def parse_offer(value: object) -> ExitOffer | None:
         raise PeerMisbehaved("bad_message", "not an exit's offer")
     if not flags[0] and not flags[1]:
         return None
-    return ExitOffer(flags[0], flags[1], flags[2], policy, country, load)
+    return ExitOffer(flags[0], flags[1], flags[2], policy, country, load, tuple(through))

@@ -160,6 +160,12 @@ class ExitPolicy:
     deny: tuple[Word, ...] = ()
     lan: bool = False
 
+    @property
+    def opened(self) -> frozenset[IPNetwork]:
+        """The networks on the provider's side of which guests may reach something."""
+        named = {network for word in self.allow for network in word.networks}
+        return frozenset(named | set(LAN_RANGES if self.lan else ()))
+
     def compile(
         self, never: Iterable[IPNetwork], around: Iterable[IPNetwork]
     ) -> tuple[ExitRule, ...]:

@@ -56,7 +56,8 @@ class ExitRouting:
     carries; the others are unreachable. ``allow_lan``: private ranges follow main's routes, but for its
     default. ``behind``: networks behind this host, reached from the tunnel. ``diverts``: some go around
     the exit, which is decided after routing: so all versions lead into the tunnel, and the packet filter
-    refuses what the exit does not carry.
+    refuses what the exit does not carry. ``beside``: what main routes into the tunnels of this host's
+    other networks.
     """
 
     active: bool = False
@@ -65,6 +66,7 @@ class ExitRouting:
     allow_lan: bool = False
     behind: frozenset[IPNetwork] = frozenset()
     diverts: bool = False
+    beside: frozenset[IPNetwork] = frozenset()
 
     @property
     def tunnelled(self) -> frozenset[int]:
@@ -114,7 +116,8 @@ def exit_rules(routing: ExitRouting) -> frozenset[ExitRule]:
     """Return the rules that a routing takes."""
     if not routing.active:
         return frozenset()
-    rules = {ExitRule(_OVERLAY, network.version, str(network)) for network in routing.overlay}
+    inside = routing.overlay | routing.beside
+    rules = {ExitRule(_OVERLAY, network.version, str(network)) for network in inside}
     rules |= {
         ExitRule(_BEHIND, network.version, str(network), inside=True)
         for network in routing.behind

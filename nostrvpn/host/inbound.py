@@ -12,7 +12,8 @@ the chain of what it may, and sources that may the same share one.
   for, although its packets are forwarded.
 - Everything else that would be forwarded from the tunnel is dropped, except from the sources that may
   reach the networks behind this host, and from guests who may use it as an exit (``exit_filter.py``).
-  Into the tunnel only replies to those are forwarded.
+  Into the tunnel only replies to those are forwarded; and, while this host uses an exit, what its
+  containers and virtual machines send to the internet, with this host's own address, but not to members.
 
 Extension headers hide nothing (``meta l4proto`` looks behind them), and conntrack puts fragments
 together before.
@@ -20,8 +21,9 @@ together before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import collapse_addresses
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.host import nft_text
@@ -47,6 +49,7 @@ Ports = tuple[tuple[int, int], ...]
 
 ALL_PORTS: Ports = ((0, 65535),)
 _SUFFIX = "_inbound"
+_HIDING = "nat hook postrouting priority 100; policy accept;"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,6 +72,9 @@ class Inbound:
 
     ``own`` are the overlay addresses of this host, ``sources`` the members' with what each may.
     ``lan_sources`` may be forwarded to ``lan_networks``. ``exit``: who may go through to the internet.
+    ``booths``: links that this host itself leads into the tunnel; ``booth.py`` judges them. ``outward``:
+    the IP versions of which what this host forwards for others than members leaves through its own
+    exit, beside what is for ``overlay``, members and the networks behind them.
     """
 
     own: frozenset[IPAddress] = frozenset()
@@ -76,6 +82,9 @@ class Inbound:
     lan_sources: frozenset[IPAddress] = frozenset()
     lan_networks: frozenset[IPNetwork] = frozenset()
     exit: ExitFilter = NO_GUESTS
+    booths: frozenset[str] = frozenset()
+    outward: frozenset[int] = frozenset()
+    overlay: frozenset[IPNetwork] = frozenset()
 
     @property
     def summary(self) -> str:
@@ -138,7 +147,7 @@ def _sets(inbound: Inbound) -> list[str]:
 
 def _chains(inbound: Inbound, interface: str) -> list[Chain]:
     """Return the chains in a fixed order."""
-    errors = "meta l4proto { icmp, ipv6-icmp } ct state related accept"
+    errors = "meta l4proto { icmp, icmpv6 } ct state related accept"
     answers = ["ct direction reply accept", errors]
     kinds = list(enumerate(_kinds(inbound)))
     has_guests = bool(inbound.exit.sources)
@@ -177,7 +186,12 @@ def _chains(inbound: Inbound, interface: str) -> list[Chain]:
         (
             "into_tunnel",
             "",
-            _answers_to_members(errors),
+            [
+                *_from_booths(inbound),
+                *_answers_to_members(errors),
+                *_outward(inbound, "accept"),
+                "drop",
+            ],
         ),
         (
             "input",
@@ -189,7 +203,13 @@ def _chains(inbound: Inbound, interface: str) -> list[Chain]:
             "filter hook forward priority -10; policy accept;",
             [f'iifname "{interface}" jump from_tunnel', f'oifname "{interface}" jump into_tunnel'],
         ),
+        *_hiding(inbound, interface),
     ]
+
+
+def _from_booths(inbound: Inbound) -> list[str]:
+    names = ", ".join(f'"{name}"' for name in sorted(inbound.booths))
+    return [f"iifname {{ {names} }} accept"] if names else []
 
 
 def _answers_to_members(errors: str) -> list[str]:
@@ -201,8 +221,32 @@ def _answers_to_members(errors: str) -> list[str]:
         "ct direction reply ip6 saddr @lan_networks6 ip6 daddr @lan_sources6 accept",
         "ct direction reply ip daddr @exit4 accept",
         "ct direction reply ip6 daddr @exit6 accept",
-        "drop",
     ]
+
+
+def _hiding(inbound: Inbound, interface: str) -> list[Chain]:
+    """Return the chain that gives them our own address: the exit takes nothing else."""
+    # What begins here has it already.
+    hidden = _outward(inbound, "fib saddr type != local masquerade")
+    rules = [f'oifname "{interface}" {rule}' for rule in hidden]
+    return [("hiding", _HIDING, rules)] if rules else []
+
+
+def _outward(inbound: Inbound, verdict: str) -> list[str]:
+    """Return the rules for what others on this host send through its exit."""
+    rules = []
+    for version, word in ((4, "ip"), (6, "ip6")):
+        mesh = ", ".join(map(str, _widest(inbound.overlay, version)))
+        if version in inbound.outward and mesh:
+            away = " ".join(f"{word} {end} != {{ {mesh} }}" for end in ("saddr", "daddr"))
+            rules.append(f"{away} {verdict}")
+    return rules
+
+
+def _widest(networks: Iterable[IPNetwork], version: int) -> list[IPNetwork]:
+    # nft refuses networks within each other in one set.
+    mine = [network for network in networks if network.version == version]
+    return list(collapse_addresses(mine))  # type: ignore[type-var]
 
 
 def _tunnel_to_tunnel(guests: ExitFilter, interface: str, errors: str) -> list[str]:
@@ -230,7 +274,7 @@ def _access(access: Access) -> list[str]:
         rules += ["icmp type echo-request accept", "icmpv6 type echo-request accept"]
     if access.other:
         rules += [
-            "meta l4proto != { tcp, udp, icmp, ipv6-icmp } accept",
+            "meta l4proto != { tcp, udp, icmp, icmpv6 } accept",
             "icmp type != echo-request accept",
             "icmpv6 type != echo-request accept",
         ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from ipaddress import ip_network
+from ipaddress import collapse_addresses, ip_network
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.host import nft_text
@@ -88,7 +88,8 @@ class Shield:
     ``versions``: the IP versions that the exit carries (not with BLOCKED). ``resolvers``: the only
     addresses that DNS (53, 853) may go to through the tunnel. ``allow_lan``: private ranges of local
     networks too. ``listen_port``: WireGuard's, whose packets come in marked (reverse-path filters).
-    ``behind``: networks behind this host that members may be forwarded into.
+    ``behind``: networks behind this host that members may be forwarded into. ``beside``: what goes into
+    the tunnels of this host's other networks, with the interface of each.
 
     The empty value is no table. Another OPEN one holds back nothing outside; it has the marks."""
 
@@ -100,11 +101,12 @@ class Shield:
     bypass: Bypass = Bypass()
     listen_port: int = 0
     behind: frozenset[IPNetwork] = frozenset()
+    beside: frozenset[tuple[str, IPNetwork]] = frozenset()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is asked."""
-        return replace(self, behind=frozenset()) == Shield()
+        return replace(self, behind=frozenset(), beside=frozenset()) == Shield()
 
     @property
     def summary(self) -> str:
@@ -188,7 +190,7 @@ def _chains(shield: Shield, interface: str) -> list[Chain]:
             "filter hook output priority -140; policy accept;",
             [f"{_MARKED} ct mark set ct mark & {_ALL_BITS ^ MARK_MASK:#010x} | {FWMARK:#010x}"],
         ),
-        *_bypassing(shield.bypass, interface),
+        *_bypassing(shield, interface),
         ("tunnel", "", _tunnel(shield)),
     ]
     if shield.kind is ShieldKind.OPEN:
@@ -243,10 +245,12 @@ def _arriving(shield: Shield, interface: str) -> list[str]:
     return rules
 
 
-def _bypassing(bypass: Bypass, interface: str) -> list[Chain]:
+def _bypassing(shield: Shield, interface: str) -> list[Chain]:
     """Return the chains that send some around the exit, with a source that is not the tunnel's."""
+    bypass = shield.bypass
     if bypass.is_empty:
         return []
+    beside = [(word, _beside(shield, version)) for version, word in _VERSIONS]
     who = [f"meta skuid {{ {', '.join(_spans(bypass.uids))} }}"] if bypass.uids else []
     who += [
         f'socket cgroupv2 level {path.count("/") + 1} "{path}"' for path in sorted(bypass.cgroups)
@@ -263,6 +267,7 @@ def _bypassing(bypass: Bypass, interface: str) -> list[Chain]:
                 'oifname "lo" return',
                 f"{_MARKED} return",
                 *(f"{word} daddr @overlay{version} return" for version, word in _VERSIONS),
+                *(f"{word} daddr {{ {nets} }} return" for word, nets in beside if nets),
                 *(f"{condition} goto around" for condition in (*to, *who)),
             ],
         ),
@@ -282,6 +287,13 @@ def _bypassing(bypass: Bypass, interface: str) -> list[Chain]:
             ],
         ),
     ]
+
+
+def _beside(shield: Shield, version: int, interface: str = "") -> str:
+    """Return what goes into the tunnels of other networks, or of one, as the elements of a set."""
+    mine = {n for name, n in shield.beside if n.version == version and interface in ("", name)}
+    # Of networks within each other the widest says it all; nft refuses overlaps in a set.
+    return ", ".join(map(str, collapse_addresses(mine)))  # type: ignore[type-var]
 
 
 def _spans(ranges: Iterable[tuple[int, int]]) -> list[str]:
@@ -335,6 +347,12 @@ def _leaving(shield: Shield, interface: str) -> list[str]:
     # Where it begins, who goes around still seems to leave by the tunnel: so the mark comes first.
     rules = ['oifname "lo" accept', f"{_MARKED} accept", f'oifname "{interface}" goto tunnel']
     rules += [_NDP, _DHCP4, _DHCP6]
+    rules += [
+        f'oifname "{other}" {word} daddr {{ {nets} }} accept'
+        for other in sorted({name for name, _ in shield.beside})
+        for version, word in _VERSIONS
+        if (nets := _beside(shield, version, other))
+    ]
     rules += [
         f'iifname "{interface}" {word} daddr @behind{version} accept' for version, word in _VERSIONS
     ]

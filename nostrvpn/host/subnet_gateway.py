@@ -34,7 +34,9 @@ class Gateway:
     """The networks to forward into, from members in ``overlay``; the empty value is no table.
 
     ``exit_versions``: the IP versions of which guests' packets go to the internet. ``own``: this host's
-    addresses in the overlay, ``listen_port`` WireGuard's.
+    addresses in the overlay, ``listen_port`` WireGuard's. ``opened``: networks around this host that
+    guests may be let into; it forwards from the interfaces that lead there. ``booths``: the IP versions
+    of commands that this host leads into the tunnel; it forwards for them.
     """
 
     networks: frozenset[IPNetwork] = frozenset()
@@ -43,22 +45,30 @@ class Gateway:
     exit_versions: frozenset[int] = frozenset()
     own: frozenset[IPAddress] = frozenset()
     listen_port: int = 0
+    opened: frozenset[IPNetwork] = frozenset()
+    booths: frozenset[int] = frozenset()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is forwarded."""
-        return not self.networks and not self.exit_versions
+        return not self.networks and not self.exit_versions and not self.booths
 
     @property
     def versions(self) -> frozenset[int]:
         """The IP versions to forward."""
-        return frozenset(network.version for network in self.networks) | self.exit_versions
+        return (
+            frozenset(network.version for network in self.networks)
+            | self.exit_versions
+            | self.booths
+        )
 
     @property
     def summary(self) -> str:
         """What is asked, in a few words for a log."""
         if self.is_empty:
             return "removed"
+        if not self.networks and not self.exit_versions:
+            return "forward for commands of this host"
         if self.exit_versions:
             kinds = " and ".join(f"IPv{version}" for version in sorted(self.exit_versions))
             behind = f", {len(self.networks)} networks behind" if self.networks else ""

@@ -22,6 +22,9 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``table_notices``        notice of what others remove from our nftables tables
 - ``source_address``       which of our addresses the kernel would send from
 - ``network_place``        which network the host is in, by its default gateway
+- ``booth_way``            what leads single commands into the tunnel; ``booth``: making their namespace
+- ``networks_beside``      where the host's other networks are, which an exit leaves alone
+- ``upstream``             the way to a WireGuard provider that guests leave by
 - ``exit_rivals``          who else leads packets through an exit
 - ``nftables``             nft: one atomic transaction a call; our table of guards and pins
 - ``own_tables``           every nftables table that carries our mark, removed
@@ -79,13 +82,15 @@ Names (``host.resolver`` decides):
 The host:
 
 - ``clock_watch``      the machine slept, or its clock was set
-- ``service_manager``  sd_notify; ``service_files``: the units, installed and removed; ``runtime_directory``: whose the control sockets' place is
+- ``service_manager``  sd_notify; ``service_files``: the units, installed and removed;
+  ``runtime_directory``: whose the control sockets' place is
 - ``ssh_session``      where whoever types a command sits
 
 Files:
 
 - ``store``          the state database; ``store_backup``: its backup
 - ``config_file``    the configuration file
+- ``provider_file``  the wg-quick file of a WireGuard provider
 - ``country_database``  in which country an address is
 - ``identity_file``  the root secret at rest
 - ``durable_file``   writing a file so that it survives a crash

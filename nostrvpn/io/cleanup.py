@@ -7,11 +7,14 @@ from typing import TypeVar
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.shield import shield_table
+from nostrvpn.host.upstream import upstream_interface
+from nostrvpn.io.booth_way import delete_booths, remove_booth_routing
 from nostrvpn.io.exit_routing import remove_exit_routing
-from nostrvpn.io.name_cleanup import forget_names
-from nostrvpn.io.netlink import Link, marked_interfaces, remove_limits
+from nostrvpn.io.name_cleanup import forget_links, forget_names
+from nostrvpn.io.netlink import Link, find_link, marked_interfaces, remove_limits
 from nostrvpn.io.own_tables import tables_of
 from nostrvpn.io.relay_routing import RoutingMemory
+from nostrvpn.io.upstream import remove_upstream_routing
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.io.wireguard_kernel import KernelBackend
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
@@ -50,18 +53,27 @@ def remove_marked(interface: str | None = None, *, keep_shield: bool = False) ->
 
     The names of the links come first; then, in words, the tables and how many routes and rules.
 
-    ``interface`` narrows it to the link of that name. Addresses and routes go with their link; the
-    nftables tables and the routing rules go too, also those whose link has gone already, but with
-    ``keep_shield`` not what holds traffic back. Blocks; NotAllRemoved at the end if something was
+    ``interface`` narrows it to the link of that name, which may lack the mark if nobody has put it to
+    use: whoever made it may have been killed before he could mark it. Addresses and routes go with their
+    link; the nftables tables and the routing rules go too, also those whose link has gone already, but
+    with ``keep_shield`` not what holds traffic back. Blocks; NotAllRemoved at the end if something was
     refused.
     """
     tries = _Tries()
-    links = [link for link in tries.do(marked_interfaces) or () if interface in (None, link.name)]
-    removed = [link.name for link in links if tries.do(_delete, link)]
+    # The links of commands first: what holds their packets back goes further down.
+    removed = tries.do(delete_booths, interface) or []
+    names = None if interface is None else (interface, upstream_interface(interface))
+    found_links = tries.do(marked_interfaces) or ()
+    links = [link for link in found_links if names is None or link.name in names]
+    links += [left] if interface is not None and (left := tries.do(_unmarked, interface)) else []
+    removed += [link.name for link in links if tries.do(_delete, link)]
+    if interface is not None and tries.do(find_link, interface) is None:
+        tries.do(UserspaceBackend().delete, interface)  # a socket, if its process was killed
+    tries.do(forget_links, interface)
     found = tries.do(tables_of, interface) or ()
     kept = shield_table(interface) if keep_shield and interface is not None else None
     tables = [name for name in found if name != kept and tries.do(_delete_table, name)]
-    removals = (remove_limits, remove_exit_routing)
+    removals = (remove_limits, remove_exit_routing, remove_booth_routing, remove_upstream_routing)
     rules = sum(tries.do(remove, interface) or 0 for remove in removals)
     words = [*(tries.do(forget_names, interface) or ()), *(f"table inet {name}" for name in tables)]
     words += [f"{rules} routing rules and routes"] if rules else []
@@ -70,9 +82,22 @@ def remove_marked(interface: str | None = None, *, keep_shield: bool = False) ->
     return (*removed, *words)
 
 
+def _unmarked(interface: str) -> Link | None:
+    """Return the device of that name if nobody put it to use: so we leave it if we are killed
+    between making and marking it."""
+    link = find_link(interface)
+    if link is None or link.is_ours or link.kind not in ("wireguard", "tun"):
+        return None
+    found = _backend(link).observe(interface)
+    return link if found is not None and found.is_bare else None
+
+
+def _backend(link: Link) -> Backend:
+    return KernelBackend() if link.kind == "wireguard" else UserspaceBackend()
+
+
 def _delete(link: Link) -> bool:
-    backend: Backend = KernelBackend() if link.kind == "wireguard" else UserspaceBackend()
-    backend.delete(link.name)
+    _backend(link).delete(link.name)
     return True
 
 

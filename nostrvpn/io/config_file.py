@@ -12,15 +12,7 @@ from nostrvpn.config.profiles import laid_over
 from nostrvpn.config.render import render_config
 from nostrvpn.io.durable_file import refusal, write_durably
 
-__all__ = ["check_choices", "has_config", "load_config", "save_choices"]
-
-
-def has_config(path: str) -> bool:
-    """Say whether a configuration file exists."""
-    try:
-        return Path(path).exists()
-    except OSError as error:
-        raise refusal("read the configuration", path, error) from error
+__all__ = ["check_choices", "load_config", "save_choices"]
 
 
 def load_config(path: str, overlay: str | None = None) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import stat
 from contextlib import suppress
@@ -13,6 +14,7 @@ from nostrvpn.io.privilege import as_owner
 
 __all__ = [
     "AlreadyExists",
+    "delete_drafts",
     "make_private_directory",
     "refusal",
     "require_own_directory",
@@ -98,6 +100,16 @@ def write_durably(path: str | Path, data: bytes, *, mode: int, replace: bool) ->
             sync_directory(target.parent)
         except OSError as error:
             raise refusal("write", target, error) from error
+
+
+def delete_drafts(path: str | Path) -> None:
+    """Delete what processes that were killed while they wrote a file have left beside it."""
+    target = Path(path)
+    with as_owner(target.parent), suppress(OSError):
+        for draft in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
+            writer = draft.name.removesuffix(".new").rpartition(".")[2]
+            if writer.isdecimal() and not Path("/proc", writer).exists():
+                draft.unlink(missing_ok=True)
 
 
 def sync_directory(path: Path) -> None:

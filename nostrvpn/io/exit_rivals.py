@@ -8,7 +8,7 @@ from nostrvpn.host.exit_routing import exit_table, is_exit_table
 from nostrvpn.host.state import ROUTE_PROTOCOL
 from nostrvpn.io.netlink import marked_interfaces, refused
 
-__all__ = ["exit_rivals"]
+__all__ = ["exit_rivals", "rival_that_goes_first"]
 
 
 def exit_rivals(interface: str) -> list[str]:
@@ -16,6 +16,28 @@ def exit_rivals(interface: str) -> list[str]:
 
     One whose interface is gone shows as its table's number. Blocks; SystemRefused.
     """
+    tables = _tables() - {exit_table(interface)}
+    return [_name(table) for table in sorted(tables)]
+
+
+def rival_that_goes_first(interface: str) -> str | None:
+    """Return another interface that the host's one exit belongs to, or None if it is ours to take.
+
+    Who has its rules already has it. If two took it in the same moment, both see so, and the one with
+    the lower number of its table keeps it. Blocks; SystemRefused.
+    """
+    tables, mine = _tables(), exit_table(interface)
+    first = min((t for t in tables if t != mine and (mine not in tables or t < mine)), default=None)
+    return None if first is None else _name(first)
+
+
+def _name(table: int) -> str:
+    names = {exit_table(link.name): link.name for link in marked_interfaces()}
+    return names.get(table, f"table {table}")
+
+
+def _tables() -> frozenset[int]:
+    """Return our tables that rules of ours lead everything to."""
     from nostrvpn.io.pyroute import IPRoute, NetlinkError
 
     tables: set[int] = set()
@@ -31,8 +53,4 @@ def exit_rivals(interface: str) -> list[str]:
         raise refused("reading the routing rules", exc.code) from exc
     except OSError as exc:
         raise refused("reading the routing rules", exc.errno or errno.EIO) from exc
-    tables.discard(exit_table(interface))
-    if not tables:
-        return []
-    names = {exit_table(link.name): link.name for link in marked_interfaces()}
-    return sorted(names.get(table, f"table {table}") for table in tables)
+    return frozenset(tables)

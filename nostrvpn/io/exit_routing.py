@@ -137,7 +137,8 @@ def _remove(route: IPRoute, table: int) -> int:
     """Remove a table of ours and the rules that go with it."""
     rules, routes = _rules(route), _routes(route, table)
     mine = [message for message in rules if _table(message) == table]
-    if mine and all(_table(message) in (_RT_TABLE_MAIN, table) for message in rules):
+    if all(_table(message) in (_RT_TABLE_MAIN, table) for message in rules):
+        # Nobody else's: also those of a start that never came to the last one.
         mine = [message for message in rules if _table(message) != table] + mine
     for message in mine:
         _delete_rule(route, message)

@@ -73,6 +73,7 @@ _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
 _IFA_F_NOPREFIXROUTE = 0x200
 _RT_TABLE_MAIN = 254
+_IP = (socket.AF_INET, socket.AF_INET6)
 
 _GONE = (errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENOENT)
 
@@ -197,7 +198,7 @@ def observe_host(interface: str) -> HostState | None:
         if link is None:
             return None
         addresses = frozenset(
-            _parse_address(message) for message in route.get_addr() if message["index"] == index
+            _parse_address(message) for message in _addresses(route) if message["index"] == index
         )
         routes = our_routes(route, index)
         return HostState(
@@ -239,7 +240,7 @@ def local_addresses() -> tuple[LocalInterface, ...]:
         messages = [link for link in route.get_links() if not link["flags"] & _IFF_LOOPBACK]
         addresses: dict[int, list[IPInterface]] = {}
         unusable = _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_DEPRECATED
-        for message in route.get_addr():
+        for message in _addresses(route):
             if not _address_flags(message) & unusable:
                 addresses.setdefault(message["index"], []).append(_parse_address(message))
     found = []
@@ -348,6 +349,11 @@ def _parse_link(message: Any) -> Link:
     )
 
 
+def _addresses(route: IPRoute) -> list[Any]:
+    # A dump has those of every protocol: MCTP, phonet.
+    return [message for message in route.get_addr() if message["family"] in _IP]
+
+
 def _parse_address(message: Any) -> IPInterface:
     # On a point-to-point link "address" is the other end's and "local" ours; IPv6 has no "local".
     return ip_interface(f"{message.get('local') or message.get('address')}/{message['prefixlen']}")
@@ -371,5 +377,5 @@ def main_routes(interface: str) -> frozenset[IPNetwork]:
             parse_destination(message)
             for message in route.get_routes(table=_RT_TABLE_MAIN)
             if (message["proto"] != ROUTE_PROTOCOL or message.get("oif") not in own)
-            and message["family"] in (socket.AF_INET, socket.AF_INET6)
+            and message["family"] in _IP
         )

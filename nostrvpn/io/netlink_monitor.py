@@ -127,6 +127,10 @@ class NetlinkMonitor:
         self._lost.clear()
         return lost
 
+    def keep_lost(self, lost: frozenset[IPAddress]) -> None:
+        """Put back what was taken and could not be used: it is taken again."""
+        self._lost |= lost
+
     def _readable(self) -> None:
         assert self._socket is not None
         for data in _read_all(self._socket):

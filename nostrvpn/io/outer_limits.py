@@ -115,7 +115,9 @@ def remove_all_outer_limits(route: IPRoute, interface: str | None = None) -> int
     if interface is not None:
         tables = {_table(interface)}
     else:
-        tables = {table for rule in _rules(route, None) if (table := _table_of(rule)) is not None}
+        # Whoever was killed between a route and its rule has left only one of them.
+        every = [*_rules(route, None), *_routes(route, None)]
+        tables = {table for message in every if (table := _table_of(message)) is not None}
     for table in tables:
         routes = _routes(route, table)
         removed += len(routes) + len(_rules(route, table))
@@ -149,12 +151,14 @@ def _next_hop(route: IPRoute, ip: IPAddress) -> _NextHop | None:
     return found.get("oif"), found.get("gateway")
 
 
-def _routes(route: IPRoute, table: int) -> list[Any]:
+def _routes(route: IPRoute, table: int | None) -> list[Any]:
+    """Return our routes, of both families, in ``table`` (None: in any of ours)."""
+    only = {} if table is None else {"table": table}
     return [
         message
         for family in _FAMILIES
-        for message in route.get_routes(family=family, table=table)
-        if message["proto"] == ROUTE_PROTOCOL
+        for message in route.get_routes(family=family, **only)
+        if message["proto"] == ROUTE_PROTOCOL and _table_of(message) is not None
     ]
 
 

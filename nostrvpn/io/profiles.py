@@ -18,6 +18,7 @@ from nostrvpn.errors import SystemRefused, UserError
 from nostrvpn.io.durable_file import make_private_directory, refusal, write_durably
 from nostrvpn.io.lock import lock_holder
 from nostrvpn.io.privilege import as_owner
+from nostrvpn.io.store_backup import delete_remains
 
 __all__ = [
     "create_profile",
@@ -120,6 +121,7 @@ def remove_profile(options: Options) -> None:
         if options.is_first:
             for name in _STATE:
                 Path(options.home, name).unlink(missing_ok=True)
+            delete_remains(Path(options.store_path))  # they hold secrets of the membership
         else:
             with suppress(FileNotFoundError):
                 shutil.rmtree(options.home)

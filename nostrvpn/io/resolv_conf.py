@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.resolver import DesiredNames, FoundResolver, with_blocks, without_blocks
-from nostrvpn.io.durable_file import refusal, write_durably
+from nostrvpn.io.durable_file import delete_drafts, refusal, write_durably
 from nostrvpn.io.resolvconf import has_resolvconf
 from nostrvpn.io.resolved import is_running
 
@@ -53,6 +53,7 @@ def put_blocks(desired: DesiredNames, interface: str) -> bool:
 
 def take_blocks(interface: str | None) -> bool:
     """Take our blocks (None: of every interface) out of resolv.conf; return whether there were any."""
+    delete_drafts(os.path.realpath(PATH))
     text = read_text(PATH)
     wanted = without_blocks(text, interface)
     if wanted == text:

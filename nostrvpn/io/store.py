@@ -159,11 +159,6 @@ class Store:
     def _empty_log(self) -> None:
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def _delete_remains(self) -> None:
-        with _explained(self._path):
-            for remains in self._path.parent.glob(f"{self._path.name}.damaged-*"):
-                remains.unlink()
-
     def _write_rows(self, rows: list[tuple[Record, str | None]], *, important: bool) -> None:
         with _transaction(self._connection) as cursor:
             for record, text in rows:

@@ -40,9 +40,8 @@ def apply_gateway(gateway: Gateway, interface: str, memory: RoutingMemory) -> bo
             memory.put_back()
         return is_needed
     outward = uplinks() if gateway.exit_versions else ()
-    interfaces = tuple(
-        {interface: None} | dict.fromkeys((*interfaces_towards(gateway.networks), *outward))
-    )
+    inward = interfaces_towards(gateway.networks | gateway.opened)
+    interfaces = tuple({interface: None} | dict.fromkeys((*inward, *outward)))
     routes = all(is_routing(one, version) for one in interfaces for version in gateway.versions)
     if routes and has_marks(name, gateway_marks(gateway, interface)):
         memory.learn()

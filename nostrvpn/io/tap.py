@@ -185,7 +185,7 @@ class Tap:
     """Sends and receives STUN on UDP ``port``; ``mark`` is WireGuard's fwmark.
 
     ``counters``: "received", "sent", and drops by reason. ``self_test_result`` is None if packets
-    were seen to come through, else the reason why not, in words. ``has_ipv6`` after ``open``.
+    were seen to come through, else the reason why not, in words.
     """
 
     def __init__(self, port: int, mark: int, deliver: Deliver) -> None:
@@ -198,11 +198,6 @@ class Tap:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.counters: Counter[str] = Counter()
         self.self_test_result: str | None = None
-
-    @property
-    def has_ipv6(self) -> bool:
-        """Whether this host lets us use IPv6 at all."""
-        return socket.AF_INET6 in self._sockets
 
     def open(self) -> None:
         """Open the sockets on the running loop; SystemRefused if the system forbids raw sockets."""

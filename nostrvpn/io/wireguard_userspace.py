@@ -194,14 +194,13 @@ class UserspaceBackend:
         # Wanted next in any case, and slow to import: while the process starts it costs no time.
         import nostrvpn.io.pyroute  # noqa: F401
 
-        path = _socket_path(interface)
-
         def is_settled() -> bool:
             failed = process.poll() not in (None, 0)
-            return failed or (_is_link_here(interface) and _answers(path))
+            # The socket is there before the second process is, which sets an MTU of its own first.
+            return failed or self._is_well(interface)
 
         _wait_until(is_settled, _START_TIMEOUT_S)
-        if not (_is_link_here(interface) and _answers(path)):
+        if not self._is_well(interface):
             return False
         # Most start a second process and exit; one that does not is itself the device.
         _wait_until(lambda: process.poll() is not None, 1.0)

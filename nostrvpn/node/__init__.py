@@ -30,6 +30,7 @@ returns effects. Open ``events.py`` first (what goes in and out), then ``node.py
 - ``subnets``   networks behind members: through which router, and this node as one;
                 ``subnet_commands``: their commands
 - ``exits``     this node as one that uses an exit; ``exit_commands``, ``exit_status``: theirs
+- ``booths``    commands of this host that run through an exit, each in a network namespace of its own
 - ``exit_offer``  this node as an exit for others; ``exit_offer_commands``: its commands
 - ``desired``   node -> WireGuard device, host state, packet filter; ``wanted``: all of it together
 - ``status``    node -> the document behind ``nostrvpn status --json``; ``netcheck`` likewise

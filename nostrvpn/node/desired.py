@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from types import MappingProxyType
 
 from nostrvpn.endpoint import Endpoint, IPAddress
+from nostrvpn.host.booth import BoothWay
 from nostrvpn.host.exit_meter import ExitMeter
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.firewall import Firewall, Guard, Pin
@@ -26,6 +27,7 @@ from nostrvpn.host.state import (
     RouteLimit,
 )
 from nostrvpn.host.subnet_gateway import Gateway
+from nostrvpn.host.upstream import Upstream
 from nostrvpn.mesh.addressing import host_networks, ipv4_prefix, ipv6_prefix
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.peers import Peer
@@ -61,7 +63,9 @@ class Desired:
     ``awake``: the endpoints in it that are a peer's own, by the peer's (Nostr) public key.
     ``inbound`` None: nobody asks for a filter. ``gateway``: what is forwarded into networks behind us.
     ``shield`` and ``exit_routing``: what may leave while an exit is used, and the way to it.
-    ``exit_meter``: how much our own guests get.
+    ``exit_meter``: how much our own guests get. ``booths``: commands that run through an exit.
+    ``upstream``: the provider that our guests leave by, and its WireGuard device; None if they leave by
+    the host's own uplink.
     """
 
     device: Device
@@ -73,6 +77,9 @@ class Desired:
     shield: Shield = field(default_factory=Shield)
     exit_routing: ExitRouting = field(default_factory=ExitRouting)
     exit_meter: ExitMeter = field(default_factory=ExitMeter)
+    booths: BoothWay = field(default_factory=BoothWay)
+    upstream: Upstream | None = None
+    upstream_device: Device | None = None
 
 
 def overlapping_route(

@@ -125,7 +125,9 @@ class ReconcileFinished:
     command that helps) drops what members may send. ``gateway_error`` and ``forward_obstacle`` are
     the same for what this host would forward into networks behind it. ``shield_error``: why what may
     leave beside an exit, or the way to it, is not as desired. ``meter_error``: why no
-    guest is let through.
+    guest is let through. ``exit_rival``: the interface of another network of this host that uses an
+    exit, so that this one cannot. ``booths``: the links of booths that
+    there are; None if that is not known.
     """
 
     error: str | None = None
@@ -136,6 +138,8 @@ class ReconcileFinished:
     forward_obstacle: tuple[str, str] | None = None
     shield_error: str | None = None
     meter_error: str | None = None
+    exit_rival: str | None = None
+    booths: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from nostrvpn.node.exit_status import (
     exit_name,
     kill_switch_words,
 )
-from nostrvpn.node.exits import ExitUse, offer_of, overlay_networks
+from nostrvpn.node.exits import ExitUse, leads_back, offer_of, overlay_networks
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -57,6 +57,12 @@ def _use(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     wanted = _chosen(node, str(args["peer"]), moment)
     settings = _with_options(node.exits.settings, args)
     settings = replace(settings, exit=wanted)
+    busy = node.booths.exit
+    if busy is not None and wanted not in (AUTO, busy):
+        raise UserError(
+            f"a command runs through {node.peer_name(busy)}, and there is one exit at a time",
+            "end it, or wait until it has ended: it was started with `nostrvpn exec`",
+        )
     if args["dry_run"]:
         return [Reply(command.call, _plan(node, settings, moment))]
     return _decide(node, command, settings, moment)
@@ -94,6 +100,38 @@ def _trust(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     return _decide(node, command, replace(settings, trusted=changed), moment)
 
 
+def _exec_begin(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
+    key = _chosen(node, str(command.args["peer"]), moment)
+    if key == AUTO:
+        if node.exits.used is None:
+            raise UserError("this host uses no exit, so auto says nothing", "name it: --exit PEER")
+        key = node.exits.used
+    taken: Any = command.args["taken"]
+    booth = node.booths.begin(node, key, taken, moment)
+    effects = node.booths.review(node, moment)
+    way = node.booths.way
+    answer = {
+        "link": booth.link,
+        "outside": [str(address) for address in booth.outside],
+        "inside": [str(address) for address in booth.inside],
+        "exit": node.peer_name(key),
+        "tunnel": node.settings.tunnel.interface,
+        "versions": sorted(way.versions),
+        "resolvers": sorted(str(address) for address in way.resolvers),
+    }
+    return [*effects, Reply(command.call, answer)]
+
+
+def _exec_ready(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
+    node.booths.made(str(command.args["link"]))
+    return [Reconcile(), Reply(command.call, {})]
+
+
+def _exec_end(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
+    node.booths.end(str(command.args["link"]))
+    return [*node.booths.review(node, moment), Reply(command.call, {})]
+
+
 def _decide(
     node: Node, command: Command, settings: ExitSettings, moment: Moment
 ) -> list[NodeEffect]:
@@ -122,6 +160,12 @@ def _chosen(node: Node, reference: str, moment: Moment) -> str:
         raise UserError(
             f"{name} does not offer this node to be its exit",
             f"see `nostrvpn exit list`; {name} has to run `nostrvpn exit offer`",
+        )
+    if leads_back(node, offer):
+        name = node.peer_name(key)
+        raise UserError(
+            f"{name} itself leaves through this node: packets would go in a circle",
+            f"on {name}: `nostrvpn exit off`, or another exit; or choose another one here",
         )
     return key
 
@@ -219,4 +263,7 @@ EXIT_COMMANDS: dict[str, Callable[[Node, Command, Moment], list[NodeEffect]]] = 
     "exit_off": _off,
     "exit_bypass": _bypass,
     "exit_trust": _trust,
+    "exec_begin": _exec_begin,
+    "exec_ready": _exec_ready,
+    "exec_end": _exec_end,
 }

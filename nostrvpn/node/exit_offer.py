@@ -8,24 +8,28 @@ out, it forwards, and the month's budget is not spent.
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import TYPE_CHECKING
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.exits.limits import Ledger, fair_rate, next_month
-from nostrvpn.exits.offer import ExitOffer, OfferSettings, offer_to_json
+from nostrvpn.exits.offer import MAX_HOPS, ExitOffer, OfferSettings, offer_to_json
 from nostrvpn.exits.policy import IPNetwork
 from nostrvpn.host.exit_filter import ExitFilter
 from nostrvpn.host.exit_meter import ExitMeter
 from nostrvpn.host.inbound import Inbound
+from nostrvpn.host.state import FWMARK, HostState
 from nostrvpn.host.subnet_gateway import Gateway
+from nostrvpn.host.upstream import Upstream, upstream_interface
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.permissions import What
 from nostrvpn.mesh.policy import Question, decide
 from nostrvpn.node.events import ExitUsed, NodeEffect, Persist, Reconcile, ReconcileFinished
 from nostrvpn.node.policy import ExitTerms
 from nostrvpn.node.subnets import overlay_of
+from nostrvpn.wireguard.device import Device
+from nostrvpn.wireguard.provider import Provider
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -50,6 +54,7 @@ class ExitOffering:
 
     def __init__(self) -> None:
         self.settings: OfferSettings | None = None
+        self.provider: Provider | None = None
         self.ledger = Ledger()
         self.sources: frozenset[IPAddress] = frozenset()
         self.answers_dns = False
@@ -89,7 +94,11 @@ class ExitOffering:
         policy = records if isinstance(records, dict) else {}
         try:
             if policy.get("exit_offer") is not None:
-                self.settings = OfferSettings.from_json(policy["exit_offer"])
+                stored = policy["exit_offer"]
+                # Never one without the other: guests would leave by the host's own uplink.
+                provider = stored.get("upstream") if isinstance(stored, dict) else None
+                self.provider = None if provider is None else Provider.from_json(provider)
+                self.settings = OfferSettings.from_json(stored)
             if "exit_used" in policy:
                 self.ledger = Ledger.from_json(policy["exit_used"])
                 self._stored = self.ledger.used
@@ -99,11 +108,15 @@ class ExitOffering:
         self._use_rate()
         return None
 
-    def adopt(self, settings: OfferSettings | None) -> list[NodeEffect]:
-        """The user decided anew: None ends it."""
+    def adopt(
+        self, settings: OfferSettings | None, provider: Provider | None = None
+    ) -> list[NodeEffect]:
+        """The user decided anew: None ends it. ``provider``: whom guests leave by, if not this host."""
+        self.provider = provider
         self.settings, self._known, self._look_at = settings, (), 0.0
         self._use_rate()
-        stored = None if settings is None else settings.to_json()
+        upstream = None if provider is None else provider.to_json()
+        stored = None if settings is None else settings.to_json() | {"upstream": upstream}
         return [Persist("policy", "exit_offer", stored), Reconcile()]
 
     def applied(self, event: ReconcileFinished) -> None:
@@ -117,7 +130,10 @@ class ExitOffering:
         """Return the IP versions that this host can carry to the internet now."""
         if self.settings is None:
             return frozenset()
-        found = {ip.version for ip in self.sources if ip not in _ULA}
+        found: set[int] = {ip.version for ip in self.sources if ip not in _ULA}
+        if self.provider is not None:
+            # The kill switch of an exit that this host uses lets nothing out beside it.
+            found = set() if node.exits.is_wanted else set(self.provider.versions)
         if not self.settings.ipv6:
             found.discard(6)
         if node.overlap is not None:
@@ -139,7 +155,9 @@ class ExitOffering:
         around = {n for n in node.routes if n.prefixlen >= _WIDEST[n.version]}
         rules = self.settings.policy.compile(never, around)
         through = node.exits.is_wanted
-        return ExitTerms(ExitFilter(frozenset(), rules, self.answers_dns, through), versions)
+        made = ExitFilter(frozenset(), rules, self.answers_dns, through)
+        # What comes from the exits that we leave by never goes there again.
+        return ExitTerms(made, versions, frozenset(node.exits.chain))
 
     def kernel(self, node: Node, gateway: Gateway, inbound: Inbound) -> tuple[Gateway, ExitMeter]:
         """Return what is forwarded, beside the networks behind this host, and how much of it."""
@@ -163,8 +181,33 @@ class ExitOffering:
             exit_versions=frozenset(ip.version for ip in guests),
             own=inbound.own,
             listen_port=node.settings.tunnel.listen_port,
+            opened=self.settings.policy.opened,
         )
         return wider, meter
+
+    def upstream(self, node: Node, gateway: Gateway) -> Upstream | None:
+        """Return the link to the provider that guests leave by; None if there is none."""
+        roster = node.membership.roster
+        provider, tunnel = self.provider, node.settings.tunnel
+        if self.settings is None or provider is None or roster is None:
+            return None
+        addresses = (f"{one.ip}/{one.ip.max_prefixlen}" for one in provider.addresses)
+        host = HostState(
+            upstream_interface(tunnel.interface),
+            provider.mtu,
+            frozenset(map(ip_interface, addresses)),
+            alias=tunnel.alias,
+        )
+        overlay = frozenset(overlay_of(roster))
+        return Upstream(host, self.versions(node), overlay, gateway.networks)
+
+    @property
+    def upstream_device(self) -> Device | None:
+        """The WireGuard device to the provider; None without one."""
+        provider = self.provider
+        if provider is None:
+            return None
+        return Device(provider.private_key, 0, FWMARK, (provider.peer,))
 
     # -- what is used -------------------------------------------------------------------------
 
@@ -229,7 +272,10 @@ class ExitOffering:
         versions = self.versions(node)
         stands = self.error is None and self.forward_obstacle is None and not self.is_spent
         load = self.load - self.load % LOAD_STEP
-        known = (roster, node.permissions.local, settings, versions, stands, load, self.answers_dns)
+        chain = node.exits.chain if node.exits.is_wanted else ()
+        stands = stands and len(chain) <= MAX_HOPS
+        local = node.permissions.local
+        known = (roster, local, settings, versions, stands, load, self.answers_dns, chain)
         if known == self._known and self.ledger.month:
             return
         self._known, self._offers, self.guests = known, {}, frozenset()
@@ -252,6 +298,7 @@ class ExitOffering:
             settings.policy.name,
             settings.country or None,
             load,
+            chain,
         )
         self._offers = dict.fromkeys(self.guests, offer_to_json(offer))
 

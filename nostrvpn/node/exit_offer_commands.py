@@ -16,6 +16,7 @@ from nostrvpn.mesh.permissions import EVERYBODY, Rule, Selector, What, parse_sel
 from nostrvpn.mesh.policy import rule_words
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.events import Command, NodeEffect, Persist, Reconcile, Reply
+from nostrvpn.wireguard.provider import Provider
 
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
@@ -47,6 +48,8 @@ def _offer(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     allow, deny = (tuple(parse_word(text) for text in args[key]) for key in ("allow", "deny"))
     country = parse_country(args["country"]) if args["country"] else ""
     policy = ExitPolicy(args["policy"], allow, deny, args["allow_lan"])
+    given = args.get("upstream")
+    upstream = None if given is None else Provider.from_json(given)
     local = node.permissions.local
     for source in sources:
         try:
@@ -57,7 +60,7 @@ def _offer(node: Node, command: Command, moment: Moment) -> list[NodeEffect]:
     if local is not node.permissions.local:
         node.permissions.local = local
         effects.append(Persist("policy", "local", local.to_json()))
-    effects += node.exit_offer.adopt(OfferSettings(policy, limits, country, args["ipv6"]))
+    effects += node.exit_offer.adopt(OfferSettings(policy, limits, country, args["ipv6"]), upstream)
     effects += node.exit_offer.review(node, moment)
     return [*effects, Reply(command.call, clients_document(node))]
 
@@ -105,9 +108,22 @@ def clients_document(node: Node) -> _Json:
             "allow_lan": settings.policy.lan,
             "country": settings.country or None,
             "ipv6": settings.ipv6,
+            "upstream": _upstream(offering.provider),
             **settings.limits.to_json(),
         }
     return document
+
+
+def _upstream(provider: Provider | None) -> _Json | None:
+    """Return what may be shown of a provider: no key but its public one."""
+    if provider is None:
+        return None
+    return {
+        "endpoint": str(provider.peer.endpoint),
+        "public_key": provider.peer.public_key,
+        "addresses": [str(one.ip) for one in provider.addresses],
+        "dns": [str(ip) for ip in provider.dns],
+    }
 
 
 def _standing(node: Node) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from nostrvpn.identity.keys import npub
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.permissions import What
 from nostrvpn.mesh.policy import LocalPolicy, Question, decide
-from nostrvpn.node.exits import offer_of
+from nostrvpn.node.exits import leads_back, offer_of
 from nostrvpn.node.problems import Problem, problem
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def exit_document(node: Node, moment: Moment) -> _Json:
         "network": exits.network or None,
         "is_trusted": exits.is_trusted,
         "damage": exits.damage,
+        "rival": exits.rival,
         "shield_error": exits.shield_error,
         "dns_error": exits.dns_error,
     }
@@ -77,11 +78,16 @@ def _exit(node: Node, key: str, moment: Moment) -> _Json:
         "dns": offer.dns,
         "policy": offer.policy,
         "path": link.path if link is not None else "none",
+        "through": [node.peer_name(hop) for hop in offer.through],
     }
 
 
 def _standing(node: Node, key: str) -> str:
-    """Say in one word how an exit does: ``answers``, ``silent``, ``reachable``, ``unreachable``."""
+    """Say in one word how an exit does: ``answers``, ``silent``, ``reachable``, ``unreachable``,
+    ``loops``."""
+    offer = node.peers[key].exit
+    if offer is not None and leads_back(node, offer):
+        return "loops"
     choice, link = node.exits.choice, node.paths.snapshot(key)
     if key in node.exits.candidates:
         if choice.is_alive(key):
@@ -115,6 +121,8 @@ def _words(node: Node, moment: Moment) -> str:
     switch = kill_switch_words(settings.kill_switch)
     match exits.state:
         case ExitState.OFF:
+            if exits.rival is not None and settings.exit:
+                return f"no exit is used: another network of this host, {exits.rival}, uses one"
             if exits.is_trusted and settings.exit:
                 return (
                     f"no exit in this trusted network; elsewhere {exit_name(node, settings.exit)}"
@@ -158,6 +166,9 @@ def _why_blocked(node: Node, moment: Moment) -> str:
     name = node.peer_name(wanted)
     if wanted not in roster.members:
         return f"{name} is not a member any more"
+    offer = offer_of(node, wanted, moment.wall)
+    if offer is not None and leads_back(node, offer):
+        return f"{name} itself leaves through this node, so packets would go in a circle"
     # Its own rules are not known here: what it offers nobody, and what it denies, look the same.
     question = Question(node.me, wanted, What.EXIT)
     decision = decide(roster, LocalPolicy(), question, moment.wall, node.peer_name)
@@ -173,6 +184,9 @@ def exit_problems(node: Node, moment: Moment) -> list[Problem]:
     exits, found = node.exits, []
     if exits.shield_error is not None:
         found.append(problem("exit_shield_failed", reason=exits.shield_error))
+    found += _offer_problems(node)
+    if exits.rival is not None and exits.settings.exit:
+        found.append(problem("exit_rival", interface=exits.rival))
     match exits.state:
         case ExitState.BLOCKED if exits.damage is None and exits.settings.exit != AUTO:
             found.append(problem("exit_not_permitted", reason=_why_blocked(node, moment)))
@@ -188,6 +202,19 @@ def exit_problems(node: Node, moment: Moment) -> list[Problem]:
         case _:
             pass
     return found
+
+
+def _offer_problems(node: Node) -> list[Problem]:
+    """Return why guests of this node are not let through, if it is an exit."""
+    offering = node.exit_offer
+    if offering.settings is None:
+        return []
+    if offering.error is not None:
+        return [problem("exit_offer_failed", reason=offering.error)]
+    if offering.forward_obstacle is not None:
+        where, remedy = offering.forward_obstacle
+        return [problem("exit_offer_blocked", where=where, remedy=remedy)]
+    return []
 
 
 def _connected_problems(node: Node) -> list[Problem]:

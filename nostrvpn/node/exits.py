@@ -15,7 +15,7 @@ from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.exits.choice import MAX_CANDIDATES, Candidate, ExitChoice
 from nostrvpn.exits.kill_switch import ExitState, KillSwitch, exit_state
-from nostrvpn.exits.offer import ExitOffer
+from nostrvpn.exits.offer import MAX_HOPS, ExitOffer
 from nostrvpn.exits.settings import AUTO, BypassKind, ExitSettings
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.shield import Bypass, Shield, ShieldKind
@@ -28,7 +28,15 @@ from nostrvpn.paths.candidates import PathKind
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
 
-__all__ = ["ExitUse", "Probe", "bypass_of", "offer_of", "overlay_networks"]
+__all__ = [
+    "ExitUse",
+    "Probe",
+    "bypass_of",
+    "leads_back",
+    "offer_of",
+    "overlay_networks",
+    "resolvers_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,8 @@ class ExitUse:
     """``settings``: what the user decided; ``damage``: why that could not be read, in words, or None.
     ``network``: the one that the host is in, ``MAC PREFIX``, or empty while that is not known.
     ``countries``: where databases say that exits are, by public key. ``dns_error``: why names are not
-    asked for through the exit; None if they are."""
+    asked for through the exit; None if they are. ``rival``: the interface of another network of this
+    host that uses an exit, so that this one cannot; None if none does."""
 
     def __init__(self) -> None:
         self.settings = ExitSettings()
@@ -53,6 +62,7 @@ class ExitUse:
         self.network = ""
         self.shield_error: str | None = None
         self.dns_error: str | None = None
+        self.rival: str | None = None
         self.countries: dict[str, str] = {}
         self._candidates: dict[str, Candidate] = {}
         self._seen: tuple[object, ...] = ()
@@ -68,7 +78,7 @@ class ExitUse:
     @property
     def is_wanted(self) -> bool:
         """Whether an exit is to be used here and now."""
-        return bool(self.settings.exit) and not self.is_trusted
+        return bool(self.settings.exit) and not self.is_trusted and self.rival is None
 
     @property
     def state(self) -> ExitState:
@@ -126,7 +136,7 @@ class ExitUse:
 
     def applied(self, event: ReconcileFinished) -> None:
         """The kernel holds back what it should, or this is why not."""
-        self.shield_error = event.shield_error
+        self.shield_error, self.rival = event.shield_error, event.exit_rival
 
     def review(self, node: Node, moment: Moment) -> list[NodeEffect]:
         """Look at who may be used, and choose; cheap while no exit is wanted."""
@@ -169,20 +179,20 @@ class ExitUse:
         # Without an IPv4 address of the mesh there is no source that the exit would take.
         return used.offer.versions & ({4, 6} if node.overlap is None else {6})
 
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The exits (public keys) that packets leave by one after the other; empty without one."""
+        used = self._candidates.get(self.used or "")
+        return () if used is None or self.used is None else (self.used, *used.offer.through)
+
     def resolvers(self, node: Node) -> tuple[IPAddress, ...]:
         """Return whom DNS questions go to while an exit is wanted, the best first.
 
         The user's choice, or the exit itself if it answers; empty where nobody does.
         """
-        roster, used = node.membership.roster, self._candidates.get(self.used or "")
-        if not self.is_wanted:
-            return ()
-        if self.settings.resolver:
-            return (ip_address(self.settings.resolver),)
-        if roster is None or used is None or self.used is None or not used.offer.dns:
-            return ()
-        at = roster.address(self.used)
-        return (at.ipv4, at.ipv6) if node.overlap is None else (at.ipv6,)
+        used = self._candidates.get(self.used or "")
+        offer = None if used is None else used.offer
+        return resolvers_of(node, self.used, offer) if self.is_wanted else ()
 
     @property
     def shield_after_down(self) -> Shield:
@@ -203,14 +213,17 @@ class ExitUse:
             return Shield(), ExitRouting()
         overlay, versions = overlay_networks(node), self.versions(node)
         routing, bypass = ExitRouting(), Bypass()
-        if state is not ExitState.LOCKDOWN:
-            bypass = bypass_of(settings)
-            diverts = not bypass.is_empty
-            routing = ExitRouting(True, overlay, versions, settings.allow_lan, behind, diverts)
         kind = ShieldKind.TUNNELLED if state is ExitState.CONNECTED else ShieldKind.BLOCKED
         if settings.kill_switch is KillSwitch.OFF and self.damage is None:
             # Nothing is held back; the rest is for who goes around, and for reverse-path filters.
             kind = ShieldKind.OPEN
+        if state is not ExitState.LOCKDOWN:
+            bypass = bypass_of(settings)
+            diverts = not bypass.is_empty
+            # Behind a shield the host's routes to its own networks stay in use: the shield turns back
+            # what may not go there, and a gateway named by its address alone is still found.
+            local = settings.allow_lan or kind is not ShieldKind.OPEN
+            routing = ExitRouting(True, overlay, versions, local, behind, diverts)
         shield = Shield(
             kind,
             overlay,
@@ -235,6 +248,17 @@ def bypass_of(settings: ExitSettings) -> Bypass:
     )
 
 
+def resolvers_of(node: Node, key: str | None, offer: ExitOffer | None) -> tuple[IPAddress, ...]:
+    """Return whom DNS questions go to through an exit that offers this, the best first."""
+    roster = node.membership.roster
+    if node.exits.settings.resolver:
+        return (ip_address(node.exits.settings.resolver),)
+    if roster is None or key is None or offer is None or not offer.dns:
+        return ()
+    at = roster.address(key)
+    return (at.ipv4, at.ipv6) if node.overlap is None else (at.ipv6,)
+
+
 def overlay_networks(node: Node) -> frozenset[IPNetwork]:
     """Return what goes into the tunnel in every state: the members, and networks behind them."""
     roster = node.membership.roster
@@ -255,12 +279,17 @@ def offer_of(node: Node, key: str, wall: float) -> ExitOffer | None:
     return peer.exit
 
 
+def leads_back(node: Node, offer: ExitOffer) -> bool:
+    """Whether what is sent there would come back to this node, or go through too many exits."""
+    return node.me in offer.through or len(offer.through) >= MAX_HOPS
+
+
 def _candidates(node: Node, wanted: str, wall: float) -> dict[str, Candidate]:
     found = {}
     keys = sorted(node.peers) if wanted == AUTO else [wanted]
     for key in keys:
         offer, link = offer_of(node, key, wall), node.paths.link(key)
-        if offer is not None and offer.versions:
+        if offer is not None and offer.versions and not leads_back(node, offer):
             has_path = link is not None and (link.path is not PathKind.NONE or link.asleep)
             found[key] = Candidate(offer, has_path)
     if len(found) > MAX_CANDIDATES:

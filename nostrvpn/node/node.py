@@ -26,6 +26,7 @@ from nostrvpn.mesh.effects import JoinState, MembershipEffect
 from nostrvpn.mesh.membership import Membership
 from nostrvpn.mesh.policy import LocalPolicy
 from nostrvpn.node.board import Presence, read_board, say_presence
+from nostrvpn.node.booths import Booths
 from nostrvpn.node.commands import answer_joins, run_command
 from nostrvpn.node.desired import Desired, TunnelSettings, overlapping_route
 from nostrvpn.node.events import (
@@ -144,6 +145,7 @@ class Node:
         self.subnets = Subnets()
         self.exits = ExitUse()
         self.exit_offer = ExitOffering()
+        self.booths = Booths()
         self.addresses: tuple[LocalAddress, ...] = ()
         self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()
         self.moves = Moves(settings.paths.skip_interfaces)
@@ -196,6 +198,7 @@ class Node:
         effects += answer_spread(self, moment)
         effects += self.subnets.review(self, moment)
         effects += self.exits.review(self, moment)
+        effects += self.booths.review(self, moment)
         effects += self.exit_offer.review(self, moment)
         return effects + self.outbox.flush(moment)
 
@@ -213,6 +216,7 @@ class Node:
             self.volunteers.lapses_at,
             self.subnets.deadline,
             self.exits.deadline,
+            self.booths.deadline,
             self.exit_offer.deadline,
             self.presence.due,
             self.efforts.deadline,
@@ -302,6 +306,7 @@ class Node:
                 self.inbound_error, self.obstacle = event.inbound_error, event.obstacle
                 self.subnets.applied(event)
                 self.exits.applied(event)
+                self.booths.applied(event)
                 self.exit_offer.applied(event)
                 return []
             case ExitProbed():

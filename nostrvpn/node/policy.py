@@ -43,10 +43,12 @@ class Addressed(Law, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExitTerms:
-    """``filter``: what guests may reach, without the guests; ``versions``: of IP, that are carried."""
+    """``filter``: what guests may reach, without the guests; ``versions``: of IP, that are carried.
+    ``ahead``: members (public keys) that this node leaves by itself, and so are no guests."""
 
     filter: ExitFilter
     versions: frozenset[int]
+    ahead: frozenset[str] = frozenset()
 
 
 class Permissions:
@@ -98,6 +100,11 @@ class Permissions:
         made = compile_inbound(roster, me, self.local, wall, ipv4=ipv4, advertised=advertised)
         if terms is not None:
             guests = exit_sources(roster, me, self.local, wall, terms.versions)
+            guests -= {
+                ip
+                for key in terms.ahead & roster.members.keys()
+                for ip in _addresses(roster, roster.members[key], ipv4=True)
+            }
             made = replace(made, exit=replace(terms.filter, sources=guests))
         expiries = (member.expires for member in roster.members.values())
         coming = [at for at in expiries if at is not None and at > wall]

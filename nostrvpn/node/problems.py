@@ -195,6 +195,21 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "lockdown: no exit is used, so nothing leaves outside the mesh",
         "`nostrvpn exit use PEER`, or `nostrvpn exit off --kill-switch off`",
     ),
+    "exit_offer_failed": (
+        "error",
+        "this node is no exit for others now, and lets no guest through: {reason}",
+        "install nftables and run as root; then it goes on by itself, or `nostrvpn exit offer --stop`",
+    ),
+    "exit_offer_blocked": (
+        "error",
+        "another firewall of this host drops what this exit's guests send: chain {where}",
+        "let it through: {remedy}",
+    ),
+    "exit_rival": (
+        "error",
+        "no exit is used here: another network of this host ({interface}) uses one",
+        "a host has one exit at a time: `nostrvpn exit off` in that network (with --network), or here",
+    ),
     "exit_no_v6": (
         "info",
         "{name} carries no IPv6, so IPv6 to the internet is blocked",

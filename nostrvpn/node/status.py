@@ -272,9 +272,11 @@ def _service_problems(node: Node) -> list[Problem]:
 
 def _subnet_problems(node: Node, moment: Moment) -> list[Problem]:
     found, subnets = [], node.subnets
-    if subnets.gateway_error is not None:
+    # An exit forwards too; what hinders that is said of it (exit_problems).
+    shares = bool(subnets.gateway(node.membership.roster, node.me).networks)
+    if shares and subnets.gateway_error is not None:
         found.append(problem("routes_refused", reason=subnets.gateway_error))
-    if subnets.forward_obstacle is not None:
+    if shares and subnets.forward_obstacle is not None:
         where, remedy = subnets.forward_obstacle
         found.append(problem("routes_blocked", where=where, remedy=remedy))
     accepts = any(choice.accept for choice in subnets.settings.choices)

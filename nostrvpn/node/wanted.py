@@ -25,7 +25,7 @@ def wanted_state(node: Node, now: float, *, complete: bool) -> Desired:
         now=now,
         complete=complete,
         subnets=node.subnets.used,
-        exit_peer=node.exits.used,
+        exit_peer=node.exits.used or node.booths.exit,
     )
     gateway = node.subnets.gateway(roster, node.me)
     inbound = node.permissions.inbound(
@@ -36,9 +36,18 @@ def wanted_state(node: Node, now: float, *, complete: bool) -> Desired:
         advertised=gateway.networks,
         terms=node.exit_offer.terms(node),
     )
+    upstream = node.exit_offer.upstream(node, gateway)
     gateway, meter = node.exit_offer.kernel(node, gateway, inbound)
-    firewall = replace(desired.firewall, clamp_forwarded=not gateway.is_empty)
+    booths = node.booths.way
+    if not booths.is_empty:
+        gateway = replace(gateway, booths=booths.versions)
+        inbound = inbound if inbound is None else replace(inbound, booths=booths.links)
     shield, routing = node.exits.kernel(node, gateway.networks)
+    if shield.versions:
+        # Containers and virtual machines leave through the exit too.
+        inbound = replace(inbound, outward=shield.versions, overlay=shield.overlay)
+    forwards = not gateway.is_empty or bool(inbound.outward)
+    firewall = replace(desired.firewall, clamp_forwarded=forwards)
     return replace(
         desired,
         inbound=inbound,
@@ -47,4 +56,7 @@ def wanted_state(node: Node, now: float, *, complete: bool) -> Desired:
         shield=shield,
         exit_routing=routing,
         exit_meter=meter,
+        booths=booths,
+        upstream=upstream,
+        upstream_device=node.exit_offer.upstream_device,
     )

@@ -38,6 +38,7 @@ from nostrvpn.nostr.frames import (
     render_close,
     render_req,
 )
+from nostrvpn.nostr.nip59 import blurred
 
 __all__ = [
     "ConnectionOutput",
@@ -368,7 +369,7 @@ class RelayConnection:
                 kind=AUTH_KIND,
                 tags=(("relay", self.url), ("challenge", self._auth.challenge)),
                 content="",
-                created_at=int(moment.wall),
+                created_at=blurred(moment.wall, moment.entropy),
                 aux=moment.entropy.take(32),
             )
             self._auth.pending[answer.id] = (key, moment.now + ANSWER_SECONDS)

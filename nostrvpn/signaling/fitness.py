@@ -14,7 +14,7 @@ from nostrvpn.machine import Moment
 from nostrvpn.nostr import nip44
 from nostrvpn.nostr.event import Event, public_key, sign_event
 from nostrvpn.nostr.frames import render_event
-from nostrvpn.nostr.nip59 import EPHEMERAL_WRAP, STORED_WRAP, fresh_secret
+from nostrvpn.nostr.nip59 import EPHEMERAL_WRAP, STORED_WRAP, blurred, fresh_secret
 from nostrvpn.nostr.relay import (
     ConnectionOutput,
     EventArrived,
@@ -140,15 +140,16 @@ class FitnessTest:
         entropy = moment.entropy
         # It must look like any other wrap, but nobody will open it: a random key will do.
         content = nip44.encrypt(entropy.take(32), entropy.take(300), entropy.take(32))
+        dated = blurred(moment.wall, entropy)
         tags: tuple[tuple[str, ...], ...] = (("p", self._mailbox),)
         if kind == STORED_WRAP:
-            tags = (*tags, ("expiration", str(int(moment.wall) + EXPIRES_SECONDS)))
+            tags = (*tags, ("expiration", str(dated + EXPIRES_SECONDS)))
         self._sent = sign_event(
             fresh_secret(entropy),
             kind=kind,
             tags=tags,
             content=content,
-            created_at=int(moment.wall),
+            created_at=dated,
             aux=entropy.take(32),
         )
         self._kind, self._sent_at = kind, moment.now

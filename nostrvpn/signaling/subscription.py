@@ -15,8 +15,10 @@ from nostrvpn.nostr.relay import ConnectionOutput, RelayConnection
 
 __all__ = ["MailSubscription"]
 
-# News wait on relays for up to thirty days; one day more for clocks that differ.
-SINCE_SECONDS = 31 * 86_400
+# News wait on relays for up to thirty days; one day more for clocks that differ. Whole days, for to the
+# second it would tell whose clock it was, and so which connections belong to one node.
+DAY_SECONDS = 86_400
+SINCE_SECONDS = 31 * DAY_SECONDS
 # Relays limit the values of one filter (strfry: none, others from 100 to 1,000).
 KEYS_PER_FILTER = 100
 # Within this time a relay without EOSE is taken to have opened the subscription.
@@ -101,11 +103,12 @@ class MailSubscription:
         self._next = f"{self._prefix}{self._serial}"
         self._due = moment.now + LIVE_SECONDS
         keys = sorted(self._mailboxes)
+        since = int(moment.wall) - SINCE_SECONDS
         filters = [
             {
                 "kinds": [STORED_WRAP, EPHEMERAL_WRAP],
                 "#p": keys[start : start + KEYS_PER_FILTER],
-                "since": max(0, int(moment.wall) - SINCE_SECONDS),
+                "since": max(0, since - since % DAY_SECONDS),
             }
             for start in range(0, len(keys), KEYS_PER_FILTER)
         ]

@@ -10,4 +10,5 @@ Open ``device.py`` first, then ``diff.py``.
   secret
 - ``uapi``    operations <-> the text protocol of userspace implementations
 - ``quick``   export as a wg-quick file
+- ``provider``  a provider, out of the wg-quick file that it hands out
 """

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import connect, idle, matrix, relay, scale, simulated, switch
+from tests.bench import connect, exit, idle, matrix, relay, scale, simulated, switch
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "connect": connect.measure_connect,
@@ -23,6 +23,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "status": idle.measure_status,
     "relay": relay.measure_relay,
     "switch": switch.measure_switch,
+    "exit": exit.measure_exit,
     "matrix": matrix.measure_pairs,
     "scale": lambda: simulated.measure_simulated() | scale.measure_scale(),
 }

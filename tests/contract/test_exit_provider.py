@@ -227,7 +227,10 @@ def test_each_policy_opens_its_ports_and_no_others(
         assert {port for port in opened | closed if hosts.reaches(public, port)} == opened
 
 
-@pytest.mark.parametrize(("public", "own"), [(PUBLIC4, GUEST4), (PUBLIC6, GUEST6)])
+@pytest.mark.parametrize(
+    ("public", "own"),
+    [(PUBLIC4, GUEST4), pytest.param(PUBLIC6, GUEST6, marks=pytest.mark.kernel)],
+)
 def test_a_permission_taken_away_cuts_both_ways_within_a_second(
     hosts: Hosts, public: str, own: str
 ) -> None:
@@ -252,7 +255,7 @@ def test_a_permission_taken_away_cuts_both_ways_within_a_second(
 
 
 @pytest.mark.parametrize("option", [socket.IPV6_DSTOPTS, socket.IPV6_HOPOPTS])
-@pytest.mark.parametrize("size", [100, 4000])
+@pytest.mark.parametrize("size", [100, pytest.param(4000, marks=pytest.mark.kernel)])
 def test_extension_headers_and_fragments_hide_no_port(hosts: Hosts, option: int, size: int) -> None:
     with (
         hosts.udp(hosts.world, PUBLIC6, 53) as opened,
@@ -327,6 +330,7 @@ def test_the_months_budget_holds_and_survives_a_change_of_guests(hosts: Hosts) -
     assert flood(hosts, 0.2) > 100_000
 
 
+@pytest.mark.kernel
 def test_what_each_guest_had_is_counted_both_ways_and_kept(hosts: Hosts) -> None:
     hosts.offer(ExitPolicy("open"))
     hosts.measure(METER)
@@ -359,6 +363,7 @@ def counted(ear: socket.socket) -> int:
         count += 1
 
 
+@pytest.mark.kernel
 def test_a_guest_opens_so_many_connections_a_second_and_no_more(hosts: Hosts) -> None:
     hosts.offer(ExitPolicy("open"))
     hosts.measure(replace(METER, connections=10))

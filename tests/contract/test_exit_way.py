@@ -55,6 +55,7 @@ def route(host: Host, routing: ExitRouting) -> bool:
     return changed
 
 
+@pytest.mark.kernel
 def test_rules_and_routes_are_made_once_and_leave_nothing(host: Host) -> None:
     before = looks(host.netns)
     assert route(host, ACTIVE)

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.diff import AddRoute, HostOp, RemoveAddress, RemoveRoute, SetLink, diff
 from nostrvpn.host.state import HostState, OuterLimit, RouteLimit
+from nostrvpn.io import netlink
 from nostrvpn.io.netlink import (
     apply_host,
     delete_link,
@@ -158,6 +161,10 @@ NARROW = replace(
 )
 
 
+# Ours: the table of e0, by its name.
+LIMITS_TABLE = str(0x9D000000 | zlib.crc32(b"e0") & 0xFFFFFF)
+
+
 def marked_route(netns: Any, target: str, mark: str = "0xa50000") -> str:
     return str(netns.ip("route", "get", target, "mark", mark)).replace("\n", " ")
 
@@ -205,6 +212,25 @@ def test_outer_limits_are_removed_with_and_without_their_interface(uplinked: Any
     uplinked.call(remove_limits)
     assert "a50000" not in uplinked.ip("rule") + uplinked.ip("-6", "rule")
     assert not uplinked.ip("route", "show", "table", "all", "proto", "157")
+
+
+def test_outer_limits_are_found_without_their_rules(uplinked: Any) -> None:
+    """Who is killed between a route and its rule leaves one of them."""
+    settle(uplinked, NARROW)
+    for family in ("-4", "-6"):
+        uplinked.ip(family, "rule", "del", "pref", "4600")
+    uplinked.ip("link", "del", "e0")
+    uplinked.ip("link", "add", "e2", "type", "veth", "peer", "name", "e3")
+    for link in ("e2", "e3"):
+        uplinked.ip("link", "set", link, "up")
+    uplinked.ip("route", "add", "203.0.113.0/24", "dev", "e2", "table", "77", "proto", "157")
+    # With its pair e1 went too, and with that the routes over it.
+    uplinked.ip("route", "add", "198.51.100.1", "dev", "e2", "table", LIMITS_TABLE, "proto", "157")
+    assert uplinked.call(remove_limits, "other0") == 0
+    assert uplinked.call(remove_limits) == 1
+    left = uplinked.ip("route", "show", "table", "all", "proto", "157")
+    assert left.split()[0] == "203.0.113.0/24"
+    assert len(left.splitlines()) == 1
 
 
 def test_a_route_of_somebody_else_is_not_taken(pair: Any) -> None:
@@ -268,6 +294,30 @@ def test_local_addresses(pair: Any) -> None:
     assert (found["e1"].kind, found["e1"].mtu, found["e1"].up) == ("veth", 1500, True)
     usable = {str(a) for a in found["e1"].addresses if not a.is_link_local}
     assert usable == {"192.0.2.7/24", "2001:db8::7/64"}
+
+
+def test_addresses_of_other_protocols_are_nobodys(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dump of all addresses has MCTP's too, which no IP address can be made of."""
+    settle(pair, DESIRED)
+    (link,) = ip_json(pair, "link", "show", "e0")
+    open_really = netlink._rtnetlink
+
+    @contextmanager
+    def with_mctp(action: str) -> Iterator[Any]:
+        with open_really(action) as route:
+            found = list(route.get_addr())
+            other = type(found[0])()
+            other.update({"family": 45, "index": link["ifindex"], "prefixlen": 0, "flags": 0})
+            other["attrs"] = [("IFA_LOCAL", "08")]
+            route.get_addr = lambda: [*found, other]
+            yield route
+
+    monkeypatch.setattr(netlink, "_rtnetlink", with_mctp)
+    (found, *_) = [one for one in pair.call(local_addresses) if one.name == "e0"]
+    assert set(found.addresses) >= DESIRED.addresses
+    assert pair.call(observe_host, "e0").addresses >= DESIRED.addresses
 
 
 def test_marked_interfaces(pair: Any) -> None:

@@ -119,6 +119,29 @@ def test_systemd_resolved_forgets_when_told_and_when_the_link_goes(resolved):
         raise AssertionError("it remembers a link that is gone")
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_cleanup_leaves_no_question_to_a_server_that_is_gone(resolved, is_refused):
+    """After a kill systemd-resolved still sends everything to the link; also if that cannot go."""
+    whole = DESIRED.replace('"64.10.in-addr.arpa")', '"64.10.in-addr.arpa"), everything=True')
+    resolved.python(whole.format(server="127.118.112.1:53") + SETTLE)
+    resolved.run("ip", "link", "set", "nvpn0", "alias", "nostrvpn /var/lib/nostrvpn")
+    assert "~." in resolved.run("resolvectl", "domain", "nvpn0")
+    refuse = "cleanup._delete = lambda link: (_ for _ in ()).throw(SystemRefused('busy'))\n"
+    resolved.python(
+        "import nostrvpn.io.cleanup as cleanup\n"
+        "from nostrvpn.errors import SystemRefused\n"
+        f"{refuse if is_refused else ''}"
+        "try: result = cleanup.remove_marked('nvpn0')\n"
+        "except cleanup.NotAllRemoved as told: result = str(told)\n"
+    )
+    for _ in range(100):
+        if "~." not in (said := resolved.run("resolvectl", "domain")):
+            break
+    else:
+        raise AssertionError(said)
+    assert ("nvpn0" in said) is is_refused
+
+
 def test_without_systemd_resolved_nothing_is_started():
     with Room("systemd-resolved") as room:
         assert (

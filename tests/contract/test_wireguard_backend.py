@@ -267,6 +267,23 @@ def test_cleanup_needs_no_state(node: Any) -> None:
     assert node.netns.call(remove_marked) == ()
 
 
+def test_cleanup_finds_a_device_that_was_never_marked_if_it_is_named(node: Any) -> None:
+    """Who is killed between making a device and marking it leaves that."""
+    node.create()
+    node.netns.ip("link", "set", node.interface, "alias", "")
+    assert node.netns.call(remove_marked) == ()
+    assert node.netns.call(remove_marked, "other") == ()
+    node.settle(Device(KEY, 51885))
+    assert node.netns.call(remove_marked, node.interface) == ()  # somebody put it to use
+    node.netns.ip("link", "set", node.interface, "alias", "nostrvpn")
+    node.delete()
+    node.create()
+    node.netns.ip("link", "set", node.interface, "alias", "")
+    assert node.netns.call(remove_marked, node.interface) == (node.interface,)
+    assert node.observe() is None
+    assert not (SOCKETS / f"{node.interface}.sock").exists()
+
+
 async def test_works_in_a_worker_thread_beside_a_running_loop(node: Any) -> None:
     beats = 0
 

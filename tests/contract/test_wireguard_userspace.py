@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from nostrvpn.errors import SystemRefused
+from nostrvpn.io.cleanup import remove_marked
+from nostrvpn.io.netlink import find_link
 from nostrvpn.io.wireguard import select_backend
 from nostrvpn.io.wireguard_kernel import KernelBackend
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
@@ -58,6 +60,16 @@ def test_a_killed_process_is_noticed_and_replaced(userspace: Any) -> None:
     end(*userspace.pids())
     userspace.delete()
     assert not (SOCKETS / f"{userspace.interface}.sock").exists()
+
+
+def test_cleanup_takes_the_socket_of_a_killed_process(userspace: Any) -> None:
+    userspace.create()
+    end(*userspace.pids())
+    path = SOCKETS / f"{userspace.interface}.sock"
+    eventually(lambda: userspace.interface not in userspace.netns.ip("link"))
+    assert path.exists()
+    userspace.netns.call(remove_marked, userspace.interface)
+    assert not path.exists()
 
 
 def test_a_hung_process_is_replaced(userspace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +141,41 @@ def test_an_implementation_that_stays_in_the_foreground(
     assert node.observe().is_bare
     node.delete()
     assert node.observe() is None
+
+
+# Answers late, and gives the link its own MTU before: so does the process that wireguard-go leaves
+# behind, on a busy machine.
+_LATE = """#!/usr/bin/env python3
+import fcntl, os, socket, struct, subprocess, sys, time
+name, path = sys.argv[1], f"/var/run/wireguard/{sys.argv[1]}.sock"
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1001))
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen()
+time.sleep(1.5)
+subprocess.run(["ip", "link", "set", name, "mtu", "1420"], check=True)
+while True:
+    one, _ = server.accept()
+    with one:
+        if one.recv(100):
+            one.sendall(b"listen_port=0\\nerrno=0\\n\\n")
+"""
+
+
+def test_a_process_that_answers_late_does_not_change_the_mtu_afterwards(
+    make_node: Callable[..., Any], netns: Any, interface: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "late"
+    program.write_text(_LATE)
+    program.chmod(0o755)
+    node = make_node(netns, UserspaceBackend(str(program)), interface)
+    node.create(mtu=1300)
+    eventually(lambda: node.observe() is not None)
+    link = netns.call(find_link, interface)
+    assert link.mtu == 1300
+    end(*node.pids())
+    node.delete()
 
 
 def test_an_interface_name_cannot_leave_the_socket_directory(netns: Any) -> None:

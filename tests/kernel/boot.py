@@ -40,6 +40,9 @@ TARGETS = (
     "tests/contract/test_wireguard_backend.py",
     "tests/contract/test_doorbell.py",
     "tests/contract/test_channels.py",
+    "tests/contract/test_shield.py",
+    "tests/contract/test_exit_way.py",
+    "tests/contract/test_exit_provider.py",
     "tests/kernel",
 )
 
@@ -69,6 +72,9 @@ MORE_MODULES = (
     "nft_fib_inet",
     "nft_limit",
     "nft_objref",
+    "nft_reject_inet",
+    "nft_quota",
+    "nft_socket",
     "bridge",
     "dummy",
 )
@@ -87,6 +93,8 @@ IMPORTS = (
     "nostrvpn.daemon.relay_service",
     "nostrvpn.lab.relay",
     "nostrvpn.lab.stun",
+    "nostrvpn.cli.exit_offer",
+    "nostrvpn.cli.exits",
     "nostrvpn.cli.joining",
     "nostrvpn.cli.members",
     "nostrvpn.cli.permissions",

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from tests.sim.meshes import Heard, RecordingRelay
 from tests.sim.nodes import WALL
 
-__all__ = ["Post", "Score", "boards_of_inboxes", "next_by_author", "posts_of", "together"]
+__all__ = [
+    "Post",
+    "Score",
+    "boards_by_clock",
+    "boards_of_inboxes",
+    "clocks",
+    "next_by_author",
+    "posts_of",
+    "together",
+]
 
 # What a quiet operator would try: the same author again after so many seconds.
 RHYTHMS = (600, 1200, 1800, 2400, 2700, 3000, 3300, 3600, 4200, 4800, 5400, 6000)
@@ -63,11 +72,12 @@ class Post:
 
 
 def posts_of(record: Iterable[Heard]) -> list[Post]:
-    """Return what was published, in order of arrival."""
-    found = []
+    """Return what was published, in order of arrival; once each, for AUTH makes clients say it again."""
+    found, known = [], set()
     for heard in record:
-        if heard.frame[0] == "EVENT":
+        if heard.frame[0] == "EVENT" and heard.frame[1]["id"] not in known:
             event = heard.frame[1]
+            known.add(event["id"])
             tags = dict(event["tags"])
             stands = int(tags.get("expiration", event["created_at"])) - event["created_at"]
             found.append(
@@ -186,6 +196,51 @@ def boards_of_inboxes(
         chance = 1 / len(set(next(iter(boards.values())).values()))
         scores.append(Score(f"board of an inbox, {name}", round(right), int(guesses), chance))
     return scores
+
+
+def boards_by_clock(
+    relay: RecordingRelay,
+    boards: Mapping[int, Mapping[str, str]],
+    inboxes: Mapping[int, Mapping[str, str]],
+    quiet: Callable[[int, str], bool],
+) -> list[Score]:
+    """The same, by the clocks that readers show: one of the board's readers is the inbox's too."""
+    scores = []
+    for what in ("REQ", "AUTH"):
+        shown = clocks(relay, what)
+        right = guesses = 0
+        for day, found in inboxes.items():
+            for address, network in found.items():
+                if not shown[address] or not quiet(day, address):
+                    continue
+                far = {
+                    other: _nearest(shown[address], shown[board])
+                    for board, other in boards[day].items()
+                }
+                guesses += 1
+                right += min(far, key=lambda other: (far[other], other)) == network
+        if guesses:
+            scores.append(Score(f"board of an inbox, clock of {what}", right, guesses, 0.5))
+    return scores
+
+
+def clocks(relay: RecordingRelay, what: str) -> dict[str, list[float]]:
+    """Return for each address by how many seconds its readers' dates are off, but for days.
+
+    Readers write dates in the ``since`` of a REQ and in an AUTH: ``what``.
+    """
+    shown: dict[str, list[float]] = defaultdict(list)
+    for heard in relay.record:
+        if heard.frame[0] != what:
+            continue
+        if what == "AUTH":
+            dates = {heard.frame[1]["pubkey"]: heard.frame[1]["created_at"]}
+        else:
+            filters = [wanted for wanted in heard.frame[2:] if "since" in wanted]
+            dates = {address: wanted["since"] for wanted in filters for address in wanted["#p"]}
+        for address, dated in dates.items():
+            shown[address].append((dated - WALL - heard.at + 43_200) % 86_400)
+    return shown
 
 
 def together(

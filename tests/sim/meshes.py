@@ -114,8 +114,14 @@ class Heard:
 
 @dataclass
 class RecordingRelay(Relay):
-    """Keeps what clients said (``record``), and forgets events when they expire (NIP-40)."""
+    """Keeps what clients said (``record``), and forgets events when they expire (NIP-40).
 
+    With ``demands_auth`` (NIP-42) a mailbox is given only to who proves on that connection to own it,
+    and nothing is taken from who has proven nothing.
+    """
+
+    demands_auth: bool = False
+    proven: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     record: list[Heard] = field(default_factory=list)
     opened: dict[str, float] = field(default_factory=dict)
     closed: dict[str, float] = field(default_factory=dict)
@@ -324,6 +330,8 @@ class Meshes(World):
         self._connections[host.name, url] = connection
         relay.opened[connection] = self.now
         self._later(host, RelayOpened(url))
+        if relay.demands_auth:
+            self._tell((host, url), ["AUTH", f"challenge of {connection}"])
 
     def kill(self, relay: Relay) -> None:
         relay.up = False
@@ -358,7 +366,12 @@ class Meshes(World):
             return
         relay.record.append(Heard(self.now, connection, frame))
         place = (host, url)
-        if frame[0] == "REQ":
+        if frame[0] == "AUTH":
+            relay.proven[connection].add(frame[1]["pubkey"])
+            self._tell(place, ["OK", frame[1]["id"], True, ""])
+        elif (refusal := _refusal(relay, connection, frame)) is not None:
+            self._tell(place, refusal)
+        elif frame[0] == "REQ":
             key = (connection, frame[1])
             self._unsubscribe(relay, key)
             relay.subscriptions[key] = frame[2:]
@@ -394,6 +407,19 @@ class Meshes(World):
     def _tell(self, place: tuple[Host, str], frame: list[object]) -> None:
         host, url = place
         self._later(host, RelayText(url, json.dumps(frame)))
+
+
+def _refusal(relay: RecordingRelay, connection: str, frame: list[Any]) -> list[object] | None:
+    """Return the answer to who has not proven enough, None if all is well."""
+    proven = relay.proven[connection]
+    if not relay.demands_auth or frame[0] not in ("REQ", "EVENT"):
+        return None
+    if frame[0] == "EVENT":
+        why = "auth-required: say who you are"
+        return None if proven else ["OK", frame[1]["id"], False, why]
+    if proven.issuperset(a for wanted in frame[2:] for a in _addresses(wanted)):
+        return None
+    return ["CLOSED", frame[1], "auth-required: whose mailbox is it?"]
 
 
 def _expires(event: dict[str, Any]) -> int:

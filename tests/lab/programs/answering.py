@@ -6,7 +6,8 @@ import sys
 
 
 class Datagrams(asyncio.DatagramProtocol):
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
         self.transport = transport
 
     def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:

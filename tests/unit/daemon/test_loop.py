@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from ipaddress import IPv6Address
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from nostrvpn.daemon import inbox
 from nostrvpn.daemon.loop import Loop
 from nostrvpn.errors import SystemRefused
 from nostrvpn.io.clock_watch import SleepMeter
@@ -64,6 +66,38 @@ async def test_a_sleep_is_told_at_once_once_and_before_anything_else():
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+async def test_what_nothing_can_wait_for_comes_in_order_by_one_task(monkeypatch):
+    monkeypatch.setattr(inbox, "INBOX", 3)
+    tasks: list[asyncio.Task[None]] = []
+    lost: list[int] = []
+
+    def start(_name: str, work: Coroutine[Any, Any, None]) -> None:
+        tasks.append(asyncio.create_task(work))
+
+    room = inbox.Inbox(start, lambda: lost.append(1))
+    events = [Resumed(float(number)) for number in range(8)]
+    for event in events[:5]:
+        room.deliver(event)
+    room.offer(Tick())
+    assert room.qsize() == 3
+    await asyncio.sleep(0)
+    first = room.get_nowait()
+    for event in events[5:]:
+        room.deliver(event)  # there is room inside now, but others wait longer
+    # As many wait outside as inside; two, and the one that might be lost, are.
+    assert len(lost) == 3
+    got: list[NodeEvent] = [first]
+    async with asyncio.timeout(5):
+        while len(got) < 6:
+            got.append(await room.get())
+    assert got == events[:6]
+    await asyncio.gather(*tasks)
+    assert len(tasks) == 1
+    room.deliver(events[7])
+    assert await room.get() == events[7]
+    assert len(tasks) == 1
 
 
 class FullDisk:

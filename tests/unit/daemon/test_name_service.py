@@ -211,6 +211,16 @@ async def test_another_program_that_rewrites_resolv_conf_is_left_its_way_in_the_
     assert "keeps rewriting" in shown["problem"]
 
 
+async def test_whoever_takes_and_leaves_exits_often_does_not_pass_for_another_program(run, host):
+    host.found = PLAIN
+    service = run(Dns(resolv_conf=True))
+    for number in range(3 * MAX_REWRITES):
+        host.file = "of before"
+        service._node.exits.state = (ExitState.CONNECTED, ExitState.OFF)[number % 2]
+        shown = await settled(service)
+        assert (host.file, shown["problem"]) == ("ours", None)
+
+
 async def test_a_resolver_that_comes_later_takes_over(run, host, monkeypatch):
     host.found = PLAIN
     service = run(Dns(resolv_conf=True))

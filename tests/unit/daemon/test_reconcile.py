@@ -224,3 +224,6 @@ def test_the_next_look_counts_from_the_last_one_and_not_from_the_last_run(
     reconciler.reconcile_now(desired(Inbound()))
     assert Inbound() in kernel.done
     assert reconciler.due_in_s == pytest.approx(30.0)
+    # A shield that is not as it should be is tried again at once.
+    monkeypatch.setattr(Reconciler, "shield_error", "nft refused")
+    assert reconciler.due_in_s == 1.0

@@ -10,12 +10,11 @@ import pytest
 from nostrvpn.config.model import Config
 from nostrvpn.config.parse import ConfigError
 from nostrvpn.errors import NostrvpnError
-from nostrvpn.io.config_file import check_choices, has_config, load_config, save_choices
+from nostrvpn.io.config_file import check_choices, load_config, save_choices
 
 
 def test_absent_means_defaults(tmp_path: Path) -> None:
     assert load_config(str(tmp_path / "none" / "config.yaml")) == Config()
-    assert not has_config(str(tmp_path / "none"))
 
 
 def test_first_choices_make_a_commented_file(tmp_path: Path) -> None:

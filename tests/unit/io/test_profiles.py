@@ -108,7 +108,7 @@ def test_removing_one_leaves_identity_and_others(options: Options) -> None:
     work = create_profile(options, "work")
     Path(options.state_dir, "identity").write_text("nsec1")
     for place in (options, work):
-        for name in ("state.db", "state.db-wal", "state.db.backup"):
+        for name in ("state.db", "state.db-wal", "state.db.backup", "state.db.damaged-1-2"):
             Path(place.home, name).write_text("")
     lock = StateLock(work.lock_path)
     lock.acquire()

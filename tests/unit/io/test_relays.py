@@ -457,7 +457,7 @@ async def test_a_connection_ends_when_another_interface_leads_to_its_relay(
     async with server(quiet) as url:
         sockets.open(url)
         assert await asyncio.wait_for(events.get(), PATIENCE) == RelayOpened(url)
-        monkeypatch.setattr("nostrvpn.io.relays.source_towards", lambda _: wired)
+        monkeypatch.setattr("nostrvpn.io.relays.source_towards", lambda *_: wired)
         sockets.moved({wifi: "eth0", wired: "eth0"}, restart=False)  # one interface's other address
         await asyncio.sleep(0.05)
         assert events.empty()

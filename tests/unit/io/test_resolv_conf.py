@@ -56,6 +56,18 @@ def test_a_link_stays_a_link(path, tmp_path):
     assert real.read_bytes() == ORIGINAL
 
 
+def test_what_a_killed_writer_left_beside_it_goes_too(path):
+    writer = subprocess.Popen(["true"])
+    writer.wait()
+    left = path.with_name(f".resolv.conf.{writer.pid}.new")
+    others = [path.with_name(name) for name in (f".resolv.conf.{os.getpid()}.new", ".x.1.new")]
+    for draft in (left, *others):
+        draft.write_text("nameserver 127.118.112.1")
+    assert take_blocks(None) is False
+    assert not left.exists()
+    assert all(draft.exists() for draft in others)
+
+
 def test_what_another_program_writes_is_never_lost(path, monkeypatch):
     put_blocks(DESIRED, "nvpn0")
     path.write_bytes(b"nameserver 198.51.100.1\n")  # ours is gone with the rest

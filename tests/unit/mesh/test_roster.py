@@ -113,8 +113,9 @@ class Partitions(RuleBasedStateMachine):
     @rule(author=st.integers(0, 3), action=actions)
     def act(self, author: int, action: Any) -> None:
         view = self.views[author]
+        name, who, more = action
         try:
-            grown_view = sign(view, author, action[0], fields_of(view, *action, author))
+            grown_view = sign(view, author, name, fields_of(view, name, who, more, author))
         except UserError:
             return
         self.views[author] = grown_view
@@ -124,7 +125,8 @@ class Partitions(RuleBasedStateMachine):
         """Sign with an old place, and tell one other only."""
         view = self.views[author]
         old = view.log[max(0, view.version - back)].id
-        event = forge(view, author, [old], action[0], fields_of(view, *action, author))
+        name, who, more = action
+        event = forge(view, author, [old], name, fields_of(view, name, who, more, author))
         other = (author + 1) % 4
         self.views[other] = merged(self.views[other], [event])
 

@@ -65,8 +65,9 @@ def test_for_admissions_in_vain_there_is_a_new_key_an_hour_at_most() -> None:
     ledger, upkeep = duty(lied_to(used_up(), 6))
     assert [made for _, made in ticks(upkeep, 100, 200)] == [1]
     assert ledger.roster is not None
-    assert not ledger.roster.needs_rekey
-    times = []
+    assert ledger.roster.is_key_former is False
+    assert not ledger.roster.leaks
+    times: list[float] = []
     for number in range(7, 12):
         ledger.adopt(lied_to(ledger.roster, number))
         assert ledger.roster.needs_rekey

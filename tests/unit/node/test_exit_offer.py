@@ -217,3 +217,34 @@ def test_the_settings_that_are_stored_are_taken_up_again(cafe: Cafe) -> None:
     assert again.restore({"exit_offer": settings.to_json()}) is None
     assert again.settings == settings
     assert again.rate == cafe.alice.node.exit_offer.rate
+
+
+@pytest.mark.parametrize(
+    "finished",
+    [
+        ReconcileFinished(meter_error="nft: no such table"),
+        ReconcileFinished(gateway_error="nft: no such table"),
+    ],
+)
+def test_guests_that_are_not_let_through_are_a_problem_in_status(
+    cafe: Cafe, finished: ReconcileFinished
+) -> None:
+    cafe.offer("members")
+    cafe.mesh.step(cafe.alice, finished)
+    found = {item["code"]: item for item in cafe.mesh.status(cafe.alice)["problems"]}
+    assert "no such table" in found["exit_offer_failed"]["text"]
+    assert "routes_refused" not in found
+    cafe.mesh.step(cafe.alice, ReconcileFinished())
+    found = {item["code"]: item for item in cafe.mesh.status(cafe.alice)["problems"]}
+    assert "exit_offer_failed" not in found
+
+
+def test_a_firewall_that_drops_what_guests_send_is_said_with_what_helps(cafe: Cafe) -> None:
+    cafe.offer("members")
+    obstacle = ("ip filter FORWARD", "sudo ufw route allow in on nv0")
+    cafe.mesh.step(cafe.alice, ReconcileFinished(forward_obstacle=obstacle))
+    found = {item["code"]: item for item in cafe.mesh.status(cafe.alice)["problems"]}
+    assert "guests" in found["exit_offer_blocked"]["text"]
+    assert obstacle[1] in found["exit_offer_blocked"]["hint"]
+    assert "routes_blocked" not in found
+    assert cafe.clients()["state"] == "blocked"

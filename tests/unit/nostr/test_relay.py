@@ -127,6 +127,9 @@ def test_auth_is_answered_for_every_mailbox_and_the_req_comes_again(
     for answer in answers:
         assert answer.kind == 22242
         assert answer.tags == (("relay", URL), ("challenge", "challenge"))
+        # Near enough for NIP-42, too far off to show whose clock it was.
+        assert abs(answer.created_at - at(0).wall) <= 25
+    assert len({answer.created_at for answer in answers}) == 2
     assert say(connection, "OK", answers[0].id, True, "") == []
     out = say(connection, "OK", answers[1].id, True, "")
     assert sent(out) == [["REQ", "s", {}]]

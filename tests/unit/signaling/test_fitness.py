@@ -56,7 +56,7 @@ def test_the_probe_looks_like_any_wrap_and_names_only_the_throwaway(bench: Bench
     assert event.kind == 21059
     assert event.tags == (("p", public_key(SECRET)),)
     assert event.pubkey != public_key(SECRET)
-    assert event.created_at == 1_700_000_000
+    assert 0 < abs(event.created_at - 1_700_000_000) <= 25  # as any wrap: not whose clock it was
 
 
 def test_what_comes_back_is_fit(bench: Bench) -> None:
@@ -77,7 +77,8 @@ def test_refused_ephemeral_then_stored_with_expiration(bench: Bench) -> None:
     bench.say("EOSE", "t")
     bench.say("OK", bench.last_event["id"], False, "blocked: no")
     assert bench.last_event["kind"] == 1059
-    assert ["expiration", "1700000060"] in bench.last_event["tags"]  # type: ignore[operator]
+    event = parse_event(json.loads(json.dumps(bench.last_event)))
+    assert ("expiration", str(event.created_at + 60)) in event.tags
     bench.say("EVENT", "t", bench.last_event)
     assert bench.test.result is Fitness.STORED_ONLY
     assert bench.test.reason == "refused ephemeral events: blocked: no"

@@ -1,0 +1,196 @@
+"""An exit whose guests leave by a plain WireGuard provider, set up by ``wg`` and ``ip`` alone."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nostrvpn.lab.capture import Capture
+from nostrvpn.lab.node import LabNode
+from nostrvpn.lab.patience import patient, wait_until
+from nostrvpn.lab.processes import Process
+from tests.lab.abroad import NOBODY, Abroad
+from tests.lab.homes import join, watched
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(180))]
+
+LIMIT = 30.0
+PORT = 51820
+# What the provider calls itself and its customer.
+PROVIDER, CUSTOMER = ("10.200.0.1", "fd20::1"), ("10.200.0.2", "fd20::2")
+
+
+class Provided(Abroad):
+    """The first exit is a customer of a provider; its file is in ``file``."""
+
+    def __init__(self) -> None:
+        super().__init__(exits=1)
+
+    def build(self) -> None:
+        super().build()
+        self.provider = self.host("provider")
+        keys = {}
+        for name in ("provider", "customer"):
+            private = _wg("genkey")
+            keys[name] = private, _wg("pubkey", given=private)
+        namespace, link = self.provider.namespace, self.exits[0].interface.rsplit("-", 1)[0] + "-p"
+        arguments = ("wireguard-go", "-f", link)
+        process = Process(namespace, arguments, log=self.directory / "provider.log")
+        self.stack.callback(process.kill)
+        wait_until(
+            lambda: namespace.run("ip", "link", "show", link, check=False).returncode == 0,
+            "the provider's link",
+            timeout=LIMIT,
+        )
+        secret = self.directory / "provider.key"
+        secret.write_text(keys["provider"][0])
+        allowed = ",".join(f"{ip}/{32 if '.' in ip else 128}" for ip in CUSTOMER)
+        key = keys["customer"][1]
+        namespace.run("wg", "set", link, "listen-port", str(PORT), "private-key", str(secret))
+        namespace.run("wg", "set", link, "peer", key, "allowed-ips", allowed)
+        namespace.ip(f"addr add {PROVIDER[0]}/24 dev {link}", f"link set {link} up")
+        namespace.ip(f"addr add {PROVIDER[1]}/64 dev {link} nodad")
+        namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        namespace.nft(
+            "table inet provider {\nchain out {\ntype nat hook postrouting priority 100;\n"
+            'oifname "eth0" masquerade\n}\n}\n'
+        )
+        # Whom the customer shall not be reached by, and whose file it is.
+        self.link, self.customer_key = link, keys["customer"][0]
+        self.file = self.directory / "provider.conf"
+        self.file.write_text(
+            f"[Interface]\nPrivateKey = {keys['customer'][0]}\nAddress = {CUSTOMER[0]}/32\n"
+            f"Address = {CUSTOMER[1]}/128  # both\nMTU = 1380\nDNS = {PROVIDER[0]}\n\n"
+            f"[Peer]\nPublicKey = {keys['provider'][1]}\nAllowedIPs = 0.0.0.0/0, ::/0\n"
+            f"Endpoint = {self.provider.address}:{PORT}\nPersistentKeepalive = 5\n"
+        )
+        self.file.chmod(0o600)
+
+
+def _wg(*arguments: str, given: str = "") -> str:
+    done = subprocess.run(
+        ["wg", *arguments], input=given, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def lab() -> Iterator[Provided]:
+    with watched(Provided()) as lab:
+        join(lab.laptop, *lab.exits)
+        yield lab
+
+
+def is_connected(node: LabNode) -> bool:
+    return bool(node.query("exit", "status")["state"] == "connected")
+
+
+def seen_as(lab: Abroad) -> set[str]:
+    answers, sites = lab.talk(uid=NOBODY), {str(lab.site.address), str(lab.site.address6)}
+    said = [one.split() for what in ("tcp/80", "udp/443") for one in answers.get(what, [])]
+    return {words[1] for words in said if words[0] in sites}
+
+
+def to_the_site(lab: Abroad) -> Capture:
+    """Record what goes between the exit's own uplink and the site."""
+    sites = " or ".join(f"host {ip}" for ip in (lab.site.address, lab.site.address6) if ip)
+    return lab.capture("exit-1", "eth0", sites)
+
+
+def rules(node: LabNode) -> str:
+    both = (node.namespace.run("ip", family, "rule", "show").stdout for family in ("-4", "-6"))
+    return "".join(both)
+
+
+def reaches(source: object, address: str) -> bool:
+    argv = ("ping", "-n", "-c", "1", "-W", "1", address)
+    return bool(source.run(*argv, check=False).returncode == 0)  # type: ignore[attr-defined]
+
+
+def test_guests_leave_by_the_provider_or_not_at_all(lab: Provided) -> None:
+    [exit_node] = lab.exits
+    before = rules(exit_node)
+    capture = to_the_site(lab)
+    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.file))
+    offered = exit_node.query("exit", "clients")["offer"]["upstream"]
+    assert offered["endpoint"] == f"{lab.provider.address}:{PORT}"
+    wait_until(lambda: lab.laptop.query("exit", "list")["exits"], "an offer", timeout=LIMIT)
+    lab.laptop.cli("exit", "use", exit_node.name, "--yes")
+    wait_until(partial(is_connected, lab.laptop), "the exit", timeout=LIMIT)
+    outside = {str(lab.provider.address), str(lab.provider.address6)}
+    wait_until(lambda: seen_as(lab) == outside, "the way by the provider", timeout=LIMIT)
+    # The host itself leaves by its own uplink, and the provider gets nothing into it.
+    own = exit_node.namespace
+    found = own.run("ip", "-j", "route", "get", str(lab.site.address)).stdout
+    assert '"dev":"eth0"' in found
+    assert not reaches(lab.provider.namespace, CUSTOMER[0])
+    assert not reaches(lab.provider.namespace, CUSTOMER[1])
+
+    # While the provider is away, nothing of theirs goes by another way: with and without the link.
+    lab.provider.namespace.ip(f"link set {lab.link} down")
+    assert seen_as(lab) == set()
+    name = next(
+        line.split(":")[1].strip()
+        for line in own.run("ip", "-o", "link").stdout.splitlines()
+        if f"{exit_node.interface}u" in line
+    )
+    own.ip(f"link del {name}")
+    assert seen_as(lab) == set()
+    # IPv6 addresses go with a link that goes down.
+    again = f"addr replace {PROVIDER[1]}/64 dev {lab.link} nodad"
+    lab.provider.namespace.ip(f"link set {lab.link} up", again)
+    wait_until(lambda: seen_as(lab) == outside, "the provider again", timeout=LIMIT * 2)
+
+    # A killed daemon leaves it as it is; no key is told anywhere.
+    exit_node.kill()
+    seen_as(lab)
+    exit_node.start()
+    wait_until(lambda: seen_as(lab) == outside, "the provider after a crash", timeout=LIMIT)
+    capture.stop()
+    assert capture.packets() == []
+    assert lab.customer_key not in exit_node.process.output()
+    assert lab.customer_key not in exit_node.cli("exit", "clients", "--json")
+
+    exit_node.cli("exit", "offer", "--stop")
+    wait_until(lambda: rules(exit_node) == before, "the rules gone", timeout=LIMIT)
+    assert f"{exit_node.interface}u" not in own.run("ip", "-o", "link").stdout
+    assert "_upstream" not in own.run("nft", "list", "tables").stdout
+
+
+def test_a_killed_exit_with_a_provider_leaves_nothing_after_cleanup(lab: Provided) -> None:
+    [exit_node] = lab.exits
+    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.file))
+    own = exit_node.namespace
+    wait_until(lambda: f"{exit_node.interface}u" in own.run("ip", "-o", "link").stdout, "the link")
+    exit_node.kill()
+    exit_node.cli("cleanup")
+    assert exit_node.interface not in own.run("ip", "-o", "link").stdout
+    assert "157" not in rules(exit_node)
+    assert "nostrvpn" not in own.run("nft", "list", "tables").stdout
+    exit_node.start()
+
+
+def test_a_bad_file_is_refused_and_changes_nothing(lab: Provided) -> None:
+    [exit_node] = lab.exits
+
+    def refusal(path: Path) -> str:
+        done = exit_node.attempt("exit", "offer", "--to", "members", "--upstream", str(path))
+        assert done.returncode != 0
+        assert lab.customer_key not in done.stdout + done.stderr
+        return str(done.stderr)
+
+    sound = lab.file.read_text()
+    commanding = lab.directory / "commanding.conf"
+    proof = lab.directory / "ran"
+    commanding.write_text(sound.replace("[Peer]", f"PostUp = touch {proof}\n[Peer]"))
+    commanding.chmod(0o600)
+    assert "PostUp" in refusal(commanding)
+    lab.file.chmod(0o644)
+    assert "chmod 600" in refusal(lab.file)
+    assert "cannot be read" in refusal(lab.directory / "nowhere.conf")
+    assert not proof.exists()
+    assert exit_node.query("exit", "clients")["state"] == "stopped"
