@@ -330,7 +330,6 @@ def test_the_months_budget_holds_and_survives_a_change_of_guests(hosts: Hosts) -
     assert flood(hosts, 0.2) > 100_000
 
 
-@pytest.mark.kernel
 def test_what_each_guest_had_is_counted_both_ways_and_kept(hosts: Hosts) -> None:
     hosts.offer(ExitPolicy("open"))
     hosts.measure(METER)
@@ -363,7 +362,6 @@ def counted(ear: socket.socket) -> int:
         count += 1
 
 
-@pytest.mark.kernel
 def test_a_guest_opens_so_many_connections_a_second_and_no_more(hosts: Hosts) -> None:
     hosts.offer(ExitPolicy("open"))
     hosts.measure(replace(METER, connections=10))

@@ -178,7 +178,6 @@ def test_dhcp_requests_leave_in_every_state(host: Host) -> None:
         assert host.leaves(others)[0] == NONE
 
 
-@pytest.mark.kernel
 def test_neighbours_are_found_in_every_state_and_nobody_is_redirected(host: Host) -> None:
     solicit, advert, router, redirect, echo = 135, 136, 133, 137, 128
 
@@ -216,7 +215,6 @@ def test_tunnelled_what_the_exit_carries_goes_into_the_tunnel_but_for_dns(
     assert host.leaves([one | {"device": CABLE} for one in sent], uid)[0] == NONE
 
 
-@pytest.mark.kernel
 def test_tunnelled_dns_goes_to_the_chosen_resolvers_only(host: Host) -> None:
     host.apply(TUNNELLED, versions=BOTH, resolvers=parsed(*addresses(OTHER)))
     asked = targets(talk(*addresses(OTHER), ports=(53, 853)))
@@ -236,7 +234,7 @@ def test_what_an_exit_does_not_carry_goes_nowhere_with_the_kill_switch_off(host:
     assert host.leaves(sent) == (NONE, targets(talk(PUBLIC[4], ports=(443,))))
 
 
-@pytest.mark.parametrize("kind", [OPEN, BLOCKED, pytest.param(TUNNELLED, marks=pytest.mark.kernel)])
+@pytest.mark.parametrize("kind", [OPEN, BLOCKED, TUNNELLED])
 def test_who_goes_around_leaves_outside_with_the_hosts_own_address(
     host: Host, kind: ShieldKind
 ) -> None:
@@ -261,7 +259,6 @@ def test_who_goes_around_leaves_outside_with_the_hosts_own_address(
     assert host.leaves(sent, SOMEBODY) == (NONE, targets(sent))
 
 
-@pytest.mark.kernel
 def test_addresses_of_names_outlive_a_change_of_the_table(host: Host) -> None:
     around = Bypass(domains=True)
     host.apply(BLOCKED, bypass=around)
@@ -446,7 +443,6 @@ def test_routes_that_somebody_hands_out_lead_nothing_outside(host: Host, uid: in
     assert host.leaves(talk(*addresses(PUBLIC, OTHER)), uid)[0] == NONE
 
 
-@pytest.mark.kernel
 def test_whoever_reroutes_a_packet_gets_it_no_further(host: Host) -> None:
     """Where it begins it seems to go into the tunnel; then its destination is replaced, or its mark."""
     host.netns.run(
