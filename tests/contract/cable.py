@@ -21,6 +21,7 @@ from nostrvpn.host.shield import Shield, ShieldKind
 from nostrvpn.host.state import FWMARK, IPNetwork
 from nostrvpn.io.exit_routing import apply_exit_routing
 from nostrvpn.io.shield import apply_shield
+from tests.conftest import run
 
 TUNNEL, CABLE = "nv0", "eth0"
 OWN = {4: "192.168.50.2", 6: "2001:db8:50::2"}
@@ -187,9 +188,17 @@ class Host:
         self.netns.call(apply_shield, shield, TUNNEL)
         self.netns.call(apply_exit_routing, routing, TUNNEL)
 
-    def send(self, packets: list[dict[str, Any]], uid: int = 0) -> list[tuple[str, str, int]]:
-        """Send as a user; return (destination, kind, errno) of what was refused."""
-        said = self.netns.run(sys.executable, "-c", _TALK, str(uid), json.dumps(packets))
+    def send(
+        self, packets: list[dict[str, Any]], uid: int = 0, cgroup: str = ""
+    ) -> list[tuple[str, str, int]]:
+        """Send as a user, in a cgroup (a directory); return (destination, kind, errno) refused."""
+        program = (sys.executable, "-c", _TALK, str(uid), json.dumps(packets))
+        if cgroup:
+            # Before: within, ip mounts another /sys.
+            inside = ("ip", "netns", "exec", self.netns.name, *program)
+            said = run("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', cgroup, *inside)
+        else:
+            said = self.netns.run(*program)
         return [tuple(one) for one in json.loads(said)]
 
     def left(self) -> tuple[set[Packet], set[Packet]]:

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
-from nostrvpn.host.shield import Bypass, ShieldKind
+from nostrvpn.host.shield import Bypass, Shield, ShieldKind
 from nostrvpn.host.state import FWMARK, RELAY_MARK
-from nostrvpn.io.shield import add_bypassed, read_held
+from nostrvpn.io.shield import add_bypassed, apply_shield, read_held
 from tests.contract.cable import (
     CABLE,
     EVERYWHERE,
@@ -25,6 +28,7 @@ from tests.contract.cable import (
     MEMBER,
     NOBODY,
     OTHER,
+    OVERLAY,
     OWN,
     PUBLIC,
     SOMEBODY,
@@ -41,6 +45,10 @@ BOTH = frozenset({4, 6})
 USERS = pytest.mark.parametrize("uid", [0, NOBODY])
 MULTICAST = {4: "224.0.0.251", 6: "ff02::fb"}
 NONE: set[tuple[str, str, int]] = set()
+# Spec: linux/sched.h, linux/mount.h.
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -274,6 +282,52 @@ def test_addresses_of_names_outlive_a_change_of_the_table(host: Host) -> None:
 def test_a_cgroup_that_is_not_there_opens_and_breaks_nothing(host: Host) -> None:
     host.apply(BLOCKED, bypass=Bypass(cgroups=frozenset({"no.slice/such.service"})))
     assert host.leaves(talk(*addresses(PUBLIC))) == (NONE, NONE)
+
+
+def with_cgroups_as_on_most_hosts(function: Callable[..., T], *arguments: Any) -> T:
+    """Call it where /sys/fs/cgroup is the hierarchy of version 2, as nft expects; in this thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for call in (
+        lambda: libc.unshare(CLONE_NEWNS),
+        lambda: libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
+        lambda: libc.mount(b"cgroup2", b"/sys/fs/cgroup", b"cgroup2", 0, None),
+    ):
+        if call() != 0:
+            raise OSError(ctypes.get_errno(), "a mount namespace with cgroups")
+    return function(*arguments)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[str]:
+    """A cgroup of version 2 of this test's own; skips where the kernel has none."""
+    name = f"nostrvpn-{os.getpid()}.slice"
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    roots = [Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"]
+    if not roots:
+        pytest.skip("NOT RUN: no hierarchy of cgroups of version 2")
+    place = roots[0] / name / "backup.service"
+    place.mkdir(parents=True)
+    yield str(place)
+    place.rmdir()
+    place.parent.rmdir()
+
+
+def test_what_programs_of_a_cgroup_say_goes_around_and_of_others_not(
+    host: Host, cgroup: str
+) -> None:
+    path = "/".join(Path(cgroup).parts[-2:])
+    around = Bypass(cgroups=frozenset({path}))
+    shield = Shield(BLOCKED, overlay=OVERLAY, bypass=around)
+    host.apply(BLOCKED, bypass=Bypass(domains=True))
+    host.netns.call(with_cgroups_as_on_most_hosts, apply_shield, shield, TUNNEL)
+    sent = talk(*addresses(PUBLIC))
+    host.left()
+    host.send(sent, cgroup=cgroup)
+    cable, tunnel = host.left()
+    assert {packet.target for packet in cable} == targets(sent)
+    assert {packet.source for packet in cable} == set(OWN.values())
+    assert not tunnel
+    assert host.leaves(sent) == (NONE, NONE)
 
 
 def behind(host: Host, make_netns: Callable[[], Any]) -> Any:
