@@ -16,7 +16,7 @@ KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)
 ONLY ?=
 # Most of the time of these is waiting. A file's tests share a lab, so they stay together.
-PARALLEL := -n 3 --dist loadfile
+PARALLEL := -n 4 --dist loadfile
 
 .PHONY: help setup packages test-packages package package-test demo test check unit sim sim-long contract lab test-kernel bench matrix fmt clean
 

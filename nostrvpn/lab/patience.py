@@ -18,7 +18,7 @@ POLL_SECONDS = 0.01
 
 
 class LabTimeout(UserError):
-    """Something in the lab did not happen in time; the text says what, the hint what was seen."""
+    """Something in the lab did not happen in time; the text says what, and what was seen instead."""
 
     code = "lab_timeout"
 
@@ -48,7 +48,7 @@ def wait_until(
 ) -> T:
     """Return the first truthy result of ``condition``; raise LabTimeout after ``timeout`` seconds.
 
-    ``timeout`` is scaled by ``patient``. ``evidence`` is called for the error's hint only.
+    ``timeout`` is scaled by ``patient``. ``evidence`` is called for the error's text only.
     """
     allowed = patient(timeout)
     deadline = time.monotonic() + allowed
@@ -56,6 +56,6 @@ def wait_until(
         if result := condition():
             return result
         if time.monotonic() >= deadline:
-            hint = evidence() if evidence else ""
-            raise LabTimeout(f"waited {allowed:.1f} s in vain for {what}", hint)
+            seen = f"; {evidence()}" if evidence else ""
+            raise LabTimeout(f"waited {allowed:.1f} s in vain for {what}{seen}")
         time.sleep(poll)

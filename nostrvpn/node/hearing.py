@@ -56,10 +56,10 @@ def hear(
         effects.append(Reconcile())
         # Offers come with whatever addresses the relay has now: the next start can do with an old one.
         # An exit's load changes often; that there is one has to be known at the next start.
-        lasting = (before[0], before[1], before[3]) != (after[0], after[1], after[3])
-        lasting = lasting or (before[4] is None) != (after[4] is None)
+        shared = before[3] != after[3] or (before[4] is None) != (after[4] is None)
+        lasting = shared or before[:2] != after[:2]
         gap_s = STORE_EVERY_S if lasting else RELAYS_EVERY_S
-        if after[3] != before[3] and peer.shared_at - moment.now <= STORE_BURST * STORE_EVERY_S:
+        if shared and peer.shared_at - moment.now <= STORE_BURST * STORE_EVERY_S:
             # The last of a few changes is the one that counts after a crash.
             gap_s, peer.shared_at = 0.0, max(peer.shared_at, moment.now) + STORE_EVERY_S
         if before[0] != after[0] or _is_past(peer.stored_at, gap_s, moment):

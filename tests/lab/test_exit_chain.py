@@ -73,7 +73,8 @@ def test_guests_leave_by_the_last_exit_and_by_no_other(lab: Abroad) -> None:
     lab.laptop.cli("exit", "use", first.name, "--yes")
     wait_until(partial(is_in, lab.laptop, "connected"), "the exit", timeout=LIMIT)
     host = lab.hosts_abroad[1]
-    assert seen_as(lab) == {str(host.address), str(host.address6)}
+    there = {str(host.address), str(host.address6)}
+    wait_until(lambda: seen_as(lab) == there, "the last exit's addresses", timeout=LIMIT)
     # Its kill switch holds for its guests too, and what it does not carry it offers to nobody.
     lab.cut(1)
     assert seen_as(lab) == set()

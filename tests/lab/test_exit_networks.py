@@ -97,7 +97,7 @@ def test_while_one_network_uses_an_exit_the_others_go_on(lab: Abroad) -> None:
         assert reaches(laptop, address)
     for address in here:
         assert reaches(second, address)
-    assert seen_as(lab) == outside(lab, 0)
+    wait_until(lambda: seen_as(lab) == outside(lab, 0), "the exit's addresses", timeout=LIMIT)
     # And while the exit is dead, and from the beginning.
     lab.cut(0)
     wait_until(partial(is_in, laptop, "default", "connecting"), "the loss", timeout=LIMIT)
@@ -136,7 +136,7 @@ def test_of_two_networks_that_want_an_exit_one_is_refused(lab: Abroad) -> None:
     ask(laptop, "default", "up")
     wait_until(partial(has_problem, laptop, "default", "exit_rival"), "a refusal", timeout=LIMIT)
     assert len(exits_in_rules(lab)) == 1
-    assert seen_as(lab) == outside(lab, 1)
+    wait_until(lambda: seen_as(lab) == outside(lab, 1), "the other exit's address", timeout=LIMIT)
 
     # Both at the same time: one is refused, whichever.
     laptop.query("down")
@@ -150,12 +150,19 @@ def test_of_two_networks_that_want_an_exit_one_is_refused(lab: Abroad) -> None:
         ),
         "one exit",
         timeout=LIMIT,
+        evidence=lambda: str([ask(laptop, name, "exit", "status") for name in names]),
     )
     assert len(exits_in_rules(lab)) == 1
     used, other = sorted(names, key=lambda name: not is_in(laptop, name, "connected"))
     assert has_problem(laptop, other, "exit_rival")
     # It waits for its turn.
     ask(laptop, used, "exit", "off")
-    wait_until(partial(is_in, laptop, other, "connected"), "the next one", timeout=LIMIT)
-    assert seen_as(lab) == outside(lab, names.index(other))
+    wait_until(
+        partial(is_in, laptop, other, "connected"),
+        "the next one",
+        timeout=LIMIT,
+        evidence=lambda: str([ask(laptop, name, "exit", "status") for name in names]),
+    )
+    there = outside(lab, names.index(other))
+    wait_until(lambda: seen_as(lab) == there, "the next one's address", timeout=LIMIT)
     ask(laptop, other, "exit", "off")

@@ -91,12 +91,11 @@ def seen_as(lab: Abroad) -> set[str]:
     """Return the addresses that the site sees this laptop as."""
     answers = lab.talk(uid=NOBODY)
     sites = {str(lab.site.address), str(lab.site.address6)}
-    return {
-        said.split()[1]
+    by_way = [
+        {said.split()[1] for said in answers.get(what, []) if said.split()[0] in sites}
         for what in ("tcp/80", "udp/443")
-        for said in answers.get(what, [])
-        if said.split()[0] in sites
-    }
+    ]
+    return by_way[0] if by_way[0] == by_way[1] else set()
 
 
 def outside(lab: Abroad, number: int) -> set[str]:

@@ -144,7 +144,7 @@ def test_a_removed_member_is_gone_everywhere(trio: tuple[LabNode, LabNode, LabNo
     address = peer_of(owner, member)["addresses"][0]
 
     removed = owner.query("peer", "remove", "laptop-b")
-    assert removed == {"npub": member.npub, "name": "laptop-b"}
+    assert removed == {"npub": member.npub, "name": "laptop-b", "applied": True}
     for node in (owner, guest):
         node.wait_for(
             lambda status: member.npub not in {peer["npub"] for peer in status["peers"]},

@@ -15,7 +15,7 @@ from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.topologies import TwoNats
 from tests.lab.homes import join, peer_of, problems, watched
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(60))]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
 
 SLEEP_AFTER_MINUTES = 0.05
 SILENT_S = 5.0
@@ -86,9 +86,9 @@ def test_a_tunnel_that_nobody_uses_is_silent(lab: TwoNats) -> None:
         assert now[0] == was[0]
         assert now[1] - was[1] in (0, WIREGUARD_KEEPALIVE)
     for node, other in ((a, b), (b, a)):
-        status = node.status()
-        assert problems(status) == {}
-        assert peer_of(node, other)["endpoint"] is None
+        assert problems(node.status()) == {}
+        # What the other side sent last may have shown its address once more, until the next look.
+        wait_until(lambda: peer_of(node, other)["endpoint"] is None, "no endpoint", timeout=40)  # noqa: B023
 
 
 @pytest.mark.parametrize("first", [0, 1])

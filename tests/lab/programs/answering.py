@@ -3,12 +3,12 @@
 import asyncio
 import socket
 import sys
+from typing import cast
 
 
 class Datagrams(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
         self.transport.sendto(str(source[0]).encode(), source)

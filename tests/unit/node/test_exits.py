@@ -14,6 +14,7 @@ from nostrvpn.exits.offer import ExitOffer, offer_to_json
 from nostrvpn.exits.settings import ExitSettings
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.shield import Bypass, Shield, ShieldKind
+from nostrvpn.machine import Tick
 from nostrvpn.node.events import ExitProbed, HostChanged, Persist, ReconcileFinished, Refuse
 from nostrvpn.node.node import Node
 from nostrvpn.paths.candidates import LocalAddress
@@ -486,3 +487,16 @@ def test_behind_a_shield_the_hosts_own_networks_are_still_routed(abroad: Abroad)
     abroad.connect(abroad.fra, kill_switch="off", allow_lan=False)
     _, routing = abroad.kernel()
     assert not routing.allow_lan
+
+
+def test_an_offer_is_known_after_a_restart_however_soon(abroad: Abroad) -> None:
+    key = abroad.fra.secret.public_key
+    abroad.offer(abroad.fra, None)
+    # Something else of it was stored a moment ago.
+    abroad.node.peers[key].stored_at = abroad.now
+    abroad.fra.node.outbox.exit_for = lambda _peer: offer_to_json(OFFER)
+    abroad.fra.node.outbox.tell(abroad.me.secret.public_key)
+    abroad.step(abroad.fra, Tick())
+    assert abroad.run(5, lambda: abroad.node.peers[key].exit == OFFER)
+    again = Node(abroad.node.settings, abroad.me.records, "kernel")
+    assert again.peers[key].exit == OFFER
