@@ -226,7 +226,7 @@ def test_a_spent_budget_ends_the_service_and_says_so(lab: Provider) -> None:
                     sock.send(os.urandom(1000))
             return "budget" in lab.provider.query("exit", "clients")["text"]
 
-        wait_until(is_spent, "the budget to be spent", timeout=LIMIT)
+        wait_until(is_spent, "the budget to be spent", timeout=3 * LIMIT)
     for site in lab.sites:
         wait_until(lambda: not asked(guest, site), "the end of service", timeout=LIMIT)  # noqa: B023
 
