@@ -15,6 +15,9 @@ from nostrvpn.io.tun_owner import TunOwners
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.wireguard.device import Device
 from nostrvpn.wireguard.diff import Op, applied_generations, diff
+from tests.contract.fault_room import room
+
+__all__ = ["room"]  # a fixture
 
 
 class Node:

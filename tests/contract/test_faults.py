@@ -1,276 +1,33 @@
-"""Each request that the reconciler makes of the system is refused once, or is its last before a SIGKILL.
+"""Each request of the reconciler is refused once, or is its last before a SIGKILL: between two states.
 
-Meanwhile a program sends by every way it has: before each of the requests, and after. What is called
-closed never lets one of its packets out.
+What is called closed never lets a packet out, and the next run reaches what is desired.
 """
 
 from __future__ import annotations
 
-import asyncio
-import re
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from nostrvpn.daemon.reconcile import Reconciler
-from nostrvpn.endpoint import parse_endpoint
-from nostrvpn.errors import SystemRefused
-from nostrvpn.exits.policy import ExitPolicy
-from nostrvpn.host.exit_filter import ExitFilter
-from nostrvpn.host.exit_meter import ExitMeter
-from nostrvpn.host.exit_routing import ExitRouting
-from nostrvpn.host.firewall import Firewall, Guard
-from nostrvpn.host.inbound import EVERYTHING, Inbound
-from nostrvpn.host.shield import Bypass, Shield, ShieldKind
-from nostrvpn.host.state import FWMARK, HostState
-from nostrvpn.host.subnet_gateway import Gateway
-from nostrvpn.io.cleanup import remove_marked
-from nostrvpn.io.wireguard_userspace import UserspaceBackend
 from nostrvpn.lab.patience import patient
-from nostrvpn.node.desired import Desired
-from nostrvpn.wireguard.device import Device, SecretKey
-from tests.contract.cable import CABLE, OVERLAY, PUBLIC, TUNNEL, Host
-from tests.contract.faults import KILLED, REFUSED, Faults, Killed
+from tests.contract.fault_room import (
+    ANY_WAY,
+    Room,
+    Watch,
+    Wish,
+    connecting,
+    everything,
+    everything_but_a_block,
+    injections,
+    lockdown,
+    off,
+    other_exit,
+    reached,
+    suffer,
+    tunnelled,
+    unguarded,
+)
+from tests.contract.faults import KILLED
 
 pytestmark = pytest.mark.timeout(patient(240))
-
-BOTH = frozenset({4, 6})
-PORT = 23456
-# Where the program sends to without a word of how, and by the cable.
-ANY_WAY, BY_CABLE, LAST = 443, 444, 9001
-MEMBER = frozenset(map(ip_address, ("10.64.0.2", "fd64::2")))
-OWN = frozenset(map(ip_address, ("10.64.0.1", "fd64::1")))
-GUARD = Guard(parse_endpoint("192.0.2.1:1000"), parse_endpoint("192.0.2.2:2000"))
-
-AROUND = Bypass(networks=frozenset({ip_network("192.0.2.0/24")}), uids=frozenset({(4000, 4010)}))
-ROUTED = ExitRouting(True, OVERLAY, BOTH, diverts=True)
-TUNNELLED = Shield(ShieldKind.TUNNELLED, OVERLAY, BOTH, OWN, False, AROUND, PORT)
-
-
-def wanted(
-    interface: str, shield: Shield | None = None, routing: ExitRouting | None = None
-) -> Desired:
-    """A node in a network, and what it wants of an exit."""
-    addresses = frozenset({ip_interface("10.64.0.1/32"), ip_interface("fd64::1/128")})
-    return Desired(
-        Device(SecretKey(b"\1" * 32), PORT, FWMARK, ()),
-        HostState(interface, 1280, addresses, OVERLAY),
-        Firewall(guards=frozenset({GUARD})),
-        inbound=Inbound(OWN, dict.fromkeys(MEMBER, EVERYTHING)),
-        shield=shield or Shield(),
-        exit_routing=routing or ExitRouting(),
-    )
-
-
-def off(interface: str) -> Desired:
-    return wanted(interface)
-
-
-def tunnelled(interface: str) -> Desired:
-    return wanted(interface, TUNNELLED, ROUTED)
-
-
-def other_exit(interface: str) -> Desired:
-    """One that carries less, with less around it."""
-    shield = replace(TUNNELLED, versions=frozenset({4}), bypass=Bypass())
-    return wanted(interface, shield, ExitRouting(True, OVERLAY, frozenset({4})))
-
-
-def connecting(interface: str) -> Desired:
-    shield = Shield(ShieldKind.BLOCKED, OVERLAY, allow_lan=True, bypass=AROUND, listen_port=PORT)
-    return wanted(interface, shield, replace(ROUTED, versions=frozenset(), allow_lan=True))
-
-
-def lockdown(interface: str) -> Desired:
-    return wanted(interface, Shield(ShieldKind.BLOCKED, OVERLAY))
-
-
-def unguarded(interface: str) -> Desired:
-    """Used without a kill switch."""
-    return wanted(interface, replace(TUNNELLED, kind=ShieldKind.OPEN), ROUTED)
-
-
-def provider(interface: str, desired: Desired | None = None) -> Desired:
-    """An exit for both versions, with a policy and limits."""
-    guests = ExitFilter(MEMBER, ExitPolicy("web").compile(OVERLAY, ()), dns=True, through=True)
-    return replace(
-        desired or wanted(interface),
-        inbound=Inbound(OWN, dict.fromkeys(MEMBER, EVERYTHING), exit=guests),
-        gateway=Gateway(frozenset(), OVERLAY, True, BOTH, OWN, PORT),
-        exit_meter=ExitMeter(MEMBER, rate=1_000_000, connections=20, budget=10**9, month="2030-01"),
-    )
-
-
-def everything(interface: str) -> Desired:
-    """An exit that leaves by another one."""
-    return provider(interface, tunnelled(interface))
-
-
-def everything_but_a_block(interface: str) -> Desired:
-    return provider(interface, unguarded(interface))
-
-
-class Room:
-    """A host on a cable, a reconciler on it, and a program that tries to send."""
-
-    def __init__(self, make_netns: Callable[[], Any], interface: str, faults: Faults) -> None:
-        self.host = Host(make_netns)
-        self.netns, self.interface, self.faults = self.host.netns, interface, faults
-        self.netns.ip("link", "del", TUNNEL)
-        self.host.sysctl(f"net.ipv6.conf.{CABLE}.accept_ra=1", f"net.ipv4.conf.{CABLE}.rp_filter=1")
-        self.backend = UserspaceBackend()
-        self.reconciler = Reconciler(self.backend, interface, 1280)
-        self._sockets = {
-            (family, port): self._socket(family, port)
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for port in (ANY_WAY, BY_CABLE)
-        }
-        self._marked = self._socket(socket.AF_INET, LAST)
-        self._marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, FWMARK)
-
-    def _socket(self, family: int, port: int) -> socket.socket:
-        made: socket.socket = self.netns.call(socket.socket, family, socket.SOCK_DGRAM)
-        if port == BY_CABLE:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, CABLE.encode())
-        return made
-
-    def close(self) -> None:
-        self.cleanup()
-        self.reconciler.close()
-        for one in (*self._sockets.values(), self._marked):
-            one.close()
-        self.host.close()
-
-    def strays(self) -> set[int]:
-        """Return the ports of the program's packets that leave by the cable now."""
-        for (family, port), one in self._sockets.items():
-            with suppress(OSError):
-                one.sendto(b"x", (PUBLIC[4 if family == socket.AF_INET else 6], port))
-        self._marked.sendto(b"end", (PUBLIC[4], LAST))
-        found = self.host.cable.until(lambda packet: packet.port == LAST)
-        return {p.port for p in found if p.destination in PUBLIC.values() and p.kind == "udp"}
-
-    def settle(self, desired: Desired) -> None:
-        self.netns.call(self.reconciler.reconcile_now, desired)
-
-    def restart(self) -> None:
-        """What was a process is another one, which knows nothing."""
-        self.reconciler.close()
-        self.reconciler = Reconciler(self.backend, self.interface, 1280)
-
-    def look_again(self) -> None:
-        self.reconciler.tables_changed()
-        self.reconciler.host_changed()
-
-    def stop(self) -> None:
-        self.netns.call(asyncio.run, self.reconciler.delete())
-
-    def down(self) -> None:
-        self.reconciler.end_with(Shield())
-        self.stop()
-
-    def cleanup(self) -> None:
-        self.netns.call(remove_marked, self.interface)
-
-    def looks(self) -> dict[str, list[str]]:
-        """All that a node could change, in no order; without what the kernel draws at random."""
-        return {
-            what: sorted(line for line in found if "fe80::" not in line)
-            for what, found in self._looks()
-        }
-
-    def _looks(self) -> Iterator[tuple[str, list[str]]]:
-        for version in ("-4", "-6"):
-            for words in (("rule",), ("route", "show", "table", "all")):
-                yield f"{version} {words[0]}", self.netns.ip(version, *words).splitlines()
-        links = self.netns.ip("-o", "addr").splitlines()
-        yield "addresses", [line.partition(":")[2] for line in links]
-        yield "links", self.netns.call(lambda: [name for _, name in socket.if_nameindex()])
-        ruleset = self.netns.run("nft", "-s", "list", "ruleset")
-        # Elements of sets are listed in any order.
-        tables = [f"table {text}" for text in re.split(r"^table ", ruleset, flags=re.M)[1:]]
-        yield "nft", [" ".join(sorted(re.findall(r"[^\s,]+", table))) for table in tables]
-        yield "sysctls", self.netns.call(_sysctls)
-
-
-def _sysctls() -> list[str]:
-    found = []
-    for version in ("ipv4", "ipv6"):
-        for name in ("all", "default", CABLE):
-            for path in Path(f"/proc/sys/net/{version}/conf/{name}").iterdir():
-                with suppress(OSError):
-                    found.append(f"{path} {path.read_text().strip()}")
-    return found
-
-
-@pytest.fixture
-def room(
-    make_netns: Callable[[], Any], interface: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Room]:
-    made = Room(make_netns, interface, Faults(monkeypatch))
-    yield made
-    made.close()
-
-
-Wish = Callable[[str], Desired]
-
-
-def reached(room: Room, wish: Wish) -> dict[str, list[str]]:
-    """What the host looks like where nothing ever failed."""
-    room.settle(wish(room.interface))
-    return room.looks()
-
-
-def injections(asked: list[str]) -> list[tuple[int, str]]:
-    """Each request refused; and a SIGKILL after each that changes something, and before the first.
-
-    Of many alike in a row, the first two and the last.
-    """
-    chosen = [
-        number
-        for number in range(len(asked))
-        if number < 2 or len({*asked[number - 2 : number + 2]}) > 1 or number == len(asked) - 1
-    ]
-    kills = [
-        number
-        for number in chosen
-        if number == 0 or not re.match(r"netlink get_|uapi get|nft -j", asked[number - 1])
-    ]
-    return [*((number, REFUSED) for number in chosen), *((number, KILLED) for number in kills)]
-
-
-def suffer(room: Room, wish: Wish, number: int, kind: str) -> str | None:
-    """Reconcile with a fault; return what is told of it."""
-    try:
-        room.faults.run(lambda: room.settle(wish(room.interface)), number, kind)
-    except SystemRefused as exc:
-        return str(exc)
-    except Killed:
-        room.restart()
-        return "killed"
-    told = room.reconciler.finished(None)
-    errors = (told.firewall_error, told.inbound_error, told.gateway_error, told.meter_error)
-    return told.shield_error or next((error for error in errors if error), None)
-
-
-class Watch:
-    """What may leave at most, at each moment: what was held back once is, from then on."""
-
-    def __init__(self, room: Room, allowed: set[int]) -> None:
-        self.room, self.allowed = room, allowed
-        room.faults.before_each = self.look
-
-    def look(self, what: str) -> None:
-        found = self.room.strays()
-        assert found <= self.allowed, f"before {what}: {found}"
-        self.allowed = found
-
 
 CLOSED = [
     (tunnelled, connecting),
@@ -335,43 +92,3 @@ def test_after_a_fault_the_next_run_reaches_what_is_desired(
         suffer(room, end, number, kind)
         room.settle(end(room.interface))
         assert room.looks() == there, (asked[number], kind)
-
-
-@pytest.mark.parametrize("wish", [everything, everything_but_a_block])
-def test_a_start_that_fails_at_any_step_leaves_nothing_but_the_block(
-    room: Room, wish: Wish
-) -> None:
-    before = room.looks()
-    asked = room.faults.run(lambda: room.settle(wish(room.interface)))
-    room.down()
-    assert room.looks() == before
-    for number, kind in injections(asked):
-        room.restart()
-        watch = Watch(room, {ANY_WAY, BY_CABLE})
-        told = suffer(room, wish, number, kind)
-        if told != "killed":
-            if wish is everything:
-                room.faults.run(room.stop)
-                watch.look("the end")
-            else:
-                room.stop()
-        if told == "killed" or wish is everything:
-            room.cleanup()
-        assert room.looks() == before, (asked[number], kind)
-
-
-@pytest.mark.parametrize("ending", [Room.down, Room.cleanup])
-def test_what_fails_at_any_step_of_the_end_is_removed_by_cleanup(
-    room: Room, ending: Callable[[Room], None]
-) -> None:
-    before = room.looks()
-    room.settle(everything(room.interface))
-    asked = room.faults.run(lambda: ending(room))
-    assert room.looks() == before
-    for number, kind in injections(asked):
-        room.restart()
-        room.settle(everything(room.interface))
-        with suppress(SystemRefused, Killed):
-            room.faults.run(lambda: ending(room), number, kind)
-        room.cleanup()
-        assert room.looks() == before, (asked[number], kind)
