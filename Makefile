@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml
 demo: setup ## two laptops behind two NATs meet: the whole product in a minute
 	@$(BIN)/nostrvpn lab demo
 
-test: setup test-packages check unit sim contract lab test-kernel ## everything, in about a quarter of an hour
+test: setup test-packages check unit sim contract lab test-kernel ## everything, in about 25 minutes
 
 check: setup ## style, types and import rules
 	$(BIN)/ruff check .
