@@ -17,6 +17,7 @@ subprocess and no sibling package. Open ``state.py`` first, then ``diff.py``.
 - ``shield``    what may leave while an exit is used or nothing may, and the script of that
 - ``booth``     single commands that are led into the tunnel: addresses, rules, and the script of that
 - ``exit_routing``  rules and a table of our own that lead into the tunnel
+- ``routing_tables``  the numbers of our routing tables
 - ``upstream``        a WireGuard provider that guests leave by: link, rules, and the script around it
 - ``subnet_gateway``  this host forwards into networks behind it: SNAT, and nothing else, and its script
 """

@@ -13,7 +13,6 @@ gives the rest this host's address of the overlay. The host's own routing is not
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_interface
 
@@ -33,10 +32,8 @@ __all__ = [
     "booth_alias",
     "booth_marks",
     "booth_number",
-    "booth_routing_table",
     "booth_rules",
     "booth_table",
-    "is_booth_table",
     "render_booths",
 ]
 
@@ -54,7 +51,6 @@ _TO_BOOTH, _TO_NO_BOOTH, _FROM_BOOTH = 4618, 4619, 4620
 BOOTH_RULE_PRIORITIES = frozenset({_TO_BOOTH, _TO_NO_BOOTH, _FROM_BOOTH})
 # Ours: the first byte of the tables' numbers, next to those of ``outer_limits.py`` (0x9D) and of exits
 # (0x9E); the rest comes from the tunnel's name.
-_TABLES, _TABLES_MASK = 0x9C000000, 0xFF000000
 _SUFFIX = "_exec"
 _VERSIONS = ((4, "ip", _V4), (6, "ip6", _V6))
 _DNS = "meta l4proto { tcp, udp } th dport { 53, 853 }"
@@ -137,16 +133,6 @@ def booth_number(link: str) -> int | None:
 def booth_alias(interface: str) -> str:
     """Return the alias of a booth's link in the host, which says whose tunnel it is led into."""
     return f"{ALIAS_MARK} exec {interface}"
-
-
-def booth_routing_table(interface: str) -> int:
-    """Return the number of the routing table of a tunnel's booths."""
-    return _TABLES | zlib.crc32(interface.encode()) & ~_TABLES_MASK
-
-
-def is_booth_table(table: int) -> bool:
-    """Whether a routing table with this number is ours."""
-    return table & _TABLES_MASK == _TABLES
 
 
 def booth_rules(way: BoothWay) -> frozenset[BoothRule]:

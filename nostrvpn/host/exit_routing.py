@@ -8,7 +8,6 @@ hands out others for public addresses (DHCP option 121, a LAN that claims them) 
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_network
 
@@ -20,8 +19,6 @@ __all__ = [
     "ExitRouting",
     "ExitRule",
     "exit_rules",
-    "exit_table",
-    "is_exit_table",
 ]
 
 # What local networks are made of: RFC 1918, RFC 3927, RFC 4193, RFC 4291; multicast and broadcast.
@@ -41,8 +38,6 @@ PRIVATE = (
 _OVERLAY, _BEHIND, _LINK, _LAN, _EXIT = 4630, 4632, 4635, 4640, 4650
 RULE_PRIORITIES = frozenset({_OVERLAY, _BEHIND, _LINK, _LAN, _EXIT})
 # Ours: the first byte of our tables' numbers; the rest comes from the interface's name.
-_TABLES = 0x9E000000
-_TABLES_MASK = 0xFF000000
 _LINK_LOCAL = IPv6Network("fe80::/10")
 # Spec: RFC 2131 section 4.1, RFC 8415 section 7.2.
 _DHCP = {4: (68, 67), 6: (546, 547)}
@@ -100,16 +95,6 @@ class ExitRule:
     def is_exit(self) -> bool:
         """Whether it is the one that leads into our table."""
         return self.priority == _EXIT
-
-
-def exit_table(interface: str) -> int:
-    """Return the number of our routing table for an interface."""
-    return _TABLES | zlib.crc32(interface.encode()) & ~_TABLES_MASK
-
-
-def is_exit_table(table: int) -> bool:
-    """Whether a routing table with this number is ours."""
-    return table & _TABLES_MASK == _TABLES
 
 
 def exit_rules(routing: ExitRouting) -> frozenset[ExitRule]:

@@ -22,11 +22,9 @@ from nostrvpn.host.state import MAX_INTERFACE_NAME, HostState, IPNetwork
 __all__ = [
     "UPSTREAM_RULE_PRIORITIES",
     "Upstream",
-    "is_upstream_table",
     "render_upstream",
     "upstream_interface",
     "upstream_marks",
-    "upstream_routing_table",
     "upstream_rules",
     "upstream_table",
 ]
@@ -36,7 +34,6 @@ _SUFFIX = "_upstream"
 _LAN, _GUESTS, _OWN = 4643, 4645, 4646
 UPSTREAM_RULE_PRIORITIES = frozenset({_LAN, _GUESTS, _OWN})
 # Ours: the first byte of the tables' numbers; the rest comes from our interface's name.
-_TABLES, _TABLES_MASK = 0x9F000000, 0xFF000000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +57,6 @@ def upstream_interface(interface: str) -> str:
 def upstream_table(interface: str) -> str:
     """Return the name of the nft table (family inet) for an interface of ours."""
     return table_name(interface) + _SUFFIX
-
-
-def upstream_routing_table(interface: str) -> int:
-    """Return the number of the routing table for an interface of ours."""
-    return _TABLES | zlib.crc32(interface.encode()) & ~_TABLES_MASK
-
-
-def is_upstream_table(table: int) -> bool:
-    """Whether a routing table with this number is one of these."""
-    return table & _TABLES_MASK == _TABLES
 
 
 def upstream_rules(interface: str, behind: Iterable[IPNetwork]) -> list[dict[str, object]]:

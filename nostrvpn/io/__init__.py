@@ -13,9 +13,11 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``wireguard_redirects``  the host setting that the kernel's WireGuard changes, put back
 - ``tun_owner``            the processes behind a TUN interface
 - ``pyroute``              pyroute2, without what is not used of it
+- ``rtnetlink``            an open socket to the kernel's links and routes, and its refusals
 - ``netlink``              links, addresses, routes: observe and apply
 - ``routes``               our routes into the tunnel, with their metrics
 - ``outer_limits``         fragments for narrow paths: a routing table for WireGuard's packets only
+- ``default_routes``       a routing table of ours with default routes and ``unreachable``
 - ``exit_routing``         rules and a table that lead into the tunnel to an exit
 - ``shield``               what may leave beside an exit: its table, and ``src_valid_mark``
 - ``netlink_monitor``      notice of changes to them (on the event loop)

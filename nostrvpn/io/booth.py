@@ -22,7 +22,8 @@ from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.booth import booth_alias, booth_number
 from nostrvpn.host.state import IPInterface
-from nostrvpn.io.netlink import find_link, links, refused, set_link
+from nostrvpn.io.netlink import find_link, links, set_link
+from nostrvpn.io.rtnetlink import refused
 
 if TYPE_CHECKING:
     from pwd import struct_passwd

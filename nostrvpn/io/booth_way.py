@@ -7,9 +7,7 @@ up needs no record. A link goes before what holds it back does.
 from __future__ import annotations
 
 import errno
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +19,20 @@ from nostrvpn.host.booth import (
     booth_alias,
     booth_marks,
     booth_number,
-    booth_routing_table,
     booth_rules,
     booth_table,
-    is_booth_table,
     render_booths,
 )
+from nostrvpn.host.routing_tables import RoutingTable
 from nostrvpn.host.state import ROUTE_PROTOCOL, is_marked
-from nostrvpn.io.netlink import delete_link, links, refused
+from nostrvpn.io.default_routes import (
+    remove_default_routes,
+    settle_default_routes,
+    tables_with_routes,
+)
+from nostrvpn.io.netlink import delete_link, links
 from nostrvpn.io.nftables import apply_ruleset, delete_table, has_marks, own_tables
+from nostrvpn.io.rtnetlink import GONE, accepting, family_of, ip_versions, rtnetlink
 
 if TYPE_CHECKING:
     from nostrvpn.io.pyroute import IPRoute
@@ -38,13 +41,7 @@ __all__ = ["apply_booths", "booth_links", "delete_booths", "remove_booth_routing
 
 # Spec: linux/rtnetlink.h, linux/fib_rules.h.
 _RT_TABLE_MAIN = 254
-_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
-_RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _TO_TABLE, _UNREACHABLE = 1, 7
-_IN_TUNNEL_METRIC, _UNREACHABLE_METRIC = 1, 4278198272
-_GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV)
-_NO_LINK = (errno.ENODEV, errno.ENETDOWN, errno.ENXIO)
-_FAMILIES = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
 _KEPT = ("table", "priority", "protocol", "iifname", "suppress_prefixlen", "action")
 _NONE = 0xFFFFFFFF
 
@@ -85,33 +82,30 @@ def apply_booths(way: BoothWay, interface: str) -> bool:
     changed = not has_marks(table, booth_marks(way, interface))
     if changed:
         apply_ruleset(render_booths(way, interface))
-    with _rtnetlink("routing from commands into the tunnel") as route:
-        changed = _apply_routes(route, way, interface) or changed
-        changed = _apply_rules(route, way, interface) or changed
+    with rtnetlink("routing from commands into the tunnel") as route:
+        routes = RoutingTable.BOOTHS.number(interface)
+        changed = settle_default_routes(route, routes, interface, way.versions) or changed
+        changed = _apply_rules(route, way, routes) or changed
     _accept_answers(interface)
     return changed
 
 
 def remove_booth_routing(interface: str | None = None) -> int:
     """Remove rules and routes of one tunnel's booths, or of all; return how many they were."""
-    with _rtnetlink("removing the routing from commands into the tunnel") as route:
+    with rtnetlink("removing the routing from commands into the tunnel") as route:
         found = _rules(route)
+        theirs = {table for one in found if RoutingTable.BOOTHS.includes(table := _table(one))}
         if interface is None:
-            tables = {table for one in found if is_booth_table(table := _table(one))}
+            tables = theirs | tables_with_routes(route, RoutingTable.BOOTHS)
         else:
-            tables = {booth_routing_table(interface)}
+            tables = {RoutingTable.BOOTHS.number(interface)}
         # Those that say nothing of whose they are go with the last one that does.
-        others = any(is_booth_table(t := _table(one)) and t not in tables for one in found)
         gone = [one for one in found if _table(one) in tables]
-        if not others and (gone or interface is None):
-            gone += [one for one in found if not is_booth_table(_table(one))]
+        if theirs <= tables and (gone or interface is None):
+            gone += [one for one in found if _table(one) not in theirs]
         for message in gone:
             _delete_rule(route, message)
-        routes = [(table, key) for table in tables for key in _routes(route, table)]
-        for table, (version, link) in routes:
-            with _allowed(*_GONE):
-                route.route("del", **_route(table, version, link))
-        return len(gone) + len(routes)
+        return len(gone) + sum(remove_default_routes(route, table) for table in tables)
 
 
 def _accept_answers(interface: str) -> None:
@@ -125,40 +119,13 @@ def _accept_answers(interface: str) -> None:
             path.write_text("2")
 
 
-def _apply_routes(route: IPRoute, way: BoothWay, interface: str) -> bool:
-    from nostrvpn.io.pyroute import NetlinkError
-
-    table, changed, index = booth_routing_table(interface), False, None
-    with suppress(OSError):
-        index = socket.if_nametoindex(interface)
-    wanted: set[tuple[int, int | None]] = {(version, None) for version in _versions()}
-    if index is not None:
-        wanted |= {(version, index) for version in way.versions & _versions()}
-    found = _routes(route, table)
-    # The last resorts first.
-    for version, link in sorted(wanted - found, key=lambda item: item[1] is not None):
-        try:
-            with _allowed(errno.EEXIST):
-                route.route("add", **_route(table, version, link))
-            changed = True
-        except NetlinkError as exc:
-            if exc.code not in _NO_LINK:
-                raise
-    for version, link in found - wanted:
-        with _allowed(*_GONE):
-            route.route("del", **_route(table, version, link))
-        changed = True
-    return changed
-
-
-def _apply_rules(route: IPRoute, way: BoothWay, interface: str) -> bool:
-    table = booth_routing_table(interface)
-    wanted = {_rule(one, table) for one in booth_rules(way) if one.version in _versions()}
+def _apply_rules(route: IPRoute, way: BoothWay, table: int) -> bool:
+    wanted = {_rule(one, table) for one in booth_rules(way) if one.version in ip_versions()}
     found = {_spoken(message): message for message in _rules(route)}
     mine = {text: m for text, m in found.items() if _table(m) == table}
     missing = wanted - found.keys()
     for rule in sorted(missing):
-        with _allowed(errno.EEXIST):
+        with accepting(errno.EEXIST):
             route.rule("add", **dict(rule))
     surplus = [message for text, message in mine.items() if text not in wanted]
     for message in surplus:
@@ -172,7 +139,7 @@ _Rule = tuple[tuple[str, Any], ...]
 
 def _rule(rule: BoothRule, table: int) -> _Rule:
     made: dict[str, Any] = {
-        "family": _FAMILIES[rule.version],
+        "family": family_of(rule.version),
         "priority": rule.priority,
         "protocol": ROUTE_PROTOCOL,
         "action": _UNREACHABLE if rule.is_end else _TO_TABLE,
@@ -201,73 +168,19 @@ def _spoken(message: Any) -> _Rule:
 
 
 def _delete_rule(route: IPRoute, message: Any) -> None:
-    with _allowed(*_GONE):
+    with accepting(*GONE):
         route.rule("del", **dict(_spoken(message)))
 
 
 def _rules(route: IPRoute) -> list[Any]:
     return [
         message
-        for version in sorted(_versions())
-        for message in route.get_rules(family=_FAMILIES[version])
+        for version in sorted(ip_versions())
+        for message in route.get_rules(family=family_of(version))
         if message.get("protocol") == ROUTE_PROTOCOL
         and message.get("priority") in BOOTH_RULE_PRIORITIES
     ]
 
 
-def _routes(route: IPRoute, table: int) -> set[tuple[int, int | None]]:
-    return {
-        (version, message.get("oif") if message["type"] == _RTN_UNICAST else None)
-        for version in sorted(_versions())
-        for message in route.get_routes(family=_FAMILIES[version], table=table)
-        if message["dst_len"] == 0 and message["proto"] == ROUTE_PROTOCOL
-    }
-
-
-def _route(table: int, version: int, link: int | None) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "family": _FAMILIES[version],
-        "dst": "0.0.0.0/0" if version == 4 else "::/0",
-        "proto": ROUTE_PROTOCOL,
-        "table": table,
-        "type": _RTN_UNREACHABLE if link is None else _RTN_UNICAST,
-        "priority": _UNREACHABLE_METRIC if link is None else _IN_TUNNEL_METRIC,
-    }
-    if link is not None:
-        scope = _RT_SCOPE_LINK if version == 4 else _RT_SCOPE_UNIVERSE
-        made |= {"oif": link, "scope": scope}
-    return made
-
-
 def _table(message: Any) -> int:
     return int(message.get("table") or 0)
-
-
-def _versions() -> frozenset[int]:
-    """Return the IP versions that this kernel speaks."""
-    return frozenset({4, 6} if Path("/proc/sys/net/ipv6").exists() else {4})
-
-
-@contextmanager
-def _allowed(*codes: int) -> Iterator[None]:
-    """Accept a refusal that means: it is so already."""
-    from nostrvpn.io.pyroute import NetlinkError
-
-    try:
-        yield
-    except NetlinkError as exc:
-        if exc.code not in codes:
-            raise
-
-
-@contextmanager
-def _rtnetlink(action: str) -> Iterator[IPRoute]:
-    from nostrvpn.io.pyroute import IPRoute, NetlinkError
-
-    try:
-        with IPRoute() as route:
-            yield route
-    except NetlinkError as exc:
-        raise refused(action, exc.code) from exc
-    except OSError as exc:
-        raise refused(action, exc.errno or errno.EIO) from exc

@@ -7,10 +7,9 @@ it from one worker thread. pyroute2 is slow to import, so it is imported on firs
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
@@ -42,6 +41,7 @@ from nostrvpn.io.outer_limits import (
     set_outer_limit,
 )
 from nostrvpn.io.routes import add_route, our_routes, parse_destination, remove_route
+from nostrvpn.io.rtnetlink import accepting, family_of, rtnetlink
 
 if TYPE_CHECKING:
     from nostrvpn.io.pyroute import IPRoute
@@ -58,7 +58,6 @@ __all__ = [
     "main_routes",
     "marked_interfaces",
     "observe_host",
-    "refused",
     "remove_limits",
     "set_link",
     "set_link_group",
@@ -108,33 +107,9 @@ class LocalInterface:
     is_ours: bool
 
 
-@contextmanager
-def _rtnetlink(action: str) -> Iterator[IPRoute]:
-    """Open rtnetlink; what the kernel refuses comes out as SystemRefused naming the action."""
-    from nostrvpn.io.pyroute import IPRoute, NetlinkError
-
-    try:
-        with IPRoute() as route:
-            yield route
-    except NetlinkError as exc:
-        raise refused(action, exc.code) from exc
-    except OSError as exc:
-        raise refused(action, exc.errno or errno.EIO) from exc
-
-
-def refused(action: str, code: int) -> SystemRefused:
-    """Return the error for an action that the kernel refused with an errno."""
-    hint = ""
-    if code in (errno.EPERM, errno.EACCES):
-        hint = "Run it as root, or with CAP_NET_ADMIN."
-    elif code == errno.EADDRINUSE:
-        hint = "Another program has the UDP port: choose another listen port."
-    return SystemRefused(f"{action}: {os.strerror(code)}", hint)
-
-
 def links() -> tuple[Link, ...]:
     """Return all links of this network namespace."""
-    with _rtnetlink("listing links") as route:
+    with rtnetlink("listing links") as route:
         return tuple(_parse_link(message) for message in route.get_links())
 
 
@@ -144,7 +119,7 @@ def find_link(interface: str) -> Link | None:
         index = socket.if_nametoindex(interface)
     except OSError:
         return None
-    with _rtnetlink(f"reading link {interface}") as route:
+    with rtnetlink(f"reading link {interface}") as route:
         return _link_at(route, index)
 
 
@@ -155,7 +130,7 @@ def marked_interfaces() -> tuple[Link, ...]:
 
 def create_link(interface: str, kind: str, mtu: int, *, group: int = 0) -> None:
     """Create a link with our mark, in a link group; SystemRefused if the kernel will not."""
-    with _rtnetlink(f"creating {kind} link {interface}") as route:
+    with rtnetlink(f"creating {kind} link {interface}") as route:
         route.link("add", ifname=interface, kind=kind, mtu=mtu, group=group)
     try:
         # The kernel takes no alias while it creates a link. Whoever dies between these two calls
@@ -173,7 +148,7 @@ def set_link(interface: str, *, mtu: int | None, alias: str | None) -> None:
 
 def set_link_group(link: Link, group: int) -> None:
     """Move a link to a link group; one that is gone already is fine."""
-    with _rtnetlink(f"setting the group of {link.name}") as route, _already(*_GONE):
+    with rtnetlink(f"setting the group of {link.name}") as route, accepting(*_GONE):
         route.link("set", index=link.index, group=group)
 
 
@@ -183,7 +158,7 @@ def delete_link(interface: str) -> None:
         index = socket.if_nametoindex(interface)
     except OSError:
         return
-    with _rtnetlink(f"deleting link {interface}") as route, _already(*_GONE):
+    with rtnetlink(f"deleting link {interface}") as route, accepting(*_GONE):
         route.link("del", index=index)
 
 
@@ -193,7 +168,7 @@ def observe_host(interface: str) -> HostState | None:
         index = socket.if_nametoindex(interface)
     except OSError:
         return None
-    with _rtnetlink(f"reading the state of {interface}") as route:
+    with rtnetlink(f"reading the state of {interface}") as route:
         link = _link_at(route, index)
         if link is None:
             return None
@@ -218,14 +193,14 @@ def remove_limits(interface: str | None = None) -> int:
 
     Return how many routes and rules that was.
     """
-    with _rtnetlink("removing our routing rules") as route:
+    with rtnetlink("removing our routing rules") as route:
         return remove_all_outer_limits(route, interface)
 
 
 def apply_host(ops: Iterable[HostOp]) -> None:
     """Apply operations in order; what is so already is fine, any other refusal is SystemRefused."""
     for op in ops:
-        with _rtnetlink(str(op)) as route:
+        with rtnetlink(str(op)) as route:
             index = _index(op)
             if index is None:
                 if isinstance(op, RemoveAddress | RemoveRoute | RemoveOuterLimit):
@@ -236,7 +211,7 @@ def apply_host(ops: Iterable[HostOp]) -> None:
 
 def local_addresses() -> tuple[LocalInterface, ...]:
     """Return every interface but loopback, with the addresses that can be a source right now."""
-    with _rtnetlink("listing addresses") as route:
+    with rtnetlink("listing addresses") as route:
         messages = [link for link in route.get_links() if not link["flags"] & _IFF_LOOPBACK]
         addresses: dict[int, list[IPInterface]] = {}
         unusable = _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_DEPRECATED
@@ -270,17 +245,17 @@ def _apply(route: IPRoute, op: HostOp, index: int) -> None:
         case AddAddress():
             if op.address.version == 6:
                 _enable_ipv6(op.interface)
-            with _already(errno.EEXIST):
+            with accepting(errno.EEXIST):
                 # Our links have no neighbours, so there is nobody to detect a duplicate with.
                 flags = _IFA_F_NOPREFIXROUTE | (_IFA_F_NODAD if op.address.version == 6 else 0)
                 route.addr("add", index=index, IFA_FLAGS=flags, **_address(op.address))
         case RemoveAddress():
-            with _already(*_GONE):
+            with accepting(*_GONE):
                 route.addr("del", index=index, **_address(op.address))
         case AddRoute():
             add_route(route, op, index)
         case RemoveRoute():
-            with _already(*_GONE):
+            with accepting(*_GONE):
                 remove_route(route, op.network, index)
         case SetOuterLimit():
             set_outer_limit(route, op.interface, op.ip, op.mtu)
@@ -298,28 +273,12 @@ def _enable_ipv6(interface: str) -> None:
             setting.write_text("0", encoding="ascii")
 
 
-@contextmanager
-def _already(*codes: int) -> Iterator[None]:
-    """Accept a refusal that means: it is so already."""
-    from nostrvpn.io.pyroute import NetlinkError
-
-    try:
-        yield
-    except NetlinkError as exc:
-        if exc.code not in codes:
-            raise
-
-
 def _address(address: IPInterface) -> dict[str, Any]:
     return {
-        "family": _family(address),
+        "family": family_of(address.version),
         "address": str(address.ip),
         "prefixlen": address.network.prefixlen,
     }
-
-
-def _family(value: IPInterface | IPNetwork) -> int:
-    return int(socket.AF_INET if value.version == 4 else socket.AF_INET6)
 
 
 def _link_at(route: IPRoute, index: int) -> Link | None:
@@ -371,7 +330,7 @@ def main_routes(interface: str) -> frozenset[IPNetwork]:
     Those of another network of this node count: of two that want the same addresses, the kernel lets
     only one have the route, and the other one sees it here.
     """
-    with _rtnetlink("listing routes") as route:
+    with rtnetlink("listing routes") as route:
         own = {link.index for link in map(_parse_link, route.get_links()) if link.name == interface}
         return frozenset(
             parse_destination(message)

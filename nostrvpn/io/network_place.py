@@ -15,8 +15,8 @@ from typing import Any
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.host.state import IPNetwork
-from nostrvpn.io.netlink import refused
 from nostrvpn.io.port_mapping import DefaultGateway, default_gateways
+from nostrvpn.io.rtnetlink import refused
 
 __all__ = ["Place", "ask_gateway", "place_here"]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import socket
-
 from nostrvpn.host.state import ROUTE_PROTOCOL, IPNetwork, is_marked
-from nostrvpn.io.netlink import refused
 from nostrvpn.io.routes import parse_destination
+from nostrvpn.io.rtnetlink import family_of, rtnetlink
 
 __all__ = ["networks_beside"]
 
@@ -25,28 +22,21 @@ def networks_beside(interface: str) -> frozenset[tuple[str, IPNetwork]]:
     Only main's routes of our protocol number over links with our mark: to make one takes CAP_NET_ADMIN.
     SystemRefused.
     """
-    from nostrvpn.io.pyroute import IPRoute, NetlinkError
-
-    try:
-        with IPRoute() as route:
-            tunnels = {
-                link["index"]: str(link.get("ifname"))
-                for link in route.get_links()
-                if is_marked(link.get("ifalias") or "")
-                and (link.get(("linkinfo", "kind")) or "") in _KINDS
-                and link.get("ifname") != interface
-            }
-            if not tunnels:
-                return frozenset()
-            messages = [
-                message
-                for family in (socket.AF_INET, socket.AF_INET6)
-                for message in route.get_routes(family=int(family), table=_RT_TABLE_MAIN)
-                if message["proto"] == ROUTE_PROTOCOL and message.get("oif") in tunnels
-            ]
-    except NetlinkError as exc:
-        raise refused("reading the other networks' routes", exc.code) from exc
-    except OSError as exc:
-        raise refused("reading the other networks' routes", exc.errno or errno.EIO) from exc
+    with rtnetlink("reading the other networks' routes") as route:
+        tunnels = {
+            link["index"]: str(link.get("ifname"))
+            for link in route.get_links()
+            if is_marked(link.get("ifalias") or "")
+            and (link.get(("linkinfo", "kind")) or "") in _KINDS
+            and link.get("ifname") != interface
+        }
+        if not tunnels:
+            return frozenset()
+        messages = [
+            message
+            for version in (4, 6)
+            for message in route.get_routes(family=family_of(version), table=_RT_TABLE_MAIN)
+            if message["proto"] == ROUTE_PROTOCOL and message.get("oif") in tunnels
+        ]
     found = ((tunnels[one.get("oif")], parse_destination(one)) for one in messages)
     return frozenset(one for one in found if one[1].prefixlen >= _WIDEST[one[1].version])

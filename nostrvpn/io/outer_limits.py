@@ -13,16 +13,13 @@ name: whoever cleans up needs no record. Functions take an open ``IPRoute``.
 
 from __future__ import annotations
 
-import errno
-import socket
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from nostrvpn.endpoint import IPAddress
+from nostrvpn.host.routing_tables import RoutingTable
 from nostrvpn.host.state import FWMARK, ROUTE_PROTOCOL, OuterLimit
+from nostrvpn.io.rtnetlink import GONE, accepting, family_of
 
 if TYPE_CHECKING:
     from nostrvpn.io.pyroute import IPRoute
@@ -34,9 +31,6 @@ __all__ = [
     "set_outer_limit",
 ]
 
-# Ours: the first byte of our tables' numbers; the rest comes from the interface's name.
-_TABLES = 0x9D000000
-_TABLES_MASK = 0xFF000000
 # Ours: before the rules of other VPN programs (Tailscale's begin at 5210).
 _PRIORITY = 4600
 # Under this mark a look-up takes all rules that our packets take, but not the one made here.
@@ -47,15 +41,14 @@ _RTAX_MTU_LOCKED = 1 << 2
 _RTN_UNICAST = 1
 _RT_SCOPE_UNIVERSE = 0
 _RT_SCOPE_LINK = 253
-_GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV)
-_FAMILIES = (int(socket.AF_INET), int(socket.AF_INET6))
+_FAMILIES = (family_of(4), family_of(6))
 
 _NextHop = tuple[int, str | None]
 
 
 def observe_outer_limits(route: IPRoute, interface: str) -> frozenset[OuterLimit]:
     """Return the limits of an interface; MTU 0 where one no longer follows the host's own route."""
-    table = _table(interface)
+    table = RoutingTable.OUTER_LIMITS.number(interface)
     found = []
     ruled = {message["family"] for message in _rules(route, table)}
     if not ruled:
@@ -78,12 +71,13 @@ def set_outer_limit(route: IPRoute, interface: str, ip: IPAddress, mtu: int) -> 
     if next_hop is None:
         return
     oif, gateway = next_hop
+    table, family = RoutingTable.OUTER_LIMITS.number(interface), family_of(ip.version)
     arguments: dict[str, Any] = {
-        "family": _family(ip),
+        "family": family,
         "dst": f"{ip}/{ip.max_prefixlen}",
         "oif": oif,
         "proto": ROUTE_PROTOCOL,
-        "table": _table(interface),
+        "table": table,
         "type": _RTN_UNICAST,
         "scope": _RT_SCOPE_LINK if ip.version == 4 and gateway is None else _RT_SCOPE_UNIVERSE,
         "metrics": {"lock": _RTAX_MTU_LOCKED, "mtu": mtu},
@@ -91,19 +85,21 @@ def set_outer_limit(route: IPRoute, interface: str, ip: IPAddress, mtu: int) -> 
     if gateway is not None:
         arguments["gateway"] = gateway
     route.route("replace", **arguments)
-    if not any(rule["family"] == _family(ip) for rule in _rules(route, _table(interface))):
-        route.rule("add", **_rule(_family(ip), _table(interface)))
+    if not any(rule["family"] == family for rule in _rules(route, table)):
+        route.rule("add", **_rule(family, table))
 
 
 def remove_outer_limit(route: IPRoute, interface: str, ip: IPAddress) -> None:
     """Remove a limit, present or not; with the last one its rule goes."""
-    table = _table(interface)
-    mine = [message for message in _routes(route, table) if message["family"] == _family(ip)]
+    table = RoutingTable.OUTER_LIMITS.number(interface)
+    mine = [
+        message for message in _routes(route, table) if message["family"] == family_of(ip.version)
+    ]
     for message in mine:
         if ip_address(message.get("dst")) == ip:
             _delete_route(route, message, table)
     if all(ip_address(message.get("dst")) == ip for message in mine):
-        _delete_rules(route, table, _family(ip))
+        _delete_rules(route, table, family_of(ip.version))
 
 
 def remove_all_outer_limits(route: IPRoute, interface: str | None = None) -> int:
@@ -113,7 +109,7 @@ def remove_all_outer_limits(route: IPRoute, interface: str | None = None) -> int
     """
     removed = 0
     if interface is not None:
-        tables = {_table(interface)}
+        tables = {RoutingTable.OUTER_LIMITS.number(interface)}
     else:
         # Whoever was killed between a route and its rule has left only one of them.
         every = [*_rules(route, None), *_routes(route, None)]
@@ -128,14 +124,10 @@ def remove_all_outer_limits(route: IPRoute, interface: str | None = None) -> int
     return removed
 
 
-def _table(interface: str) -> int:
-    return _TABLES | zlib.crc32(interface.encode()) & ~_TABLES_MASK
-
-
 def _table_of(message: Any) -> int | None:
     """Return the table that a rule or route of ours belongs to, None for what is not ours."""
     table = message.get("table") or 0
-    return table if table & _TABLES_MASK == _TABLES else None
+    return table if RoutingTable.OUTER_LIMITS.includes(table) else None
 
 
 def _next_hop(route: IPRoute, ip: IPAddress) -> _NextHop | None:
@@ -143,7 +135,7 @@ def _next_hop(route: IPRoute, ip: IPAddress) -> _NextHop | None:
     from nostrvpn.io.pyroute import NetlinkError
 
     try:
-        (found,) = route.route("get", dst=str(ip), mark=_LOOKUP_MARK, family=_family(ip))
+        (found,) = route.route("get", dst=str(ip), mark=_LOOKUP_MARK, family=family_of(ip.version))
     except (NetlinkError, ValueError):
         return None
     if found["type"] != _RTN_UNICAST or found.get("oif") is None:
@@ -186,7 +178,7 @@ def _rule(family: int, table: int) -> dict[str, Any]:
 
 
 def _delete_route(route: IPRoute, message: Any, table: int) -> None:
-    with _gone_is_fine():
+    with accepting(*GONE):
         ip = ip_address(message.get("dst"))
         route.route(
             "del",
@@ -201,20 +193,5 @@ def _delete_route(route: IPRoute, message: Any, table: int) -> None:
 def _delete_rules(route: IPRoute, table: int, family: int) -> None:
     for rule in _rules(route, table):
         if rule["family"] == family:
-            with _gone_is_fine():
+            with accepting(*GONE):
                 route.rule("del", **_rule(family, table))
-
-
-@contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    from nostrvpn.io.pyroute import NetlinkError
-
-    try:
-        yield
-    except NetlinkError as exc:
-        if exc.code not in _GONE:
-            raise
-
-
-def _family(ip: IPAddress) -> int:
-    return int(socket.AF_INET if ip.version == 4 else socket.AF_INET6)

@@ -16,7 +16,7 @@ from typing import Any, assert_never
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.host.state import ROUTE_PROTOCOL
-from nostrvpn.io.netlink import refused
+from nostrvpn.io.rtnetlink import refused
 from nostrvpn.io.upnp import UpnpFailure, UpnpRouter, socket_on
 from nostrvpn.machine import Entropy, Moment, Tick
 from nostrvpn.portmap.datagrams import GATEWAY_PORT

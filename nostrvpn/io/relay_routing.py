@@ -21,8 +21,8 @@ from pathlib import Path
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.firewall import table_name
-from nostrvpn.io.netlink import refused
 from nostrvpn.io.nftables import delete_table, list_table, own_tables
+from nostrvpn.io.rtnetlink import refused
 
 __all__ = [
     "RoutingBefore",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.host.state import ALIAS_MARK
-from nostrvpn.io.netlink import create_link, delete_link, find_link, refused, set_link
+from nostrvpn.io.netlink import create_link, delete_link, find_link, set_link
+from nostrvpn.io.rtnetlink import refused
 from nostrvpn.io.wireguard_claim import require_free_port, require_ours
 from nostrvpn.io.wireguard_redirects import group_for_new_link, restore_redirects
 from nostrvpn.wireguard.device import (

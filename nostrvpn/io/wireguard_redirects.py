@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from nostrvpn.io.netlink import Link, links, refused, set_link_group
+from nostrvpn.io.netlink import Link, links, set_link_group
+from nostrvpn.io.rtnetlink import refused
 
 __all__ = ["group_for_new_link", "restore_redirects"]
 

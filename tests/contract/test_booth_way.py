@@ -16,9 +16,9 @@ from nostrvpn.host.booth import (
     Booth,
     BoothWay,
     booth_alias,
-    booth_routing_table,
     booth_table,
 )
+from nostrvpn.host.routing_tables import RoutingTable
 from nostrvpn.host.shield import ShieldKind
 from nostrvpn.io.booth_way import (
     apply_booths,
@@ -194,7 +194,7 @@ def test_a_forged_answer_from_the_cable_comes_into_no_booth(room: Room) -> None:
 
 
 def looks(room: Room) -> tuple[str, ...]:
-    netns, table = room.host.netns, str(booth_routing_table(TUNNEL))
+    netns, table = room.host.netns, str(RoutingTable.BOOTHS.number(TUNNEL))
     return (
         *(netns.ip(family, "rule", "show") for family in ("-4", "-6")),
         *(

@@ -12,7 +12,8 @@ import pytest
 
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.errors import SystemRefused
-from nostrvpn.host.exit_routing import ExitRouting, exit_table
+from nostrvpn.host.exit_routing import ExitRouting
+from nostrvpn.host.routing_tables import RoutingTable
 from nostrvpn.host.shield import Shield, ShieldKind, shield_table
 from nostrvpn.host.state import HostState
 from nostrvpn.io.cleanup import remove_marked
@@ -38,7 +39,7 @@ def host(make_netns: Callable[[], Any]) -> Iterator[Host]:
 
 def looks(netns: Any, interface: str = TUNNEL) -> tuple[str, ...]:
     """All that routing through an exit may change."""
-    table = str(exit_table(interface))
+    table = str(RoutingTable.EXIT.number(interface))
     return (
         netns.ip("-4", "rule", "show"),
         netns.ip("-6", "rule", "show"),
@@ -237,7 +238,7 @@ def test_without_nft_what_was_closed_stays_closed_and_the_rest_leads_nowhere(
     def missing(*_: Any, **__: Any) -> None:
         raise SystemRefused("nftables is not installed")
 
-    table = str(exit_table(agent.interface))
+    table = str(RoutingTable.EXIT.number(agent.interface))
     with monkeypatch.context() as patch:
         patch.setattr("nostrvpn.io.nftables._run", missing)
         agent.settle(TUNNELLED, ACTIVE)
@@ -284,7 +285,7 @@ def test_a_signal_leaves_what_holds_traffic_back(agent: Agent) -> None:
     agent.delete()
     assert agent.netns.call(own_tables) == (shield_table(agent.interface),)
     assert "4650" in agent.netns.ip("rule", "show")
-    found = agent.netns.ip("route", "show", "table", str(exit_table(agent.interface)))
+    found = agent.netns.ip("route", "show", "table", str(RoutingTable.EXIT.number(agent.interface)))
     assert found.split()[0] == "unreachable"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nostrvpn.host.exit_routing import exit_table
+from nostrvpn.host.routing_tables import RoutingTable
 from nostrvpn.host.state import FWMARK
 from nostrvpn.io.exit_rivals import exit_rivals
 from nostrvpn.io.network_place import Place, ask_gateway, place_here
@@ -69,9 +69,9 @@ def test_another_interface_with_an_exit_is_named(netns: Any) -> None:
         netns.ip("link", "add", name, "type", "veth", "peer", "name", f"{name}-far")
         netns.ip("link", "set", name, "alias", "nostrvpn home")
         rule = ("rule", "add", "pref", "4650", "not", "fwmark", "0xa50000/0xff0000")
-        netns.ip(*rule, "table", str(exit_table(name)), "protocol", "157")
+        netns.ip(*rule, "table", str(RoutingTable.EXIT.number(name)), "protocol", "157")
     assert netns.call(exit_rivals, "nv0") == ["nv1"]
     netns.ip("link", "del", "nv1")
-    assert netns.call(exit_rivals, "nv0") == [f"table {exit_table('nv1')}"]
-    netns.ip("rule", "del", "pref", "4650", "table", str(exit_table("nv1")))
+    assert netns.call(exit_rivals, "nv0") == [f"table {RoutingTable.EXIT.number('nv1')}"]
+    netns.ip("rule", "del", "pref", "4650", "table", str(RoutingTable.EXIT.number("nv1")))
     assert netns.call(exit_rivals, "nv0") == []

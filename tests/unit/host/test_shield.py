@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nostrvpn.host.exit_routing import ExitRouting, ExitRule, exit_rules, exit_table, is_exit_table
+from nostrvpn.host.exit_routing import ExitRouting, ExitRule, exit_rules
 from nostrvpn.host.firewall import table_name
+from nostrvpn.host.routing_tables import RoutingTable
 from nostrvpn.host.shield import (
     Bypass,
     Shield,
@@ -216,7 +217,7 @@ def test_without_an_exit_there_is_no_routing() -> None:
 
 
 def test_tables_of_interfaces_differ_and_are_known_as_ours() -> None:
-    assert exit_table("nv0") != exit_table("nv1")
-    assert is_exit_table(exit_table("nv0"))
-    assert not is_exit_table(254)
-    assert not is_exit_table(0x9D000000)
+    assert RoutingTable.EXIT.number("nv0") != RoutingTable.EXIT.number("nv1")
+    assert RoutingTable.EXIT.includes(RoutingTable.EXIT.number("nv0"))
+    assert not RoutingTable.EXIT.includes(254)
+    assert not RoutingTable.EXIT.includes(0x9D000000)
