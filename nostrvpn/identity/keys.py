@@ -28,6 +28,9 @@ _WIREGUARD_LABEL = b"nostrvpn/wireguard/v1/"
 _PAYMENT_LABEL = b"nostrvpn/payment/v1/"
 _RELAY_LABEL = b"nostrvpn/relay/v1/0"
 _VOLUNTEER_LABEL = b"nostrvpn/volunteer/v1/0"
+_MARKET_LABEL = b"nostrvpn/market/v1/"
+_LEASE_LABEL = b"nostrvpn/lease/v1/"
+_WALLET_LABEL = b"nostrvpn/wallet/v1/0"
 
 
 class BadKey(UserError):
@@ -79,10 +82,7 @@ class RootSecret:
 
     def wireguard_private_key(self, epoch: int = 0) -> bytes:
         """Return the WireGuard private key of an epoch: HKDF, then clamped (RFC 7748 section 5)."""
-        derived = bytearray(self._derive(_label(_WIREGUARD_LABEL, epoch), 32))
-        derived[0] &= 248
-        derived[31] = (derived[31] & 127) | 64
-        return bytes(derived)
+        return _clamped(self._derive(_label(_WIREGUARD_LABEL, epoch), 32))
 
     def payment_key(self, epoch: int = 0) -> bytes:
         """Return the secp256k1 secret that locks money, apart from the identity.
@@ -94,6 +94,26 @@ class RootSecret:
     def volunteer_key(self) -> bytes:
         """Return the secp256k1 secret that signs this node's public offers, apart from the identity."""
         return self._scalar(_VOLUNTEER_LABEL)
+
+    def market_key(self) -> bytes:
+        """Return the secp256k1 secret that signs what this node sells, apart from the identity."""
+        return self._scalar(_label(_MARKET_LABEL, 0))
+
+    def market_wireguard_key(self) -> bytes:
+        """Return the WireGuard private key that strangers meet, clamped (RFC 7748 section 5)."""
+        return _clamped(self._derive(_MARKET_LABEL + b"wireguard", 32))
+
+    def lease_key(self, number: int) -> bytes:
+        """Return the secp256k1 secret by which this node buys its lease of this number."""
+        return self._scalar(_label(_LEASE_LABEL, number))
+
+    def lease_wireguard_key(self, number: int) -> bytes:
+        """Return the WireGuard private key of a lease that was bought, clamped."""
+        return _clamped(self._derive(_label(_LEASE_LABEL, number) + b"/wireguard", 32))
+
+    def wallet_entropy(self) -> bytes:
+        """Return the 16 bytes that the words of this node's wallet stand for (BIP-39)."""
+        return self._derive(_WALLET_LABEL, 16)
 
     def relay_secret(self) -> bytes:
         """Return the 32 bytes from which this node, as a relay, derives its clients' credentials.
@@ -114,6 +134,13 @@ def _label(prefix: bytes, epoch: int) -> bytes:
     if epoch < 0:
         raise ValueError("an epoch is 0 or more")
     return prefix + str(epoch).encode()
+
+
+def _clamped(secret: bytes) -> bytes:
+    clamped = bytearray(secret)
+    clamped[0] &= 248
+    clamped[31] = (clamped[31] & 127) | 64
+    return bytes(clamped)
 
 
 def wireguard_public_key(private_key: bytes) -> str:

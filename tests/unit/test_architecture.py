@@ -22,7 +22,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 PURE = (
     *("node", "signaling", "mesh", "paths", "relaying", "portmap", "exits", "wireguard", "host"),
-    *("nostr", "identity", "config", "stun"),
+    *("market", "cashu", "lightning", "nostr", "identity", "config", "stun"),
 )
 
 MAX_FILE_LINES = 400

@@ -1,0 +1,96 @@
+"""What is asked for a service: prices, and how they are paid. Integers only.
+
+A price is so many millisatoshi for a step of bytes, as TollGate has it: no doubt about GB and GiB.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from nostrvpn.errors import UsageError
+
+__all__ = ["GIB", "HOUR_MS", "MAX_MSAT", "MIB", "PayMode", "Price", "Terms"]
+
+MIB, GIB = 1 << 20, 1 << 30
+HOUR_MS = 3_600_000
+# All bitcoin there will be, in msat: nobody's sum is larger.
+MAX_MSAT = 21_000_000 * 100_000_000 * 1000
+
+_MSAT = {"sat": 1000, "sats": 1000, "msat": 1}
+_BYTES = {"gib": GIB, "mib": MIB, "gb": 10**9, "mb": 10**6}
+_TRAFFIC = re.compile(r"([0-9]{1,12})\s*(sats?|msat)/(gib|mib|gb|mb)\Z", re.IGNORECASE)
+_TIME = re.compile(r"([0-9]{1,12})\s*(sats?|msat)/h(?:our)?\Z", re.IGNORECASE)
+
+
+class PayMode(Enum):
+    """How a slice is paid: a token that the seller swaps first (``PLAIN``), proofs locked to the seller
+    and shown one after the other (``LOCKED``), a Spilman channel (``CHANNEL``), or an invoice
+    (``BOLT11``)."""
+
+    PLAIN = "plain"
+    LOCKED = "locked"
+    CHANNEL = "channel"
+    BOLT11 = "bolt11"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """``step_msat`` for each ``step_bytes``, both directions together, and ``hour_msat`` an hour."""
+
+    step_bytes: int
+    step_msat: int
+    hour_msat: int = 0
+
+    def due(self, billable: int, ms: int) -> int:
+        """Return what is owed (msat) for so many bytes and milliseconds, each rounded up."""
+        traffic = -(-billable * self.step_msat // self.step_bytes)
+        return traffic - (-ms * self.hour_msat // HOUR_MS)
+
+    def bytes_for(self, msat: int) -> int:
+        """Return how many bytes a sum pays for at most, if no time is charged."""
+        return msat * self.step_bytes // self.step_msat if self.step_msat else 1 << 62
+
+    @property
+    def per_gib_msat(self) -> int:
+        """Return the price of a GiB, rounded up."""
+        return -(-GIB * self.step_msat // self.step_bytes)
+
+    @classmethod
+    def parse(cls, traffic: str, time: str = "0sat/h") -> Price:
+        """Read ``20sat/GiB`` and ``5sat/h`` (also msat, MiB, GB, MB); UsageError.
+
+        The step is what one sat buys, so that the smallest payment is one step.
+        """
+        found, hourly = _TRAFFIC.match(traffic.strip()), _TIME.match(time.strip())
+        if found is None:
+            raise UsageError(f"{traffic!r} is no price of traffic", "for example: 20sat/GiB")
+        if hourly is None:
+            raise UsageError(f"{time!r} is no price of time", "for example: 5sat/h")
+        msat = int(found[1]) * _MSAT[found[2].lower()]
+        hour = int(hourly[1]) * _MSAT[hourly[2].lower()]
+        size = _BYTES[found[3].lower()]
+        if msat > MAX_MSAT or hour > MAX_MSAT:
+            raise UsageError(f"{traffic!r}: there is not that much bitcoin")
+        if msat == 0:
+            return cls(size, 0, hour)
+        if msat > 1000 * size:
+            raise UsageError(f"{traffic!r} is more than a sat a byte")
+        return cls(size * 1000 // msat, 1000, hour)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an offer and a quote share.
+
+    ``mints``: URLs whose tokens are taken; ``pay``: the best mode first; ``free_bytes``: to try;
+    ``grace_bytes``: served beyond what was paid; ``max_slice_sat``: the most taken at once.
+    """
+
+    price: Price
+    mints: tuple[str, ...]
+    pay: tuple[PayMode, ...] = (PayMode.LOCKED, PayMode.PLAIN)
+    free_bytes: int = MIB
+    grace_bytes: int = 256 * 1024
+    max_slice_sat: int = 1000
