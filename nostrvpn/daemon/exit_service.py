@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nostrvpn.errors import NostrvpnError, UserError
+from nostrvpn.exits.choice import ECHO_S
 from nostrvpn.io.echo import echo
 from nostrvpn.io.exit_rivals import exit_rivals
 from nostrvpn.node.events import ExitProbed, NodeEvent
@@ -20,18 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["ExitService"]
 
-# Less than the second between two echoes to the exit in use.
-ECHO_TIMEOUT_S = 0.9
-# An exit that falls silent changes who is asked, and how often: looked at as often as this.
+# Whom to ask, and how often, may change with every event: looked at as often as this, and so soon after
+# an echo that was lost, when the node has heard of it.
 LOOK_EVERY_S = 0.25
+LOOK_AFTER_S = 0.05
+# To one exit, of those that are not back: more than the shortest interval needs.
+MAX_UNDER_WAY = 8
 
 _log = logging.getLogger(__name__)
 
 
 class ExitService:
-    """Sends the echoes that the node asks for; ``offer`` takes what came of each.
+    """Sends the echoes that the node asks for; ``offer`` takes what came of each: that it is late, and,
+    also afterwards, that it came.
 
-    At most one echo an exit is under way, and the node asks for ``MAX_CANDIDATES`` at most.
+    At most ``MAX_UNDER_WAY`` echoes an exit are under way, and the node asks for ``MAX_CANDIDATES`` at
+    most.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class ExitService:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._begun: dict[str, float] = {}
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[asyncio.Task[None], str] = {}
 
     def start(self) -> None:
         """Begin; a country database that cannot be read is told and left out."""
@@ -65,7 +70,7 @@ class ExitService:
 
     async def stop(self) -> None:
         """End; no echo is offered afterwards."""
-        tasks = [*self._under_way.values(), *([self._task] if self._task is not None else [])]
+        tasks = [*self._under_way, *([self._task] if self._task is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -108,12 +113,15 @@ class ExitService:
             wanted = {probe.key for probe in probes}
             for gone in self._begun.keys() - wanted:
                 del self._begun[gone]
+            wait = LOOK_EVERY_S if probes else None
             for probe in probes:
-                last = self._begun.get(probe.key, float("-inf"))
-                if probe.key not in self._under_way and now >= last + probe.interval_s:
+                due = self._begun.get(probe.key, float("-inf")) + probe.interval_s
+                if now >= due and list(self._under_way.values()).count(probe.key) < MAX_UNDER_WAY:
                     self._begin(probe, now)
+                elif wait is not None and now < due:
+                    wait = min(wait, due - now)
             try:
-                async with asyncio.timeout(LOOK_EVERY_S if probes else None):
+                async with asyncio.timeout(wait):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -121,14 +129,27 @@ class ExitService:
     def _begin(self, probe: Probe, now: float) -> None:
         self._begun[probe.key] = now
         task = asyncio.get_running_loop().create_task(self._probe(probe), name="exit echo")
-        self._under_way[probe.key] = task
+        self._under_way[task] = probe.key
+        task.add_done_callback(self._under_way.pop)
 
     async def _probe(self, probe: Probe) -> None:
+        asking = asyncio.ensure_future(echo(probe.address, ECHO_S, self._interface))
+        late_after = self._node.exits.choice.late_after(probe.key)
         try:
-            rtt = await echo(probe.address, ECHO_TIMEOUT_S, self._interface)
+            in_time, _ = await asyncio.wait([asking], timeout=late_after)
+            if not in_time:
+                self._lost(probe.key)
+            rtt = await asking
         except NostrvpnError as exc:
             _log.debug("no echo to an exit: %s", exc)
             rtt = None
         finally:
-            self._under_way.pop(probe.key, None)
-        self._offer(ExitProbed(probe.key, rtt))
+            asking.cancel()
+        if rtt is not None:
+            self._offer(ExitProbed(probe.key, rtt))
+        elif in_time:
+            self._lost(probe.key)
+
+    def _lost(self, key: str) -> None:
+        self._offer(ExitProbed(key, None))
+        asyncio.get_running_loop().call_later(LOOK_AFTER_S, self._changed.set)

@@ -3,8 +3,11 @@
 What counts is what is measured: an exit carries while its echoes come back through the tunnel. One
 exit at a time is used, and the choice is deterministic: the same events give the same one.
 
-- An exit whose echoes stay away ``LOSSES`` times in a row is gone. It is left only for one that has
-  answered since: while this host itself is cut off, nobody answers, and nothing is changed.
+- An echo that is not back after ``late_after`` counts as lost, until it comes back after all. The first
+  one has the next ones sent sooner, and the other exits asked at once.
+- After ``LEAVE_LOSSES`` in a row an exit is left, but only for one that has answered meanwhile, and
+  before the last ``LOST_SINCE`` were sent: while this host itself is cut off, nobody answers, and
+  when it is back, everybody does. Where no other one answers, it counts as gone after ``LOSSES``.
 - Whoever was left so is shunned for a while, each time for longer, unless nobody else answers.
 - A better one takes over only if it is better by far and for a while: connections do not survive the
   change of exit.
@@ -19,10 +22,22 @@ from dataclasses import dataclass, field
 from nostrvpn.exits.offer import ExitOffer
 from nostrvpn.exits.settings import AUTO
 
-__all__ = ["LOSSES", "MAX_CANDIDATES", "Candidate", "ExitChoice"]
+__all__ = ["ECHO_S", "LEAVE_LOSSES", "LOSSES", "MAX_CANDIDATES", "Candidate", "ExitChoice"]
 
-# With an echo each second, a lost one after 0.9 s: an exit that dies is left after at most 4 s.
-LOSSES = 3
+# Chosen by simulation (tests/sim/test_lossy_exits.py has the essential part) for exits 20 to 60 ms away.
+# Six echoes 0.3 s apart, each silent for 0.3 s: an exit that dies is left after 2.4 s in the middle and
+# 2.8 s at most; three echoes a second apart took 3.4 and 3.9 s. An exit that loses every fifth packet
+# was left 25 times an hour by those three; by four of these 7 times, by five once, by six never. One
+# that is silent for 1 s each minute (exponential): 6.5 times by those three, 15, 11 and 8.5 by these.
+LEAVE_LOSSES = 6
+# Three seconds of silence: then it does not carry, and a fixed exit is waited for with everything held.
+LOSSES = 10
+# Of a host that is back after a moment without a network, a packet may be lost like any other.
+LOST_SINCE = 2
+HURRIED_EVERY_S = 0.3
+MIN_LATE_S, MAX_LATE_S = 0.3, 0.9
+ECHO_S = 2.0
+"""How long an answer is listened for: one that comes late is an answer still."""
 USED_EVERY_S = 1.0
 STANDBY_EVERY_S = 30.0
 # What has not answered for long is asked less often: an answer ends it.
@@ -61,6 +76,8 @@ class _Health:
     answered: float | None = None
     losses: int = 0
     lost_at: float | None = None  # the first of the losses in a row
+    # When the echoes of the last of them were sent.
+    lost_sent: deque[float] = field(default_factory=lambda: deque(maxlen=LOST_SINCE))
     rtts: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     falls: int = 0
     fell_at: float = 0.0
@@ -84,6 +101,8 @@ class ExitChoice:
         self.deadline: float | None = None
         self._health: dict[str, _Health] = {}
         self._first_answer: float | None = None
+        # Who answers since the one in use fell silent: the first answer after which none was lost.
+        self._proofs: dict[str, float] = {}
         self._better: tuple[str, float] | None = None
 
     @property
@@ -108,18 +127,34 @@ class ExitChoice:
         health = self._of(key)
         if health.losses >= PATIENT_LOSSES:
             return PATIENT_EVERY_S
+        if key == self.used:
+            return HURRIED_EVERY_S if 0 < health.losses < LOSSES else USED_EVERY_S
         # Whoever falls silent may have to be replaced: then the others are asked at once.
         hurried = not self.carries or (self.used is not None and self._of(self.used).losses > 0)
-        return USED_EVERY_S if key == self.used or hurried else STANDBY_EVERY_S
+        return USED_EVERY_S if hurried else STANDBY_EVERY_S
+
+    def late_after(self, key: str) -> float:
+        """Return after how many seconds an echo to a candidate counts as lost."""
+        rtt = self.rtt_ms(key)
+        if rtt is None:
+            return MAX_LATE_S
+        return min(max(2 * rtt / 1000, MIN_LATE_S), MAX_LATE_S)
 
     def probed(self, key: str, rtt_ms: float | None, now: float) -> None:
-        """An echo came back after ``rtt_ms``, or (None) it did not."""
+        """An echo came back after ``rtt_ms``, or (None) it did not within :meth:`late_after`. One that
+        did not may come back later."""
         health = self._of(key)
         if rtt_ms is None:
+            self._proofs.pop(key, None)
             health.losses += 1
+            health.lost_sent.append(now - self.late_after(key))
             if health.lost_at is None:
                 health.lost_at = now
             return
+        if key == self.used:
+            self._proofs.clear()
+        elif self.used is not None and self._of(self.used).losses:
+            self._proofs.setdefault(key, now)
         health.answered, health.losses, health.lost_at = now, 0, None
         health.rtts.append(rtt_ms)
         if self._first_answer is None:
@@ -154,11 +189,10 @@ class ExitChoice:
                 self._use(self._best(steady or ready, candidates), now)
             return
         current = self._of(self.used)
-        if current.is_alive:
+        if current.answered is not None and current.losses < LEAVE_LOSSES:
             self._look_for_better(steady, candidates, now)
             return
-        silent = current.lost_at if current.lost_at is not None else float("-inf")
-        proven = [key for key in ready if self._answered_since(key, silent)]
+        proven = [key for key in ready if self._is_proven(key, current)]
         if not proven:
             return
         if current.answered is not None:
@@ -211,6 +245,12 @@ class ExitChoice:
     def _is_ready(self, key: str, now: float) -> bool:
         return self._of(key).losses == 0 and self._answered_since(key, now - FRESH_S)
 
+    def _is_proven(self, key: str, current: _Health) -> bool:
+        """Whether it answered while the one in use does not."""
+        if not current.losses:
+            return True
+        return self._proofs.get(key, float("inf")) <= current.lost_sent[0]
+
     def _answered_since(self, key: str, then: float) -> bool:
         answered = self._of(key).answered
         return answered is not None and answered >= then
@@ -223,6 +263,7 @@ class ExitChoice:
     def _use(self, key: str | None, now: float) -> None:
         if key != self.used:
             self.used, self.since, self._better = key, now if key is not None else None, None
+            self._proofs.clear()
 
     def _of(self, key: str) -> _Health:
         return self._health.setdefault(key, _Health())

@@ -6,8 +6,10 @@
      "through": ["public key", …]}
 
 ``through`` is there where it leaves by another exit itself: that one, the one that this leaves by, and
-so on. ``dns``: it answers DNS at its overlay address. All of it is a claim: what counts is what is
-measured.
+so on. ``dns``: it answers DNS at its overlay address. ``"down": WHY`` is there where it carries nothing
+for now: ``route`` (its host has no way out), ``provider`` (its WireGuard provider does not answer) or
+``exit`` (the exit that it leaves by itself does not carry). All of it is a claim: what counts is what
+is measured.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ EXIT_DNS_PORT = 53
 _COUNTRY = re.compile(r"[A-Z]{2}\Z")
 _POLICY = re.compile(r"[a-z][a-z-]{0,31}\Z")
 _MAX_LOAD = 100
+_DOWN = re.compile(r"[a-z][a-z-]{0,31}\Z")
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 MAX_HOPS = 8
 """Of exits one behind the other. What goes in a circle is found long before."""
@@ -47,7 +50,8 @@ MAX_HOPS = 8
 class ExitOffer:
     """``v4`` and ``v6``: what it carries to the internet. ``policy``: the name of what it lets through.
     ``country``: where it says it is. ``load``: percent of what it has. ``through``: the exits (public
-    keys) that it leaves by itself, in order."""
+    keys) that it leaves by itself, in order.
+    ``down``: why it carries nothing, in one word, else empty."""
 
     v4: bool = True
     v6: bool = False
@@ -56,6 +60,7 @@ class ExitOffer:
     country: str | None = None
     load: int = 0
     through: tuple[str, ...] = ()
+    down: str = ""
 
     @property
     def versions(self) -> frozenset[int]:
@@ -104,7 +109,9 @@ def parse_country(text: str) -> str:
 
 def offer_to_json(offer: ExitOffer) -> dict[str, object]:
     """Return what is said of an offer."""
-    through = {"through": list(offer.through)} if offer.through else {}
+    more: dict[str, object] = {"through": list(offer.through)} if offer.through else {}
+    if offer.down:
+        more["down"] = offer.down
     return {
         "v4": offer.v4,
         "v6": offer.v6,
@@ -112,7 +119,7 @@ def offer_to_json(offer: ExitOffer) -> dict[str, object]:
         "policy": offer.policy,
         "country": offer.country,
         "load": offer.load,
-        **through,
+        **more,
     }
 
 
@@ -124,12 +131,14 @@ def parse_offer(value: object) -> ExitOffer | None:
         raise PeerMisbehaved("bad_message", "not an exit's offer")
     flags = [value.get(name, False) for name in ("v4", "v6", "dns")]
     policy, country, load = value.get("policy", "open"), value.get("country"), value.get("load", 0)
-    through = value.get("through", [])
+    through, down = value.get("through", []), value.get("down", "")
     fits = (
         all(isinstance(flag, bool) for flag in flags)
         and isinstance(through, list)
         and len(through) <= MAX_HOPS
         and all(isinstance(key, str) and _KEY.match(key) for key in through)
+        and isinstance(down, str)
+        and (not down or _DOWN.match(down))
         and isinstance(policy, str)
         and _POLICY.match(policy)
         and (country is None or (isinstance(country, str) and _COUNTRY.match(country)))
@@ -139,6 +148,8 @@ def parse_offer(value: object) -> ExitOffer | None:
     )
     if not fits:
         raise PeerMisbehaved("bad_message", "not an exit's offer")
-    if not flags[0] and not flags[1]:
+    carries = flags[0] or flags[1]
+    if not carries and not down:
         return None
-    return ExitOffer(flags[0], flags[1], flags[2], policy, country, load, tuple(through))
+    down = "" if carries else down
+    return ExitOffer(flags[0], flags[1], flags[2], policy, country, load, tuple(through), down)

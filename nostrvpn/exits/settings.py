@@ -14,6 +14,7 @@ from nostrvpn.exits.kill_switch import KillSwitch
 
 __all__ = [
     "AUTO",
+    "BOUGHT",
     "MAX_BYPASS",
     "MAX_TRUSTED",
     "BypassKind",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 AUTO = "auto"
+# The exit is what the market buys.
+BOUGHT = "bought"
 # Each is an element of a set of the packet filter; by hand nobody writes more.
 MAX_BYPASS = 256
 MAX_TRUSTED = 64
@@ -136,9 +139,10 @@ def parse_network_word(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExitSettings:
-    """``exit``: a member's public key, ``AUTO``, or empty for none. ``resolver``: an IP address asked
-    through the tunnel, or empty for the exit's own. ``bypass``: words as ``exit bypass`` takes them.
-    ``trusted``: networks in which no exit is used, ``MAC PREFIX`` of their default gateways."""
+    """``exit``: a member's public key, ``AUTO``, ``BOUGHT``, or empty for none. ``resolver``: an IP
+    address asked through the tunnel, or empty for the exit's own. ``bypass``: words as ``exit bypass``
+    takes them. ``trusted``: networks in which no exit is used, ``MAC PREFIX`` of their default gateways.
+    """
 
     exit: str = ""
     kill_switch: KillSwitch = KillSwitch.ON
@@ -186,7 +190,7 @@ class ExitSettings:
             not isinstance(chosen, str)
             or not isinstance(resolver, str)
             or not isinstance(allow_lan, bool)
-            or not re.match(rf"([0-9a-f]{{64}}|{AUTO})?\Z", chosen)
+            or not re.match(rf"([0-9a-f]{{64}}|{AUTO}|{BOUGHT})?\Z", chosen)
         ):
             raise PeerMisbehaved("bad_record", "not an exit's settings")
         try:

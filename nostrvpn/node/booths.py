@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import UserError
 from nostrvpn.exits.kill_switch import ExitState
+from nostrvpn.exits.settings import AUTO, BOUGHT
 from nostrvpn.host.booth import MAX_BOOTHS, Booth, BoothWay
 from nostrvpn.machine import Moment
 from nostrvpn.node.events import NodeEffect, Reconcile, ReconcileFinished
@@ -150,7 +151,7 @@ def _objection(node: Node, key: str, moment: Moment) -> tuple[str, str] | None:
     if exits.state is ExitState.LOCKDOWN:
         return "in lockdown nothing leaves while no exit is used", f"nostrvpn exit use {name}"
     used = exits.used or exits.settings.exit
-    other = node.peer_name(used) if used and used != "auto" else "another exit"
+    other = node.peer_name(used) if used not in ("", AUTO, BOUGHT) else "another exit"
     if exits.damage is not None:
         other = "no exit, as what was decided is damaged"
     return (

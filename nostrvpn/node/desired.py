@@ -11,11 +11,13 @@ from types import MappingProxyType
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.host.booth import BoothWay
+from nostrvpn.host.bought import Bought
 from nostrvpn.host.exit_meter import ExitMeter
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.firewall import Firewall, Guard, Pin
 from nostrvpn.host.inbound import Inbound
 from nostrvpn.host.shield import Shield
+from nostrvpn.host.sold import Sold
 from nostrvpn.host.state import (
     FWMARK,
     IPV6_MIN_MTU,
@@ -65,7 +67,7 @@ class Desired:
     ``shield`` and ``exit_routing``: what may leave while an exit is used, and the way to it.
     ``exit_meter``: how much our own guests get. ``booths``: commands that run through an exit.
     ``upstream``: the provider that our guests leave by, and its WireGuard device; None if they leave by
-    the host's own uplink.
+    the host's own uplink. ``sold``: what strangers pay for; ``bought``: the exits that we pay for.
     """
 
     device: Device
@@ -80,6 +82,8 @@ class Desired:
     booths: BoothWay = field(default_factory=BoothWay)
     upstream: Upstream | None = None
     upstream_device: Device | None = None
+    sold: Sold | None = None
+    bought: tuple[Bought, ...] = ()
 
 
 def overlapping_route(

@@ -47,6 +47,8 @@ __all__ = [
     "ObserveTunnel",
     "Persist",
     "Poke",
+    "Purchase",
+    "PurchaseChanged",
     "Reconcile",
     "ReconcileFinished",
     "Refuse",
@@ -127,7 +129,7 @@ class ReconcileFinished:
     leave beside an exit, or the way to it, is not as desired. ``meter_error``: why no
     guest is let through. ``exit_rival``: the interface of another network of this host that uses an
     exit, so that this one cannot. ``booths``: the links of booths that
-    there are; None if that is not known.
+    there are; None if that is not known. ``exit_changes``: ``ExitUse.changes`` when the run began.
     """
 
     error: str | None = None
@@ -140,6 +142,7 @@ class ReconcileFinished:
     meter_error: str | None = None
     exit_rival: str | None = None
     booths: frozenset[str] | None = None
+    exit_changes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +155,33 @@ class ExitProbed:
 
 @dataclass(frozen=True, slots=True)
 class ExitUsed:
-    """What this host's guests had, by address, since the counters began."""
+    """What this host's guests had, by address, since the counters began. ``provider``: what went by the
+    link to the WireGuard provider that they leave by (received, sent; bytes); None without one."""
 
     usage: Mapping[IPAddress, Volume]
+    provider: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """An exit that is paid for, as the market has it. ``link``: the one that it is behind;
+    ``versions``: of IP, that it carries; ``resolvers``: who answers for names through it, the best
+    first. ``possible``: one can be had; ``carries``: this one does, as a probe through it has shown.
+    ``label``: its name."""
+
+    link: str = ""
+    versions: frozenset[int] = frozenset()
+    resolvers: tuple[IPAddress, ...] = ()
+    carries: bool = False
+    possible: bool = False
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseChanged:
+    """The market has another exit, or none (None: it does not say yet)."""
+
+    purchase: Purchase | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +215,7 @@ NodeEvent = (
     | ReconcileFinished
     | ExitProbed
     | ExitUsed
+    | PurchaseChanged
     | Command
     | Tick
 )

@@ -10,6 +10,7 @@ from nostrvpn.errors import UserError
 from nostrvpn.exits.kill_switch import KillSwitch
 from nostrvpn.exits.settings import (
     AUTO,
+    BOUGHT,
     MAX_BYPASS,
     MAX_TRUSTED,
     ExitSettings,
@@ -149,6 +150,8 @@ def _decide(
 
 def _chosen(node: Node, reference: str, moment: Moment) -> str:
     """Return the exit that is meant: a public key that may be used, or ``AUTO``."""
+    if reference == BOUGHT:
+        return BOUGHT
     roster = _roster(node)
     if reference == AUTO:
         return AUTO
@@ -232,6 +235,8 @@ def _plan(node: Node, settings: ExitSettings, moment: Moment) -> _Json:
     around = [str(word.network) for word in words if word.network is not None]
     overlay = sorted(map(str, overlay_networks(node)))
     offer = None if settings.exit == AUTO else offer_of(node, settings.exit, moment.wall)
+    if offer is not None and offer.down:
+        offer = None  # what it will carry is not known
     lines = [f"everything goes through {exit_name(node, settings.exit)}, or nowhere"]
     if offer is not None and not offer.v6:
         lines.append("IPv6 to the internet is blocked: this exit carries IPv4 only")

@@ -16,6 +16,7 @@ from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.exits.limits import Ledger, fair_rate, next_month
 from nostrvpn.exits.offer import MAX_HOPS, ExitOffer, OfferSettings, offer_to_json
 from nostrvpn.exits.policy import IPNetwork
+from nostrvpn.exits.provider_health import ProviderHealth
 from nostrvpn.host.exit_filter import ExitFilter
 from nostrvpn.host.exit_meter import ExitMeter
 from nostrvpn.host.inbound import Inbound
@@ -41,6 +42,8 @@ LOOK_S = 1.0
 # A crash may lose so much of the month's account, or what was used in so many seconds.
 STORE_BYTES = 1 << 24
 STORE_S = 60.0
+# How often a provider that is silent is asked for, where its file says nothing (WireGuard's usual).
+ASK_AGAIN_S = 25
 # A load is told in such steps, and again when another one is reached.
 LOAD_STEP = 20
 # Wider ones are half a way out (of another VPN), not a network that the host is in.
@@ -55,6 +58,7 @@ class ExitOffering:
     def __init__(self) -> None:
         self.settings: OfferSettings | None = None
         self.provider: Provider | None = None
+        self.provider_health = ProviderHealth()
         self.ledger = Ledger()
         self.sources: frozenset[IPAddress] = frozenset()
         self.answers_dns = False
@@ -112,7 +116,7 @@ class ExitOffering:
         self, settings: OfferSettings | None, provider: Provider | None = None
     ) -> list[NodeEffect]:
         """The user decided anew: None ends it. ``provider``: whom guests leave by, if not this host."""
-        self.provider = provider
+        self.provider, self.provider_health = provider, ProviderHealth()
         self.settings, self._known, self._look_at = settings, (), 0.0
         self._use_rate()
         upstream = None if provider is None else provider.to_json()
@@ -133,7 +137,8 @@ class ExitOffering:
         found: set[int] = {ip.version for ip in self.sources if ip not in _ULA}
         if self.provider is not None:
             # The kill switch of an exit that this host uses lets nothing out beside it.
-            found = set() if node.exits.is_wanted else set(self.provider.versions)
+            silent = node.exits.is_wanted or self.provider_health.is_silent
+            found = set() if silent else set(self.provider.versions)
         if not self.settings.ipv6:
             found.discard(6)
         if node.overlap is not None:
@@ -141,6 +146,14 @@ class ExitOffering:
         if node.exits.is_wanted:
             found &= node.exits.versions(node)
         return frozenset(found)
+
+    def down(self, node: Node) -> str:
+        """Return why this node carries nothing for guests, as its offer says it; empty if it does."""
+        if self.versions(node):
+            return ""
+        if self.provider is not None and not node.exits.is_wanted:
+            return "provider"
+        return "exit" if node.exits.is_wanted else "route"
 
     def terms(self, node: Node) -> ExitTerms | None:
         """Return what guests may; None while this node is no exit."""
@@ -207,17 +220,24 @@ class ExitOffering:
         provider = self.provider
         if provider is None:
             return None
-        return Device(provider.private_key, 0, FWMARK, (provider.peer,))
+        peer = provider.peer
+        if self.provider_health.is_silent and not peer.persistent_keepalive:
+            # Guests send nothing any more, and then WireGuard would never ask again.
+            peer = replace(peer, persistent_keepalive=ASK_AGAIN_S)
+        return Device(provider.private_key, 0, FWMARK, (peer,))
 
     # -- what is used -------------------------------------------------------------------------
 
     def used(self, event: ExitUsed, moment: Moment) -> list[NodeEffect]:
         """Take up what guests had; persist the account, and share what there is anew."""
         was_spent, rate = self.is_spent, self.rate
+        has_changed = event.provider is not None and self.provider_health.seen(
+            *event.provider, moment.now
+        )
         self.ledger.take(event.usage, moment.now, moment.wall)
         self._use_rate()
         effects = self._store(moment)
-        if self.is_spent != was_spent or self.rate != rate:
+        if has_changed or self.is_spent != was_spent or self.rate != rate:
             effects.append(Reconcile())
             self._look_at = 0.0
         return effects
@@ -275,7 +295,8 @@ class ExitOffering:
         chain = node.exits.chain if node.exits.is_wanted else ()
         stands = stands and len(chain) <= MAX_HOPS
         local = node.permissions.local
-        known = (roster, local, settings, versions, stands, load, self.answers_dns, chain)
+        down = self.down(node)
+        known = (roster, local, settings, versions, stands, load, self.answers_dns, chain, down)
         if known == self._known and self.ledger.month:
             return
         self._known, self._offers, self.guests = known, {}, frozenset()
@@ -289,7 +310,7 @@ class ExitOffering:
                 roster, node.permissions.local, Question(key, node.me, What.EXIT), wall
             ).allowed
         )
-        if not versions or not stands:
+        if not stands:
             return
         offer = ExitOffer(
             4 in versions,
@@ -299,6 +320,7 @@ class ExitOffering:
             settings.country or None,
             load,
             chain,
+            down,
         )
         self._offers = dict.fromkeys(self.guests, offer_to_json(offer))
 

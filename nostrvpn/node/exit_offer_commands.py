@@ -16,6 +16,7 @@ from nostrvpn.mesh.permissions import EVERYBODY, Rule, Selector, What, parse_sel
 from nostrvpn.mesh.policy import rule_words
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.node.events import Command, NodeEffect, Persist, Reconcile, Reply
+from nostrvpn.node.exit_status import down_words
 from nostrvpn.wireguard.provider import Provider
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _standing(node: Node) -> tuple[str, str, str]:
     if offering.is_spent:
         return "spent", "the budget of this month is used up; it goes on in the next one", ""
     if not offering.versions(node):
-        return "no_way_out", "this host itself has no way to the internet now", ""
+        return "no_way_out", down_words("this host itself", offering.down(node)), ""
     if offering.error is not None:
         return "failed", offering.error, ""
     if offering.forward_obstacle is not None:

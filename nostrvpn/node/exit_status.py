@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nostrvpn.exits.kill_switch import ExitState, KillSwitch
 from nostrvpn.exits.offer import ExitOffer
-from nostrvpn.exits.settings import AUTO
+from nostrvpn.exits.settings import AUTO, BOUGHT
 from nostrvpn.identity.keys import npub
 from nostrvpn.machine import Moment
 from nostrvpn.mesh.permissions import What
@@ -17,7 +17,14 @@ from nostrvpn.node.problems import Problem, problem
 if TYPE_CHECKING:
     from nostrvpn.node.node import Node
 
-__all__ = ["exit_document", "exit_list_document", "exit_name", "exit_problems", "kill_switch_words"]
+__all__ = [
+    "down_words",
+    "exit_document",
+    "exit_list_document",
+    "exit_name",
+    "exit_problems",
+    "kill_switch_words",
+]
 
 # A first echo, and a failover, are done with in less; then it is a problem.
 PATIENCE_S = 6.0
@@ -30,7 +37,7 @@ def exit_document(node: Node, moment: Moment) -> _Json:
     exits = node.exits
     settings, used = exits.settings, exits.used
     return {
-        "state": exits.state.value,
+        "state": _state(node).value,
         "text": _words(node, moment),
         "since_s": _age(exits.state_since, moment) if exits.state is not ExitState.OFF else None,
         "wanted": _reference(settings.exit),
@@ -48,6 +55,14 @@ def exit_document(node: Node, moment: Moment) -> _Json:
         "shield_error": exits.shield_error,
         "dns_error": exits.dns_error,
     }
+
+
+def _state(node: Node) -> ExitState:
+    """Return the state as far as the kernel has it: until then an exit is still being connected to."""
+    state = node.exits.state
+    if state is ExitState.CONNECTED and not node.exits.is_in_force:
+        return ExitState.CONNECTING
+    return state
 
 
 def exit_list_document(node: Node, moment: Moment) -> _Json:
@@ -84,10 +99,12 @@ def _exit(node: Node, key: str, moment: Moment) -> _Json:
 
 def _standing(node: Node, key: str) -> str:
     """Say in one word how an exit does: ``answers``, ``silent``, ``reachable``, ``unreachable``,
-    ``loops``."""
+    ``loops``, ``down`` (it says that it has no way out itself)."""
     offer = node.peers[key].exit
     if offer is not None and leads_back(node, offer):
         return "loops"
+    if offer is not None and offer.down:
+        return "down"
     choice, link = node.exits.choice, node.paths.snapshot(key)
     if key in node.exits.candidates:
         if choice.is_alive(key):
@@ -102,6 +119,9 @@ def exit_name(node: Node, wanted: str) -> str:
     """Return what the user calls the exit that is wanted."""
     if wanted == AUTO:
         return "the best exit"
+    if wanted == BOUGHT:
+        purchase = node.exits.purchase
+        return (purchase.label if purchase is not None else "") or "an exit that is paid for"
     return node.peer_name(wanted) if wanted else "no exit"
 
 
@@ -115,11 +135,20 @@ def kill_switch_words(kill_switch: KillSwitch) -> str:
     }[kill_switch]
 
 
+def down_words(name: str, down: str) -> str:
+    """Return why an exit carries nothing, as a sentence without its stop."""
+    why = {
+        "provider": ": its WireGuard provider does not answer",
+        "exit": ": the exit that it leaves by itself does not carry",
+    }.get(down, "")
+    return f"{name} has no way to the internet now{why}"
+
+
 def _words(node: Node, moment: Moment) -> str:
     exits = node.exits
     settings, used = exits.settings, exits.used
     switch = kill_switch_words(settings.kill_switch)
-    match exits.state:
+    match _state(node):
         case ExitState.OFF:
             if exits.rival is not None and settings.exit:
                 return f"no exit is used: another network of this host, {exits.rival}, uses one"
@@ -134,12 +163,14 @@ def _words(node: Node, moment: Moment) -> str:
             return f"nothing leaves outside the mesh: {_why_blocked(node, moment)}"
         case ExitState.CONNECTING:
             name = exit_name(node, used or settings.exit)
+            if exits.state is ExitState.CONNECTED:
+                return f"{name} answers; the kernel is being told ({switch})"
             return f"waiting for {name}; nothing leaves meanwhile ({switch})"
         case ExitState.CONNECTED:
             versions = sorted(exits.versions(node))
             spoken = " and ".join(f"IPv{version}" for version in versions) or "nothing"
             country = _country(node, used or "", moment)
-            name = exit_name(node, used or "")
+            name = exit_name(node, used or settings.exit)
             chosen = ", chosen automatically" if settings.exit == AUTO else ""
             return f"{spoken} through {name}{country}{chosen} ({switch})"
 
@@ -159,16 +190,26 @@ def _why_blocked(node: Node, moment: Moment) -> str:
     if exits.damage is not None:
         return f"what was decided about exits is damaged ({exits.damage})"
     wanted = exits.settings.exit
+    if wanted == BOUGHT:
+        return "no exit can be bought: see `nostrvpn market list`"
     if roster is None or node.me not in roster.members:
         return "this node is in no network"
     if wanted == AUTO:
-        return "no member offers to be an exit for this node"
+        offers = {key: offer_of(node, key, moment.wall) for key in sorted(node.peers)}
+        down = [
+            down_words(node.peer_name(key), offer.down)
+            for key, offer in offers.items()
+            if offer is not None and offer.down
+        ]
+        return "; ".join(down[:3]) or "no member offers to be an exit for this node"
     name = node.peer_name(wanted)
     if wanted not in roster.members:
         return f"{name} is not a member any more"
     offer = offer_of(node, wanted, moment.wall)
     if offer is not None and leads_back(node, offer):
         return f"{name} itself leaves through this node, so packets would go in a circle"
+    if offer is not None and offer.down:
+        return down_words(name, offer.down)
     # Its own rules are not known here: what it offers nobody, and what it denies, look the same.
     question = Question(node.me, wanted, What.EXIT)
     decision = decide(roster, LocalPolicy(), question, moment.wall, node.peer_name)
@@ -188,7 +229,10 @@ def exit_problems(node: Node, moment: Moment) -> list[Problem]:
     if exits.rival is not None and exits.settings.exit:
         found.append(problem("exit_rival", interface=exits.rival))
     match exits.state:
-        case ExitState.BLOCKED if exits.damage is None and exits.settings.exit != AUTO:
+        case ExitState.BLOCKED if exits.damage is None and exits.settings.exit not in (
+            AUTO,
+            BOUGHT,
+        ):
             found.append(problem("exit_not_permitted", reason=_why_blocked(node, moment)))
         case ExitState.BLOCKED:
             found.append(problem("exit_blocked", reason=_why_blocked(node, moment)))
@@ -211,6 +255,8 @@ def _offer_problems(node: Node) -> list[Problem]:
         return []
     if offering.error is not None:
         return [problem("exit_offer_failed", reason=offering.error)]
+    if down := offering.down(node):
+        return [problem("exit_offer_down", reason=down_words("this host itself", down))]
     if offering.forward_obstacle is not None:
         where, remedy = offering.forward_obstacle
         return [problem("exit_offer_blocked", where=where, remedy=remedy)]
@@ -219,7 +265,7 @@ def _offer_problems(node: Node) -> list[Problem]:
 
 def _connected_problems(node: Node) -> list[Problem]:
     exits, found = node.exits, []
-    versions, name = exits.versions(node), exit_name(node, exits.used or "")
+    versions, name = exits.versions(node), exit_name(node, exits.used or exits.settings.exit)
     if 4 not in versions:
         found.append(problem("exit_no_v4", name=name))
     if 6 not in versions:
@@ -232,7 +278,9 @@ def _connected_problems(node: Node) -> list[Problem]:
 
 
 def _reference(wanted: str) -> str | None:
-    return wanted if wanted in ("", AUTO) and wanted else npub(wanted) if wanted else None
+    if wanted in (AUTO, BOUGHT):
+        return wanted
+    return npub(wanted) if wanted else None
 
 
 def _age(since: float, moment: Moment) -> float:

@@ -16,12 +16,12 @@ from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.exits.choice import MAX_CANDIDATES, Candidate, ExitChoice
 from nostrvpn.exits.kill_switch import ExitState, KillSwitch, exit_state
 from nostrvpn.exits.offer import MAX_HOPS, ExitOffer
-from nostrvpn.exits.settings import AUTO, BypassKind, ExitSettings
+from nostrvpn.exits.settings import AUTO, BOUGHT, BypassKind, ExitSettings
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.shield import Bypass, Shield, ShieldKind
 from nostrvpn.host.state import IPNetwork
 from nostrvpn.machine import Moment
-from nostrvpn.node.events import ExitProbed, NodeEffect, Reconcile, ReconcileFinished
+from nostrvpn.node.events import ExitProbed, NodeEffect, Purchase, Reconcile, ReconcileFinished
 from nostrvpn.node.subnets import overlay_of
 from nostrvpn.paths.candidates import PathKind
 
@@ -53,7 +53,8 @@ class ExitUse:
     ``network``: the one that the host is in, ``MAC PREFIX``, or empty while that is not known.
     ``countries``: where databases say that exits are, by public key. ``dns_error``: why names are not
     asked for through the exit; None if they are. ``rival``: the interface of another network of this
-    host that uses an exit, so that this one cannot; None if none does."""
+    host that uses an exit, so that this one cannot; None if none does. ``purchase``: what the market
+    says of the exit that it buys."""
 
     def __init__(self) -> None:
         self.settings = ExitSettings()
@@ -64,8 +65,11 @@ class ExitUse:
         self.dns_error: str | None = None
         self.rival: str | None = None
         self.countries: dict[str, str] = {}
+        self.purchase: Purchase | None = None
         self._candidates: dict[str, Candidate] = {}
         self._seen: tuple[object, ...] = ()
+        self.changes = 0  # of what the kernel is to do
+        self._in_kernel: int | None = None  # up to which of them it has; None while nobody told
         self._state_since: tuple[ExitState, float] = (ExitState.OFF, 0.0)
 
     # -- what holds -------------------------------------------------------------------------
@@ -81,13 +85,29 @@ class ExitUse:
         return bool(self.settings.exit) and not self.is_trusted and self.rival is None
 
     @property
+    def is_bought(self) -> bool:
+        """Whether the exit is what the market buys."""
+        return self.settings.exit == BOUGHT
+
+    @property
+    def _bought(self) -> Purchase:
+        # Without a word of the market there may be one.
+        return self.purchase or Purchase(possible=True)
+
+    @property
+    def link(self) -> str:
+        """The link that the exit in use is behind; empty if that is the mesh's own, or none carries."""
+        carries = self.is_bought and self.state is ExitState.CONNECTED
+        return self._bought.link if carries else ""
+
+    @property
     def state(self) -> ExitState:
         """The state that holds."""
         return exit_state(
             self.settings.kill_switch,
             wanted=self.is_wanted,
-            possible=bool(self._candidates),
-            carries=self.choice.carries,
+            possible=self._bought.possible if self.is_bought else bool(self._candidates),
+            carries=self._bought.carries if self.is_bought else self.choice.carries,
             damaged=self.damage is not None,
         )
 
@@ -137,10 +157,18 @@ class ExitUse:
     def applied(self, event: ReconcileFinished) -> None:
         """The kernel holds back what it should, or this is why not."""
         self.shield_error, self.rival = event.shield_error, event.exit_rival
+        if event.exit_changes is not None and event.error is None and event.shield_error is None:
+            self._in_kernel = event.exit_changes
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the kernel has what was decided last, as far as is known."""
+        return self._in_kernel is None or self._in_kernel >= self.changes
 
     def review(self, node: Node, moment: Moment) -> list[NodeEffect]:
         """Look at who may be used, and choose; cheap while no exit is wanted."""
-        wanted = self.settings.exit if self.is_wanted and self.damage is None else ""
+        is_here = self.is_wanted and self.damage is None and not self.is_bought
+        wanted = self.settings.exit if is_here else ""
         if not wanted and not self._candidates and self._seen == self._news():
             return []
         self._candidates = _candidates(node, wanted, moment.wall) if wanted else {}
@@ -151,12 +179,14 @@ class ExitUse:
         if news == self._seen:
             return []
         self._seen = news
+        self.changes += 1
         return [Reconcile()]
 
     def _news(self) -> tuple[object, ...]:
         """Return what the kernel's desired state follows from."""
         used = self._candidates.get(self.choice.used or "")
-        return self.state, self.used, used.offer if used is not None else None, self.settings
+        offer = used.offer if used is not None else None
+        return self.state, self.used, offer, self.settings, self.is_bought and self._bought
 
     # -- out --------------------------------------------------------------------------------
 
@@ -173,8 +203,12 @@ class ExitUse:
 
     def versions(self, node: Node) -> frozenset[int]:
         """Return the IP versions that leave through the exit now; none unless it carries."""
+        if self.state is not ExitState.CONNECTED:
+            return frozenset()
+        if self.is_bought:
+            return self._bought.versions
         used = self._candidates.get(self.used or "")
-        if used is None or self.state is not ExitState.CONNECTED:
+        if used is None:
             return frozenset()
         # Without an IPv4 address of the mesh there is no source that the exit would take.
         return used.offer.versions & ({4, 6} if node.overlap is None else {6})
@@ -190,9 +224,13 @@ class ExitUse:
 
         The user's choice, or the exit itself if it answers; empty where nobody does.
         """
+        if not self.is_wanted:
+            return ()
+        if self.is_bought:
+            chosen = self.settings.resolver
+            return (ip_address(chosen),) if chosen else self._bought.resolvers
         used = self._candidates.get(self.used or "")
-        offer = None if used is None else used.offer
-        return resolvers_of(node, self.used, offer) if self.is_wanted else ()
+        return resolvers_of(node, self.used, None if used is None else used.offer)
 
     @property
     def shield_after_down(self) -> Shield:
@@ -223,7 +261,7 @@ class ExitUse:
             # Behind a shield the host's routes to its own networks stay in use: the shield turns back
             # what may not go there, and a gateway named by its address alone is still found.
             local = settings.allow_lan or kind is not ShieldKind.OPEN
-            routing = ExitRouting(True, overlay, versions, local, behind, diverts)
+            routing = ExitRouting(True, overlay, versions, local, behind, diverts, link=self.link)
         shield = Shield(
             kind,
             overlay,
@@ -233,6 +271,7 @@ class ExitUse:
             bypass,
             node.settings.tunnel.listen_port,
             behind,
+            link=self.link,
         )
         return shield, routing
 

@@ -20,6 +20,8 @@ from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import assert_never
 
+from nostrvpn.host.bought import Bought
+from nostrvpn.host.sold import Sold
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.machine import Moment, Tick, earliest
 from nostrvpn.mesh.effects import JoinState, MembershipEffect
@@ -37,6 +39,7 @@ from nostrvpn.node.events import (
     HostChanged,
     NodeEffect,
     NodeEvent,
+    PurchaseChanged,
     Reconcile,
     ReconcileFinished,
     Resumed,
@@ -146,6 +149,9 @@ class Node:
         self.exits = ExitUse()
         self.exit_offer = ExitOffering()
         self.booths = Booths()
+        # What the market sells and buys: set by it, and carried out with the next reconciliation.
+        self.sold: Sold | None = None
+        self.bought: tuple[Bought, ...] = ()
         self.addresses: tuple[LocalAddress, ...] = ()
         self.routes: frozenset[IPv4Network | IPv6Network] = frozenset()
         self.moves = Moves(settings.paths.skip_interfaces)
@@ -311,6 +317,9 @@ class Node:
                 return []
             case ExitProbed():
                 return self.exits.probed(event, moment.now)
+            case PurchaseChanged():
+                self.exits.purchase = event.purchase
+                return []
             case ExitUsed():
                 return self.exit_offer.used(event, moment)
             case Command():

@@ -200,6 +200,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "this node is no exit for others now, and lets no guest through: {reason}",
         "install nftables and run as root; then it goes on by itself, or `nostrvpn exit offer --stop`",
     ),
+    "exit_offer_down": (
+        "warning",
+        "guests of this exit have no network: {reason}",
+        "it goes on by itself; look at the host's routes, or at the provider: `nostrvpn exit clients`",
+    ),
     "exit_offer_blocked": (
         "error",
         "another firewall of this host drops what this exit's guests send: chain {where}",

@@ -43,8 +43,9 @@ def wanted_state(node: Node, now: float, *, complete: bool) -> Desired:
         gateway = replace(gateway, booths=booths.versions)
         inbound = inbound if inbound is None else replace(inbound, booths=booths.links)
     shield, routing = node.exits.kernel(node, gateway.networks)
-    if shield.versions:
-        # Containers and virtual machines leave through the exit too.
+    if shield.versions and not shield.link:
+        # Containers and virtual machines leave through the exit too. What is around a link of its own
+        # judges them there.
         inbound = replace(inbound, outward=shield.versions, overlay=shield.overlay)
     forwards = not gateway.is_empty or bool(inbound.outward)
     firewall = replace(desired.firewall, clamp_forwarded=forwards)
@@ -59,4 +60,6 @@ def wanted_state(node: Node, now: float, *, complete: bool) -> Desired:
         booths=booths,
         upstream=upstream,
         upstream_device=node.exit_offer.upstream_device,
+        sold=node.sold,
+        bought=tuple(replace(one, used=one.link == shield.link) for one in node.bought),
     )

@@ -19,7 +19,8 @@ from tests.unit.node.small_mesh import SmallMesh
 OFFER = ExitOffer(True, True, True)
 EVERYWHERE = {ip_network("0.0.0.0/0"), ip_network("::/0")}
 # As the daemon does it (daemon/exit_service.py).
-LOOK_S, ECHO_S = 0.25, 0.9
+LOOK_S = 0.1
+WATCH_S = 0.25
 
 
 class Exits(SmallMesh):
@@ -32,11 +33,11 @@ class Exits(SmallMesh):
         self.dead: set[str] = set()
         self.changes: list[tuple[float, str | None]] = []
         self._begun: dict[str, float] = {}
-        self._pending: set[str] = set()
         for host in self.exits:
             self.me.node.peers[host.secret.public_key].exit = OFFER
             host.node.outbox.exit_for = lambda _peer: offer_to_json(OFFER)
         self.at(0.0, self._look)
+        self.at(0.0, self._watch)
 
     def name(self, key: str) -> str:
         return next(host.name for host in self.exits if host.secret.public_key == key)
@@ -45,19 +46,24 @@ class Exits(SmallMesh):
         node = self.me.node
         for probe in node.exits.probes(node):
             due = self._begun.get(probe.key, float("-inf")) + probe.interval_s
-            if probe.key not in self._pending and self.now >= due:
+            if self.now >= due:
                 self._begun[probe.key] = self.now
-                self._pending.add(probe.key)
-                name = self.name(probe.key)
-                lost = name in self.dead
-                rtt = None if lost else self.rtts[name]
-                wait = ECHO_S if rtt is None else rtt / 1000
-                self.at(wait, lambda key=probe.key, rtt=rtt: self._answered(key, rtt))  # type: ignore[misc]
-        self.check()
+                self._ask(probe.key)
         self.at(LOOK_S, self._look)
 
+    def _watch(self) -> None:
+        self.check()
+        self.at(WATCH_S, self._watch)
+
+    def _ask(self, key: str) -> None:
+        name = self.name(key)
+        if name in self.dead:
+            late = self.me.node.exits.choice.late_after(key)
+            self.at(late, lambda: self._answered(key, None))
+        else:
+            self.at(self.rtts[name] / 1000, lambda: self._answered(key, self.rtts[name]))
+
     def _answered(self, key: str, rtt: float | None) -> None:
-        self._pending.discard(key)
         self.step(self.me, ExitProbed(key, rtt))
         self.check()
 

@@ -102,7 +102,9 @@ def test_an_exit_that_begins_a_circle_is_left_at_once(middle: Middle) -> None:
     assert middle.state == "blocked"
     assert "exit_not_permitted" in middle.problems()
     assert "circle" in middle.call(middle.me, "exit_status")["text"]
-    assert middle.told(middle.ams) is None  # and nobody is led into it
+    told = middle.told(middle.ams)  # and nobody is led into it
+    assert told is not None
+    assert (told.versions, told.down) == (frozenset(), "exit")
 
 
 def test_a_chain_is_bounded() -> None:

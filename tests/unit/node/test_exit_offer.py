@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -29,6 +30,9 @@ OFFER: dict[str, Any] = {
     "country": "de",
     "ipv6": True,
 }
+
+
+USE = {"kill_switch": None, "allow_lan": None, "resolver": None, "dry_run": False}
 
 
 class Cafe:
@@ -129,8 +133,12 @@ def test_what_the_host_cannot_carry_is_not_offered(cafe: Cafe) -> None:
     cafe.place("198.51.100.7", "fd12::7")
     assert {ip.version for ip in cafe.desired().inbound.exit.sources} == {4}
     cafe.place()
-    assert cafe.heard(cafe.bob) is None
+    told = cafe.heard(cafe.bob)
+    assert told is not None
+    assert (told.versions, told.down) == (frozenset(), "route")
+    assert cafe.desired().inbound.exit.sources == frozenset()
     assert cafe.clients()["state"] == "no_way_out"
+    assert "exit_offer_down" in {p["code"] for p in cafe.mesh.status(cafe.alice)["problems"]}
     cafe.place("198.51.100.7", "2001:db8::7")
     cafe.offer("members", ipv6=False)
     assert cafe.heard(cafe.bob) == ExitOffer(True, False, False, "web", "DE", 0)
@@ -248,3 +256,57 @@ def test_a_firewall_that_drops_what_guests_send_is_said_with_what_helps(cafe: Ca
     assert obstacle[1] in found["exit_offer_blocked"]["hint"]
     assert "routes_blocked" not in found
     assert cafe.clients()["state"] == "blocked"
+
+
+PROVIDER = {
+    "private_key": b64encode(bytes([7] * 32)).decode(),
+    "public_key": b64encode(bytes([9] * 32)).decode(),
+    "preshared_key": None,
+    "endpoint": ["192.0.2.9", 51820],
+    "keepalive": 0,
+    "allowed": ["0.0.0.0/0", "::/0"],
+    "addresses": ["10.9.0.2/32", "fd99::2/128"],
+    "dns": [],
+    "mtu": 1420,
+}
+
+
+def test_a_provider_that_does_not_answer_ends_the_offer_until_it_does(cafe: Cafe) -> None:
+    cafe.offer("members", upstream=PROVIDER)
+    told = cafe.heard(cafe.bob)
+    assert told is not None
+    assert told.versions == frozenset({4, 6})
+    cafe.mesh.call(cafe.bob, "exit_use", **USE | {"peer": "auto"})
+
+    def reads(received: int, sent: int) -> None:
+        cafe.mesh.step(cafe.alice, ExitUsed({}, (received, sent)))
+        cafe.mesh.run(5)
+
+    reads(5_000, 1_000)
+    for second in range(5):
+        reads(5_000, 10_000 + second)
+    told = cafe.heard(cafe.bob)
+    assert told is not None
+    assert (told.versions, told.down) == (frozenset(), "provider")
+    assert cafe.desired().inbound.exit.sources == frozenset()
+    # Guests send nothing any more; WireGuard itself goes on asking.
+    assert [p.persistent_keepalive for p in cafe.desired().upstream_device.peers] == [25]
+    assert "provider does not answer" in cafe.clients()["text"]
+    assert "provider does not answer" in cafe.mesh.call(cafe.bob, "exit_status")["text"]
+    [listed] = cafe.mesh.call(cafe.bob, "exit_list")["exits"]
+    assert listed["state"] == "down"
+    reads(5_100, 10_300)
+    assert (told := cafe.heard(cafe.bob)) is not None
+    assert (told.versions, told.down) == (frozenset({4, 6}), "")
+    assert [p.persistent_keepalive for p in cafe.desired().upstream_device.peers] == [0]
+    assert cafe.desired().inbound.exit.sources == cafe.addresses(cafe.bob, cafe.carol)
+
+
+def test_a_provider_named_anew_begins_anew(cafe: Cafe) -> None:
+    cafe.offer("members", upstream=PROVIDER)
+    for second in range(6):
+        cafe.mesh.step(cafe.alice, ExitUsed({}, (5_000, 1_000 * (1 + second))))
+        cafe.mesh.run(5)
+    assert cafe.clients()["state"] == "no_way_out"
+    cafe.offer("members", upstream=PROVIDER)
+    assert cafe.clients()["state"] == "offered"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nostrvpn.exits.choice import LEAVE_LOSSES, LOSSES
 from nostrvpn.exits.kill_switch import ExitState
 from nostrvpn.exits.offer import ExitOffer, offer_to_json
 from nostrvpn.exits.settings import ExitSettings
@@ -119,7 +120,7 @@ def test_while_connecting_all_is_blocked_and_then_it_leaves_through_the_exit(
     at = roster.address(abroad.fra.secret.public_key)
     assert shield.resolvers == {at.ipv4, at.ipv6}
     assert all(at.ipv6 in n or at.ipv4 in n for n in shield.overlay)
-    for _ in range(3):
+    for _ in range(LOSSES):
         abroad.answers(abroad.fra, None)
     assert abroad.state == ExitState.CONNECTING.value
     assert abroad.kernel()[0].kind is ShieldKind.BLOCKED
@@ -261,14 +262,36 @@ def test_what_is_withdrawn_or_whose_member_is_removed_blocks(abroad: Abroad) -> 
     )
 
 
+def test_connected_is_what_the_kernel_has(abroad: Abroad) -> None:
+    abroad.use("fra")
+    uses = abroad.node.exits
+
+    def shown() -> Any:
+        return abroad.call(abroad.me, "exit_status")["state"]
+
+    abroad.step(abroad.me, ReconcileFinished(exit_changes=uses.changes))
+    assert shown() == ExitState.CONNECTING.value
+    before = uses.changes
+    abroad.answers(abroad.fra)
+    assert shown() == ExitState.CONNECTING.value
+    assert "kernel" in abroad.call(abroad.me, "exit_status")["text"]
+    # A run that had begun before, one that failed, and one that could not hold back what it should.
+    abroad.step(abroad.me, ReconcileFinished(exit_changes=before))
+    abroad.step(abroad.me, ReconcileFinished("no", exit_changes=uses.changes))
+    abroad.step(abroad.me, ReconcileFinished(shield_error="no", exit_changes=uses.changes))
+    assert shown() == ExitState.CONNECTING.value
+    abroad.step(abroad.me, ReconcileFinished(exit_changes=uses.changes))
+    assert shown() == ExitState.CONNECTED.value
+
+
 def test_auto_takes_the_best_and_fails_over_with_one_exit_at_any_time(abroad: Abroad) -> None:
     abroad.use("auto")
     abroad.answers(abroad.ams, 50.0)
     abroad.answers(abroad.fra, 10.0)
     assert abroad.node.exits.used == abroad.fra.secret.public_key
-    for _ in range(3):
+    for _ in range(LEAVE_LOSSES):
         abroad.answers(abroad.fra, None)
-        abroad.run(0.1)
+        abroad.run(0.3)
         abroad.answers(abroad.ams, 50.0)
     assert abroad.node.exits.used == abroad.ams.secret.public_key
     assert abroad.state == ExitState.CONNECTED.value
