@@ -15,10 +15,10 @@ TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn microsocks dnsmasq-base bin
 KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)
 ONLY ?=
-# Most of the time of these is waiting. A file's tests share a lab, so they stay together.
+# Most of the time of these is waiting. Tests that share a lab stay together (tests/conftest.py).
 PARALLEL := -n 4 --dist loadfile
 
-.PHONY: help setup packages test-packages package package-test demo test check unit sim sim-long contract lab test-kernel bench matrix fmt clean
+.PHONY: help setup packages test-packages package package-test package-boot mint demo demo-market test check unit sim sim-long contract lab test-kernel bench matrix fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ $(STAMP): pyproject.toml
 demo: setup ## two laptops behind two NATs meet: the whole product in a minute
 	@$(BIN)/nostrvpn lab demo
 
+demo-market: setup mint ## an exit is sold and bought by the megabyte, with a mint, and all books agree
+	@$(BIN)/nostrvpn lab market
+
 test: setup test-packages check unit sim contract lab test-kernel ## everything, in about 25 minutes
 
 check: setup ## style, types and import rules
@@ -58,8 +61,12 @@ sim: setup ## whole nodes and paths in virtual time
 sim-long: setup ## days of big meshes in virtual time, in some minutes: loss, roaming, relays that die
 	$(BIN)/python -m tests.sim.big_network --seeds 100 --first 201 --nodes 24 --hours 6
 	$(BIN)/python -m tests.sim.big_network --seeds 3 --nodes 200
+	$(BIN)/python -m tests.sim.market_day --buyers 1000 --sellers 100 --hours 24
 
-contract: setup test-packages ## one suite against each real implementation
+mint: ## a Cashu mint for the tests, in build/mint
+	@packaging/install-mint
+
+contract: setup test-packages mint ## one suite against each real implementation
 	$(BIN)/pytest -q $(PARALLEL) tests/contract
 
 lab: setup test-packages ## real daemons in network namespaces
@@ -81,6 +88,10 @@ package: ## dist/nostrvpn_VERSION_ARCH.deb for this Debian release
 package-test: package ## install, upgrade, remove and purge it, in a Debian of its own
 	@packaging/install-packages debootstrap iproute2
 	tests/package/run "$$(ls -t dist/nostrvpn_*.deb | head -n 1)"
+
+package-boot: package ## the same under systemd, in a booted machine (minutes of emulation)
+	@packaging/install-packages debootstrap iproute2 e2fsprogs $(KERNEL_PACKAGES)
+	tests/package/boot "$$(ls -t dist/nostrvpn_*.deb | head -n 1)"
 
 bench: setup ## measure; ONLY=connect for one part; JSON in build/bench/
 	$(BIN)/python -m tests.bench.run $(ONLY)

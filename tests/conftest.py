@@ -8,6 +8,7 @@ end of the run, and with ``NOSTRVPN_STRICT=1`` it fails.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import signal
@@ -88,6 +89,31 @@ def run(*command: str, check: bool = True) -> str:
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal out single tests where ``-n N --dist loadfile`` does whole files, but for those that share.
+
+    Else a file of long tests is one process's work, long after the others have nothing left to do.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    def scope_of(nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if _shares(config.rootpath / path) else nodeid
+
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = scope_of
+    return scheduling
+
+
+@functools.cache
+def _shares(file: Path) -> bool:
+    """Whether tests of a file share something that is made once."""
+    return 'scope="module"' in file.read_text(encoding="utf-8")
 
 
 @pytest.fixture

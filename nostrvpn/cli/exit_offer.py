@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nostrvpn.cli.exit_sale import SALE_OPTIONS, sale_options, sell
 from nostrvpn.cli.output import console, json_option, shown_as_json, size, table
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -43,6 +44,7 @@ _MBIT = 125_000
     help="Guests leave by the WireGuard provider of this wg-quick file.",
 )
 @click.option("--stop", is_flag=True, help="Be no exit any more; open connections are cut.")
+@sale_options
 @json_option
 @click.pass_obj
 def offer_command(
@@ -54,7 +56,17 @@ def offer_command(
     its own services, nor each other. PORTS is 22, tcp/80-90, udp or icmp, several joined by commas, and
     may stand behind a CIDR: 192.168.5.4/32,tcp/80. A deny beats an allow. Each call says all anew but
     for --to, which adds; take it back with nostrvpn deny WHO exit.
+
+    With --public it is sold to strangers, beside and apart from members: --price, --mint, and what
+    follows them.
     """
+    sold = {key: given.pop(key) for key in SALE_OPTIONS}
+    if sold.pop("public"):
+        words = sold | given | {"to": to, "ipv6": not no_ipv6}
+        sell(options, words, as_json=as_json, stop=stop)
+        return
+    if any(sold.values()):
+        raise UsageError("this is about selling to strangers", "add --public, or leave it out")
     client = ControlClient(options.control_socket)
     if stop:
         chosen = any(value for key, value in given.items() if key != "policy")

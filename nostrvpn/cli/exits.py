@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["exit_command"]
 
 # Subcommands of other modules: imported when they are asked for.
-_ELSEWHERE = {"offer": "exit_offer", "clients": "exit_offer"}
+_ELSEWHERE = {"offer": "exit_offer", "clients": "exit_offer", "buy": "exit_sale"}
 _KILL_SWITCH = click.Choice(["on", "off", "lockdown"])
 _WORDS = "CIDR|DOMAIN|uid:N|cgroup:PATH"
 _STATES = {
@@ -31,6 +31,7 @@ _STATES = {
     "reachable": "reachable",
     "unreachable": "no path",
     "loops": "leaves through this node",
+    "down": "has no way out",
 }
 
 

@@ -146,6 +146,15 @@ def demo(as_json: bool) -> int:
     return run_demo(console(), as_json)
 
 
+@lab_command.command("market")
+@json_option
+def market(as_json: bool) -> int:
+    """A laptop buys its way out through a stranger's VPS, by the megabyte; watch how."""
+    from nostrvpn.lab.market_demo import run_market_demo
+
+    return run_market_demo(console(), as_json)
+
+
 @lab_command.command("shell")
 @click.argument("scenario", default="two-nats")
 def shell(scenario: str) -> int:

@@ -14,6 +14,7 @@ __all__ = [
     "Config",
     "Dns",
     "Exit",
+    "Market",
     "Paths",
     "Permissions",
     "Relay",
@@ -141,6 +142,22 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     country_database: Annotated[str, msgspec.Meta(max_length=4096)] = ""
 
 
+_Npub = Annotated[str, msgspec.Meta(pattern=r"^\Z|^npub1[02-9ac-hj-np-z]{58}\Z")]
+
+
+class Market(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where exits are bought and sold, and whose word on sellers counts."""
+
+    # The user's npub on Nostr: whom it follows and mutes; empty: nobody's word counts.
+    follow: _Npub = ""
+    # 1: ratings by those whom it follows; 2: also by those whom they follow.
+    reach: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+    # Whose exit-deny lists (NIP-51) are obeyed too.
+    lists: Annotated[tuple[_Npub, ...], msgspec.Meta(max_length=16)] = ()
+    # Nostr relays where offers are; none: those of relays.urls, over connections of their own.
+    relays: Annotated[tuple[str, ...], msgspec.Meta(max_length=12)] = ()
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the configuration file can say. An empty ``name`` means the host's own name."""
 
@@ -154,6 +171,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     paths: Paths = Paths()
     dns: Dns = Dns()
     exit: Exit = Exit()
+    market: Market = Market()
     permissions: Permissions = Permissions()
     relay: Relay = Relay()
     # Tried in this order; more than a few only cost time.

@@ -31,6 +31,8 @@ _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _PATTERN_MEANING = {
     "name": "expected 1 to 63 of a-z, 0-9 and -",
+    "follow": "expected an npub",
+    "lists": "expected npubs",
     "interface": "expected 1 to 15 of a-z, A-Z, 0-9, '_', '.' and '-'",
 }
 
@@ -215,6 +217,10 @@ def _check_addresses(config: Config, lines: dict[_Path, int], source: str) -> Co
         checked(check_relay_url, url, ("relays", "urls", index), "an example: wss://nos.lol")
         for index, url in enumerate(config.relays.urls)
     ]
+    market = [
+        checked(check_relay_url, url, ("market", "relays", index), "an example: wss://nos.lol")
+        for index, url in enumerate(config.market.relays)
+    ]
     if config.proxy:
         checked(check_proxy_url, config.proxy, ("proxy",), "Tor's: socks5h://127.0.0.1:9050")
     for index, server in enumerate(config.stun):
@@ -232,7 +238,8 @@ def _check_addresses(config: Config, lines: dict[_Path, int], source: str) -> Co
         where = _where(("relay", *error.path), lines, source)
         raise ConfigError(f"{where}: {error}", error.hint) from error
     relays = msgspec.structs.replace(config.relays, urls=tuple(dict.fromkeys(urls)))
-    return msgspec.structs.replace(config, relays=relays, relay=relay)
+    offers = msgspec.structs.replace(config.market, relays=tuple(dict.fromkeys(market)))
+    return msgspec.structs.replace(config, relays=relays, relay=relay, market=offers)
 
 
 def _where(path: _Path, lines: dict[_Path, int], source: str) -> str:

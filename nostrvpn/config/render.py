@@ -29,6 +29,8 @@ _COMMENTS = {
     "# systemd-resolved nor resolvconf manages it.",
     "exit": "Being an exit for others: blocklists are files with names that guests get no address for;\n"
     "# private_names: answer about names of the own LAN. Using one: country_database, an .mmdb file.",
+    "market": "Buying and selling exits. follow: your npub on Nostr; ratings by those whom it follows\n"
+    "# count, and its mutes. reach 2: also by whom those follow. lists: others' exit-deny to obey.",
     "relay": "What this node carries, still sealed, for pairs that cannot meet directly.\n"
     "# offer: none, members or anyone. gigabytes: each month, 0: no cap. websocket: for members\n"
     "# whose network lets no UDP out; listen is IP:port, url how members reach it.",

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from nostrvpn.config.names import NAME_PATTERN
+from nostrvpn.control.market_schema import MARKET_COMMANDS
 from nostrvpn.errors import UsageError
 
 __all__ = ["COMMANDS", "Command", "parse_arguments"]
@@ -229,7 +230,7 @@ class Command:
     """One command: its arguments, and whether it changes something or shows a secret (admin)."""
 
     name: str
-    arguments: type[_Arguments]
+    arguments: type[msgspec.Struct]
     admin: bool
 
 
@@ -284,6 +285,7 @@ COMMANDS: dict[str, Command] = {
         Command("peer_rename", _Rename, admin=True),
         Command("export", _Arguments, admin=True),  # holds the WireGuard private key
         Command("stop", _Arguments, admin=True),
+        *(Command(name, args, admin) for name, (args, admin) in MARKET_COMMANDS.items()),
     )
 }
 

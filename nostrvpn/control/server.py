@@ -31,8 +31,8 @@ Handler = Callable[[str, dict[str, object], bool], Awaitable[object]]
 GROUP = "nostrvpn"
 # Linux, asm-generic/socket.h; Python has no name for it. A list of gid_t.
 _SO_PEERGROUPS = 59
-# The largest request is a join link of 4 KiB.
-_MAX_BODY = 64 * 1024
+# The largest request is a token of 500,000 characters.
+_MAX_BODY = 512 * 1024
 # Calls at once: people and scripts on one host; more would only hide a runaway loop.
 _MAX_CALLS = 64
 # How long a caller on this host may take to send its arguments, seconds.

@@ -101,7 +101,7 @@ class ExitNames:
         return fitting(found, asked, tcp=by_tcp)
 
     def _tunnelled(self) -> Way:
-        return Way(self.upstream, 0, self._interface)
+        return Way(self.upstream, 0, self._node.exits.link or self._interface)
 
     def _outside(self) -> Way:
         return Way(self.servers.outside(), FWMARK)

@@ -7,11 +7,13 @@ import logging
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import assert_never
 
 from nostrvpn.daemon.guest_meter import GuestMeter
 from nostrvpn.daemon.inbox import Inbox
+from nostrvpn.daemon.market_service import MarketService
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.daemon.rounds import Rounds
 from nostrvpn.daemon.services import Services
@@ -68,7 +70,6 @@ OBSERVE_TIMEOUT_S = 3.0
 # Idle counters are read every few seconds; whoever asks gets those of now.
 _NOT_DROPPED = frozenset({"received", "sent"})
 _SHOWS_COUNTERS = frozenset({"status", "peers", "why"})
-_SHOWS_SERVICES = frozenset({"status", "netcheck", "why", "exit_list", "exit_status"})
 # Answered when the kernel has what they change: who then opens a door may rely on it.
 _IN_FORCE = frozenset(
     {"permit", "shields_up", "network_settings", "peer_remove", "peer_role", "peer_tag"}
@@ -76,7 +77,6 @@ _IN_FORCE = frozenset(
     | {"exit_offer", "exit_offer_stop", "exit_use", "exit_off", "exit_bypass", "exit_trust"}
     | {"exec_begin", "exec_end"}
 )
-
 _log = logging.getLogger("nostrvpn.node")
 
 
@@ -111,6 +111,7 @@ class Loop:
         self.sockets = RelaySockets(self._inbox.put, mark=FWMARK)
         self.tap = Tap(port, FWMARK, self._datagram)
         self.services: Services | None = None
+        self.market: MarketService | None = None
         self.guests: GuestMeter | None = None
         self.sleepers: Sleepers | None = None
 
@@ -142,6 +143,8 @@ class Loop:
 
     async def call(self, name: str, args: dict[str, object], admin: bool) -> object:
         """Run one control command; its refusal is raised."""
+        if self.market is not None and name in self.market.COMMANDS:
+            return await self.market.call(name, args)
         self._last_call += 1
         number = self._last_call
         future = asyncio.get_running_loop().create_future()
@@ -155,13 +158,13 @@ class Loop:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(OBSERVE_TIMEOUT_S):
                         await self._observe()
-            if self.services is not None and name in _SHOWS_SERVICES:
-                await self.services.show()
-            if self.services is not None and name == "exit_use":
-                await self.services.exits.check_alone()
+            if self.services is not None:
+                await self.services.before(name)
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._inbox.put(Command(number, name, args))
                 answer = await future
+            if self.market is not None and isinstance(answer, dict):
+                answer = self.market.answered(name, answer)
             if name in _IN_FORCE and isinstance(answer, dict):
                 answer = answer | {"applied": await self._rounds.applied()}
             return answer
@@ -173,6 +176,12 @@ class Loop:
     def reconcile_soon(self) -> None:
         """Compare the kernel with what is desired, although that did not change."""
         self._reconcile_wanted.set()
+
+    async def applied(self) -> bool:
+        """Bring the kernel to what is desired; return whether it is so, after some seconds at most."""
+        self._rounds.ask()
+        self._reconcile_wanted.set()
+        return await self._rounds.applied()
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end."""
@@ -225,6 +234,7 @@ class Loop:
             self._reconcile_wanted.clear()
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
             number, desired = self._rounds.begin(), self._node.desired(now)
+            changes = self._node.exits.changes
             error = await self._reconciler.reconcile(desired)
             self._rounds.end(number, is_applied=error is None and self._reconciler.is_applied)
             if error is not None:
@@ -234,7 +244,7 @@ class Loop:
             if self.services is not None and error is None:
                 self.services.names.poke()
                 await self.services.use_addresses(desired.host)
-            await self._inbox.put(self._reconciler.finished(error))
+            await self._inbox.put(replace(self._reconciler.finished(error), exit_changes=changes))
             try:
                 async with asyncio.timeout(self._reconciler.due_in_s):
                     await self._reconcile_wanted.wait()

@@ -22,6 +22,8 @@ from nostrvpn.daemon.boot_guard import PRECIOUS_SPACES, SECRET_SPACES, doubt_exi
 from nostrvpn.daemon.guest_meter import GuestMeter
 from nostrvpn.daemon.host_watch import HostWatch
 from nostrvpn.daemon.loop import Loop, moment
+from nostrvpn.daemon.market_parts import Host
+from nostrvpn.daemon.market_service import MarketService
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.daemon.services import Services
 from nostrvpn.daemon.sleepers import Sleepers
@@ -202,8 +204,9 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
         _lend(services, settings.relay, options.relay_settings(config), store, loop)
     stack.push_async_callback(services.stop)
     await services.start(interface)
-    loop.guests = GuestMeter(node, interface, reconciler.run, loop.offer)
+    loop.guests = GuestMeter(node, interface, backend, reconciler.run, loop.offer)
     loop.supervisor.start("guests", loop.guests.read_forever())
+    await _open_market(options, config, loop, node, reconciler, stack)
     watch = HostWatch(loop, reconciler, interface)
     watch.must_know_network = lambda: bool(node.exits.settings.trusted)
     await watch.start()
@@ -213,6 +216,32 @@ async def _compose(options: Options, config: Config, stack: AsyncExitStack) -> L
     stack.push_async_callback(control.stop)
     _log.info("%s is up: %s backend, port %d, %s", interface, backend.name, port, secret.npub)
     return loop
+
+
+async def _open_market(
+    options: Options,
+    config: Config,
+    loop: Loop,
+    node: Node,
+    reconciler: Reconciler,
+    stack: AsyncExitStack,
+) -> None:
+    assert loop.services is not None
+    host = Host(
+        node,
+        options.interface_name(config),
+        config,
+        node.settings.secret,
+        reconciler,
+        loop.services.names,
+        loop.deliver,
+        loop.reconcile_soon,
+        loop.applied,
+        moment,
+    )
+    loop.market = MarketService(host, options, loop.call, loop.sockets.proxy)
+    stack.push_async_callback(loop.market.stop)
+    await loop.market.start()
 
 
 async def _claim(

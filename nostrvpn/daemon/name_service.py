@@ -104,6 +104,12 @@ class NameService:
         ask_outside(self._exit.outside)
         self._show(None, Choice(Way.NONE))
 
+    def answers_for(self, may_ask: Callable[[IPAddress], bool]) -> GuestNames:
+        """Return what other guests than members are answered: as they are, and no private names."""
+        return GuestNames(
+            may_ask, self._exit.for_guests, self._exit.servers.searched, self._blocklists
+        )
+
     def start(self) -> None:
         """Begin: what an earlier run left in the resolver goes first."""
         self._exit.servers.outside()  # as they are before we change anything
@@ -148,15 +154,18 @@ class NameService:
         try:
             if not self._settings.enabled:
                 return await self._settle_mesh(own, for_us=False)
-            if zone is None:  # in no network, or no longer
+            exits = self._exit
+            if zone is None and not exits.everything:  # in no network, or no longer
                 if self._way is not Way.NONE:
                     await asyncio.to_thread(self._withdraw)
                 self._show(None, Choice(Way.NONE))
                 return await self._settle_mesh((), for_us=False)
             if self._endpoint is None:
                 self._endpoint = await self._server.start()
-            names = DesiredNames(self._endpoint, own[0], zone.domain, zone.origins)
-            exits = self._exit
+            # An exit that is bought needs no network.
+            names = DesiredNames(self._endpoint, self._endpoint.ip, "", ())
+            if zone is not None:
+                names = DesiredNames(self._endpoint, own[0], zone.domain, zone.origins)
             desired = replace(names, upstream=exits.upstream, everything=exits.everything)
             choice = await asyncio.to_thread(self._integrate, desired)
             self._show(desired, choice)
@@ -305,7 +314,7 @@ class NameService:
         self._node.dns = {
             "enabled": self._settings.enabled,
             "server": str(desired.server) if desired else None,
-            "domain": desired.search if desired else None,
+            "domain": (desired.search or None) if desired else None,
             "manager": choice.way.value,
             "problem": choice.problem or None,
             "everything": bool(desired and desired.everything),

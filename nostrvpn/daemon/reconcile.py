@@ -16,7 +16,9 @@ from functools import partial
 from typing import TypeVar
 
 from nostrvpn.daemon.booth_way import Booths
+from nostrvpn.daemon.bought_way import BoughtWay
 from nostrvpn.daemon.exit_way import ExitWay
+from nostrvpn.daemon.sold_way import SoldWay
 from nostrvpn.daemon.upstream_way import UpstreamWay
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.host import diff as host_diff
@@ -64,7 +66,8 @@ class Reconciler:
     None if it is. Everything else goes on without it. ``inbound_error`` says why permissions are not
     enforced: with ``must_filter`` nothing more is done then, without it the tunnel stands all the same.
     ``gateway_error`` says why nothing is forwarded into networks behind this host. ``shield_error`` says
-    why what may leave beside an exit, or the way to it, is not as desired: no more leaves then.
+    why what may leave beside an exit, or the way to it, is not as desired: no more leaves then. ``sold``
+    and ``bought``: what strangers pay for, and what is paid for, each with its ``error`` and counters.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class Reconciler:
         self._exit_way = ExitWay(interface)
         self._booths = Booths(interface)
         self._upstream = UpstreamWay(backend, interface)
+        self.sold = SoldWay(backend, interface)
+        self.bought = BoughtWay(backend, interface)
         self._meter: tuple[ExitMeter, float] | None = None
         self._has_metered = False
         self.meter_error: str | None = None
@@ -128,19 +133,21 @@ class Reconciler:
         """The same, in the calling thread; NostrvpnError says what the kernel refused."""
         name = self._interface
         was_judged = self._is_judged
+        has_moved = self._tables_moved or self._host_moved
         if self._tables_moved:
             self._tables_moved = False
             self._firewall = self._inbound = self._gateway = self._meter = self._looked_at = None
             self._exit_way.distrust_table()
-            self._booths.distrust()
-            self._upstream.distrust()
         if self._host_moved:
             self._exit_way.distrust_routing()
-            self._booths.distrust()
-            self._upstream.distrust()
+        if has_moved:
+            for way in (self._booths, self._upstream, self.sold, self.bought):
+                way.distrust()
         # Before anything else: from here on nothing leaves that may not.
         self._exit_way.close(desired.shield, desired.exit_routing)
         self._booths.close(desired.booths)
+        # The link is there before routes lead to it, and where it was left it goes.
+        self.bought.settle(desired.bought)
         desired = self._upstream.prepare(self._metered(desired))
         if not was_judged:
             # Before there is a link: what comes out of it is judged from the first packet on.
@@ -171,6 +178,7 @@ class Reconciler:
         if desired.inbound is not None:
             self._look_around(desired.gateway)
         self._upstream.finish(desired)
+        self.sold.settle(desired.sold)
         # After everything else.
         self._exit_way.open(desired.shield)
 
@@ -350,6 +358,8 @@ class Reconciler:
             ("kill switch", self._exit_way.end_closed),
             ("way of commands", self._booths.end),
             ("way to the provider", self._upstream.end),
+            ("way of strangers", self.sold.end),
+            ("way to what was bought", self.bought.end),
             ("tunnel", self._backend.delete),
             ("routing rules", remove_limits),
             # First what it remembers, for its table may have been flushed just now.

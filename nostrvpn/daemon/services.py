@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv6Interface
+from ipaddress import IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Services"]
 
+# Commands that show something of us.
+_SHOWN = frozenset({"status", "netcheck", "why", "exit_list", "exit_status"})
 # How long a status waits for our own relay's counters.
 SHOW_SECONDS = 3.0
 
@@ -80,7 +82,7 @@ class Services:
         self.relay: RelayService | None = None
         self._talk = PeerChannel(
             CHANNEL_PORT,
-            lambda address, text: offer(HeardThrough(address, text)),
+            self._heard_through,
             lambda token: offer(ThroughFailed(token)),
         )
         interface = node.settings.tunnel.interface
@@ -88,6 +90,10 @@ class Services:
         self.exits = ExitService(
             node, node.settings.tunnel.interface, offer, config.exit.country_database
         )
+
+    def _heard_through(self, address: IPAddress, text: str) -> None:
+        assert isinstance(address, IPv6Address)  # as the one that is listened on
+        self._offer(HeardThrough(address, text))
 
     def use_relay(self, relay: RelayService) -> None:
         """Relay for others too."""
@@ -162,7 +168,14 @@ class Services:
         """The node took the first frame of a channel, and did not close it: let packets flow."""
         self._carriers().carry(channel)
 
-    async def show(self) -> None:
+    async def before(self, command: str) -> None:
+        """Do what a command needs of us before the node takes it."""
+        if command in _SHOWN:
+            await self._show()
+        elif command == "exit_use":
+            await self.exits.check_alone()
+
+    async def _show(self) -> None:
         """Tell the node what status and netcheck show of us."""
         self.exits.show()
         if self._mapping is not None:

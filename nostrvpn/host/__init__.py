@@ -18,6 +18,10 @@ subprocess and no sibling package. Open ``state.py`` first, then ``diff.py``.
 - ``booth``     single commands that are led into the tunnel: addresses, rules, and the script of that
 - ``exit_routing``  rules and a table of our own that lead into the tunnel
 - ``routing_tables``  the numbers of our routing tables
+- ``links``           the names of our links beside the mesh's own
+- ``sold``            strangers who pay, on a link of their own: the values, and the script of that
+- ``sold_leases``     what changes in it with each lease
+- ``bought``          exits that are paid for, each behind a link: the values, and the script of that
 - ``upstream``        a WireGuard provider that guests leave by: link, rules, and the script around it
 - ``subnet_gateway``  this host forwards into networks behind it: SNAT, and nothing else, and its script
 """

@@ -52,7 +52,8 @@ class ExitRouting:
     default. ``behind``: networks behind this host, reached from the tunnel. ``diverts``: some go around
     the exit, which is decided after routing: so all versions lead into the tunnel, and the packet filter
     refuses what the exit does not carry. ``beside``: what main routes into the tunnels of this host's
-    other networks.
+    other networks. ``link``: the one that the exit is behind, if that is not the mesh's own interface;
+    the overlay stays on ours.
     """
 
     active: bool = False
@@ -62,6 +63,7 @@ class ExitRouting:
     behind: frozenset[IPNetwork] = frozenset()
     diverts: bool = False
     beside: frozenset[IPNetwork] = frozenset()
+    link: str = ""
 
     @property
     def tunnelled(self) -> frozenset[int]:
@@ -76,7 +78,7 @@ class ExitRouting:
         if not self.active:
             return "removed"
         names = [f"IPv{version}" for version in sorted(self.tunnelled)]
-        return f"{' and '.join(names) or 'nothing'} into the tunnel"
+        return f"{' and '.join(names) or 'nothing'} into {self.link or 'the tunnel'}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -21,7 +21,7 @@ from nostrvpn.endpoint import Endpoint
 from nostrvpn.host import nft_text
 from nostrvpn.host.nft_text import Chain
 
-__all__ = ["Firewall", "Guard", "Pin", "render_firewall", "rule_marks", "table_name"]
+__all__ = ["CLAMP", "Firewall", "Guard", "Pin", "render_firewall", "rule_marks", "table_name"]
 
 # RFC 8489 section 5: at bit 32 of a UDP payload, thus at bit 96 of the UDP header.
 _NOT_STUN = "@th,96,32 != 0x2112a442"
@@ -29,7 +29,8 @@ _NOT_STUN = "@th,96,32 != 0x2112a442"
 _HOOK = "priority -310; policy accept;"
 # RFC 768: a checksum of 0 over IPv4 says there is none. nft would "mend" it, which makes it wrong.
 _NO_CHECKSUM = "udp checksum 0"
-_SYN = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+# Of forwarded TCP, by what the routes carry.
+CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _chains(firewall: Firewall, interface: str) -> list[Chain]:
         arriving += [f"{late} {_NO_CHECKSUM} drop"] if verdict != "drop" else []
         arriving.append(f"{late} {verdict}")
     leaving = [f"{_to(pin.remote)} udp sport {port} udp sport set {pin.local_port}" for pin in pins]
-    clamps = [f'{way} "{interface}" {_SYN}' for way in ("oifname", "iifname")]
+    clamps = [f'{way} "{interface}" {CLAMP}' for way in ("oifname", "iifname")]
     chains: list[Chain] = [
         ("arriving", f"filter hook prerouting {_HOOK}", arriving),
         ("leaving", "filter hook output priority mangle; policy accept;", leaving),

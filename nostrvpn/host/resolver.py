@@ -65,7 +65,7 @@ _BLOCK = re.compile(
 class DesiredNames:
     """What shall be asked of us. ``server`` is for this host only, ``overlay`` our address in the mesh.
 
-    ``search`` completes short names; ``domains`` are all that we answer for. ``everything``: all other
+    ``search`` completes short names, or is empty; ``domains`` are all ours. ``everything``: all other
     questions shall come to us too, which we ask ``upstream`` (the best first; empty: nobody, for now).
     """
 
@@ -193,7 +193,8 @@ def desired_link(desired: DesiredNames) -> LinkNames:
     ``nvpn`` and would prove that it is not there; no TLS, since nothing leaves the host.
     """
     routed = (*desired.domains, ".") if desired.everything else desired.domains
-    domains = (desired.search, False), *((domain, True) for domain in routed)
+    searched = ((desired.search, False),) if desired.search else ()
+    domains = (*searched, *((domain, True) for domain in routed))
     return LinkNames((desired.server,), domains, desired.everything, "no", "no")
 
 
@@ -232,7 +233,8 @@ def resolvconf_record(desired: DesiredNames) -> str:
     to us, just that is wanted.
     """
     server = desired.server.ip if desired.everything else desired.overlay
-    return f"nameserver {server}\nsearch {desired.search}\n"
+    searched = f"search {desired.search}\n" if desired.search else ""
+    return f"nameserver {server}\n{searched}"
 
 
 # -- resolv.conf --------------------------------------------------------------------------------
@@ -250,7 +252,9 @@ def with_blocks(text: str, desired: DesiredNames, interface: str) -> str:
         bare = _without_servers(bare, interface)
     found = re.findall(r"^(?:search|domain)[ \t]+([^\n]*)", bare, re.MULTILINE)
     before = found[-1].split() if found else []
-    search = " ".join([*(name for name in before if name != desired.search), desired.search])
+    # "." is what no search line means: glibc would complete names with the host's own domain.
+    own = [desired.search] if desired.search or before else ["."]
+    search = " ".join([*(name for name in before if name not in own), *filter(None, own)])
     is_open = bare != "" and not bare.endswith("\n")
     joined, bare = (_JOINED, f"{bare}\n") if is_open else ("", bare)
     end = f"{_END.format(interface)}\n"

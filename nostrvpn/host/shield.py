@@ -89,7 +89,8 @@ class Shield:
     addresses that DNS (53, 853) may go to through the tunnel. ``allow_lan``: private ranges of local
     networks too. ``listen_port``: WireGuard's, whose packets come in marked (reverse-path filters).
     ``behind``: networks behind this host that members may be forwarded into. ``beside``: what goes into
-    the tunnels of this host's other networks, with the interface of each.
+    the tunnels of this host's other networks, with the interface of each. ``link``: the one that the
+    exit is behind; empty for the mesh's own.
 
     The empty value is no table. Another OPEN one holds back nothing outside; it has the marks."""
 
@@ -102,6 +103,7 @@ class Shield:
     listen_port: int = 0
     behind: frozenset[IPNetwork] = frozenset()
     beside: frozenset[tuple[str, IPNetwork]] = frozenset()
+    link: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -192,9 +194,14 @@ def _chains(shield: Shield, interface: str) -> list[Chain]:
         ),
         *_bypassing(shield, interface),
         ("tunnel", "", _tunnel(shield)),
+        *([("beyond", "", _beyond(shield))] if shield.link else []),
     ]
     if shield.kind is ShieldKind.OPEN:
-        leaving = [f'oifname != "{interface}" accept', f"{_MARKED} accept", "jump tunnel"]
+        tunnels = f'"{interface}"'
+        if shield.link:
+            tunnels = f'{{ {tunnels}, "{shield.link}" }}'
+        leaving = [f"oifname != {tunnels} accept", f"{_MARKED} accept"]
+        leaving += _into(shield, interface, "jump")
         return [
             *chains,
             (
@@ -310,6 +317,23 @@ def _spans(ranges: Iterable[tuple[int, int]]) -> list[str]:
 def _tunnel(shield: Shield) -> list[str]:
     """Return what is accepted of packets into the tunnel; the rest returns."""
     rules = [f"{word} daddr @overlay{version} accept" for version, word in _VERSIONS]
+    return rules if shield.link else rules + _through_exit(shield)
+
+
+def _beyond(shield: Shield) -> list[str]:
+    """Return what is accepted of packets into the link that the exit is behind, apart from the mesh."""
+    rules = [f"{word} daddr @overlay{version} return" for version, word in _VERSIONS]
+    return rules + _through_exit(shield)
+
+
+def _into(shield: Shield, interface: str, verb: str) -> list[str]:
+    """Return the rules that judge what goes into our tunnels."""
+    rules = [f'oifname "{interface}" {verb} tunnel']
+    return rules + ([f'oifname "{shield.link}" {verb} beyond'] if shield.link else [])
+
+
+def _through_exit(shield: Shield) -> list[str]:
+    rules: list[str] = []
     if shield.kind is ShieldKind.BLOCKED or not shield.versions:
         return rules
     if shield.resolvers or shield.kind is ShieldKind.TUNNELLED:
@@ -345,7 +369,7 @@ def _lan(shield: Shield) -> list[str]:
 def _leaving(shield: Shield, interface: str) -> list[str]:
     """Return what is accepted of all that leaves; the rest returns."""
     # Where it begins, who goes around still seems to leave by the tunnel: so the mark comes first.
-    rules = ['oifname "lo" accept', f"{_MARKED} accept", f'oifname "{interface}" goto tunnel']
+    rules = ['oifname "lo" accept', f"{_MARKED} accept", *_into(shield, interface, "goto")]
     rules += [_NDP, _DHCP4, _DHCP6]
     rules += [
         f'oifname "{other}" {word} daddr {{ {nets} }} accept'

@@ -14,16 +14,18 @@ Who may be forwarded from the tunnel is said in ``inbound.py``. Here is the rest
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.host import nft_text
 from nostrvpn.host.firewall import table_name
+from nostrvpn.host.links import own_links
 from nostrvpn.host.nft_text import Chain, elements
 from nostrvpn.host.state import IPNetwork
 
-__all__ = ["Gateway", "gateway_marks", "gateway_table", "render_gateway"]
+__all__ = ["Gateway", "gateway_marks", "gateway_table", "guest_ports", "render_gateway"]
 
 # The lowest port of the registered range, and the highest of all.
 _GUEST_PORTS = (1024, 65535)
@@ -120,9 +122,11 @@ def _quoted(names: Iterable[str]) -> list[str]:
 
 def _chains(gateway: Gateway, interface: str) -> list[Chain]:
     """Return the chains in a fixed order."""
+    # What is forwarded between these and elsewhere is judged by others.
+    ours = ", ".join(f'"{name}"' for name in own_links(interface))
     forward = [
-        f'iifname "{interface}" accept',
-        f'oifname "{interface}" accept',
+        f"iifname {{ {ours} }} accept",
+        f"oifname {{ {ours} }} accept",
         "ct direction reply accept",
         "ct status dnat accept",
         "ct state untracked accept",
@@ -148,7 +152,7 @@ def _chains(gateway: Gateway, interface: str) -> list[Chain]:
 
 def _hide_guests(gateway: Gateway) -> list[str]:
     """Return the rules that give guests' packets this host's address, wherever they leave."""
-    low, high = _guest_ports(gateway.listen_port)
+    low, high = guest_ports({gateway.listen_port})
     rules = []
     for version, word in ((4, "ip"), (6, "ip6")):
         source = _set(gateway.overlay, version)
@@ -169,13 +173,12 @@ def _hide_guests(gateway: Gateway) -> list[str]:
     return rules
 
 
-def _guest_ports(listen_port: int) -> tuple[int, int]:
-    """Return the widest range of ports above those for services that is without WireGuard's."""
+def guest_ports(taken: Iterable[int]) -> tuple[int, int]:
+    """Return the widest range of ports above those for services that is without ``taken`` ones."""
     first, last = _GUEST_PORTS
-    if not first <= listen_port <= last:
-        return first, last
-    low, high = (first, listen_port - 1), (listen_port + 1, last)
-    return max(low, high, key=lambda span: span[1] - span[0])
+    edges = sorted({first - 1, last + 1, *(port for port in taken if first <= port <= last)})
+    spans = [(low + 1, high - 1) for low, high in itertools.pairwise(edges)]
+    return max(spans, key=lambda span: span[1] - span[0])
 
 
 def _set(networks: Iterable[IPNetwork], version: int) -> str:

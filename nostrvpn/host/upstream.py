@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import collapse_addresses, ip_network
@@ -16,8 +15,9 @@ from ipaddress import collapse_addresses, ip_network
 from nostrvpn.host import nft_text
 from nostrvpn.host.exit_routing import PRIVATE
 from nostrvpn.host.firewall import table_name
+from nostrvpn.host.links import UPSTREAM, link_beside
 from nostrvpn.host.nft_text import Chain
-from nostrvpn.host.state import MAX_INTERFACE_NAME, HostState, IPNetwork
+from nostrvpn.host.state import HostState, IPNetwork
 
 __all__ = [
     "UPSTREAM_RULE_PRIORITIES",
@@ -49,9 +49,7 @@ class Upstream:
 
 def upstream_interface(interface: str) -> str:
     """Return the name of the provider's link, beside ours."""
-    if len(interface) < MAX_INTERFACE_NAME:
-        return f"{interface}u"
-    return f"{interface[:9]}{zlib.crc32(interface.encode()) & 0xFFFFF:05x}u"
+    return link_beside(interface, UPSTREAM)
 
 
 def upstream_table(interface: str) -> str:

@@ -29,6 +29,7 @@ _PAYMENT_LABEL = b"nostrvpn/payment/v1/"
 _RELAY_LABEL = b"nostrvpn/relay/v1/0"
 _VOLUNTEER_LABEL = b"nostrvpn/volunteer/v1/0"
 _MARKET_LABEL = b"nostrvpn/market/v1/"
+_RATING_LABEL = b"nostrvpn/rating/v1/0"
 _LEASE_LABEL = b"nostrvpn/lease/v1/"
 _WALLET_LABEL = b"nostrvpn/wallet/v1/0"
 
@@ -102,6 +103,10 @@ class RootSecret:
     def market_wireguard_key(self) -> bytes:
         """Return the WireGuard private key that strangers meet, clamped (RFC 7748 section 5)."""
         return _clamped(self._derive(_MARKET_LABEL + b"wireguard", 32))
+
+    def rating_key(self) -> bytes:
+        """Return the secp256k1 secret that signs this node's ratings, apart from the identity."""
+        return self._scalar(_RATING_LABEL)
 
     def lease_key(self, number: int) -> bytes:
         """Return the secp256k1 secret by which this node buys its lease of this number."""

@@ -27,6 +27,8 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``booth_way``            what leads single commands into the tunnel; ``booth``: making their namespace
 - ``networks_beside``      where the host's other networks are, which an exit leaves alone
 - ``upstream``             the way to a WireGuard provider that guests leave by
+- ``sold``                 strangers who pay are let through: a table, changed lease by lease
+- ``link_probe``           does a link lead to the internet (on the event loop)
 - ``exit_rivals``          who else leads packets through an exit
 - ``nftables``             nft: one atomic transaction a call; our table of guards and pins
 - ``own_tables``           every nftables table that carries our mark, removed
@@ -37,6 +39,7 @@ Packets and relays (on the event loop):
 
 - ``tap``             probes on WireGuard's own UDP port, and on others while a hard NAT is searched
 - ``relays``          WebSocket connections to Nostr relays
+- ``market_relays``  the same for the market, apart from the mesh's; ``market_link``: one of them
 - ``connection_failures``  why a WebSocket could not be had, in words
 - ``proxy``           the same through SOCKS5
 - ``resolver``        names of STUN and TURN servers and of relays to addresses; outside an exit too
@@ -71,6 +74,10 @@ Members:
 
 - ``peer_channel``  messages through a member's tunnel: a TCP port on the overlay
 
+Money:
+
+- ``mint``  HTTP with Cashu mints
+
 Names (``host.resolver`` decides):
 
 - ``dns_server``    our name server: for this host, and for an exit's guests
@@ -80,6 +87,11 @@ Names (``host.resolver`` decides):
 - ``resolved``      systemd-resolved, by D-Bus; ``resolvconf``; ``resolv_conf``: the file itself
 - ``name_cleanup``  what these were told, taken back
 - ``nip05``         what a domain says of a name
+
+Lightning:
+
+- ``nwc``    a connection to somebody's wallet (NIP-47)
+- ``lnurl``  an invoice of a lightning address
 
 The host:
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from nostrvpn.errors import SystemRefused
+from nostrvpn.host.links import own_links
 from nostrvpn.host.shield import shield_table
-from nostrvpn.host.upstream import upstream_interface
 from nostrvpn.io.booth_way import delete_booths, remove_booth_routing
 from nostrvpn.io.exit_routing import remove_exit_routing
 from nostrvpn.io.name_cleanup import forget_links, forget_names
@@ -62,7 +62,7 @@ def remove_marked(interface: str | None = None, *, keep_shield: bool = False) ->
     tries = _Tries()
     # The links of commands first: what holds their packets back goes further down.
     removed = tries.do(delete_booths, interface) or []
-    names = None if interface is None else (interface, upstream_interface(interface))
+    names = None if interface is None else own_links(interface)
     found_links = tries.do(marked_interfaces) or ()
     links = [link for link in found_links if names is None or link.name in names]
     links += [left] if interface is not None and (left := tries.do(_unmarked, interface)) else []

@@ -56,6 +56,10 @@ def settle_default_routes(
     # The last resorts first.
     for version, link in sorted(wanted - found, key=lambda way: way[1] is not None):
         try:
+            # Another link's goes before: the kernel takes no second one beside it.
+            for other in found - wanted if link is not None else ():
+                if other[0] == version:
+                    _delete(route, table, *other)
             add_default_route(route, table, version, link)
             changed = True
         except NetlinkError as exc:

@@ -52,7 +52,8 @@ def apply_exit_routing(routing: ExitRouting, interface: str) -> bool:
         table = RoutingTable.EXIT.number(interface)
         if not routing.active:
             return _remove(route, table) > 0
-        changed = settle_default_routes(route, table, interface, routing.tunnelled)
+        link = routing.link or interface
+        changed = settle_default_routes(route, table, link, routing.tunnelled)
         return _apply_rules(route, routing, interface) or changed
 
 

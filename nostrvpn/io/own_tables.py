@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.booth import booth_table
+from nostrvpn.host.bought import bought_table
 from nostrvpn.host.exit_meter import meter_table
 from nostrvpn.host.firewall import table_name
 from nostrvpn.host.inbound import inbound_table
 from nostrvpn.host.shield import shield_table
+from nostrvpn.host.sold import sold_table
 from nostrvpn.host.subnet_gateway import gateway_table
 from nostrvpn.host.upstream import upstream_table
 from nostrvpn.io.nftables import own_tables
@@ -43,7 +45,7 @@ def tables_of(interface: str | None) -> tuple[str, ...]:
     """Return the names of our tables, or of those of one interface."""
     kinds = (
         *(table_name, inbound_table, meter_table, booth_table),
-        *(relay_table_name, gateway_table, shield_table, upstream_table),
+        *(relay_table_name, gateway_table, shield_table, upstream_table, sold_table, bought_table),
     )
     wanted = None if interface is None else [kind(interface) for kind in kinds]
     return tuple(name for name in own_tables() if wanted is None or name in wanted)

@@ -1,4 +1,4 @@
-"""Messages to a peer through its own tunnel: a TCP port on the overlay's IPv6 address.
+"""Messages to a peer through its own tunnel: a TCP port on our address there.
 
 A frame is four bytes of length (network order) and the message's text; the receiver answers each with
 one byte, so that the sender knows it was taken, and sends it by relays otherwise. One connection
@@ -17,22 +17,25 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import IPv6Address
+from ipaddress import ip_address
 from typing import Final
+
+from nostrvpn.endpoint import IPAddress
 
 __all__ = ["PeerChannel"]
 
 _LENGTH: Final = struct.Struct("!I")
 _TAKEN: Final = b"\x06"  # ASCII ACK
-# A message has 25,000 bytes at most (signaling/messages.py); a member that says more is cut off.
-MAX_FRAME: Final = 40_000
+# A message has 25,000 bytes at most (signaling/messages.py, market/messages.py), sealed half as much
+# again; whoever says more is cut off.
+MAX_FRAME: Final = 50_000
 # How long a message may take, in either direction: several round trips of the slowest link.
 SECONDS: Final = 8.0
 MAX_INCOMING: Final = 64
 MAX_INCOMING_PER_PEER: Final = 4
 MAX_OUTGOING: Final = 64
-# Linux ABI (linux/in6.h): bind before the address is on the interface. Not in Python's socket.
-_IPV6_FREEBIND: Final = 78
+# Linux ABI (linux/in.h, in6.h): bind before the address is on the interface. Not in Python's socket.
+_FREEBIND: Final = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +48,18 @@ class PeerChannel:
     """
 
     def __init__(
-        self, port: int, heard: Callable[[IPv6Address, str], None], failed: Callable[[str], None]
+        self,
+        port: int,
+        heard: Callable[[IPAddress, str], None],
+        failed: Callable[[str], None],
+        mark: int = 0,
     ) -> None:
+        """``mark`` is the packets' fwmark, by which they are led past the rules of an exit."""
+        self._mark = mark
         self._port = port
         self._heard = heard
         self._failed = failed
-        self._address: IPv6Address | None = None
+        self._address: IPAddress | None = None
         self._interface = ""
         self._server: asyncio.Server | None = None
         self._incoming: Counter[str] = Counter()
@@ -58,8 +67,8 @@ class PeerChannel:
         self.counters: Counter[str] = Counter()
         self.error: str | None = None
 
-    async def use(self, interface: str, address: IPv6Address | None) -> None:
-        """Listen on our own overlay address from now on, or nowhere (None)."""
+    async def use(self, interface: str, address: IPAddress | None) -> None:
+        """Listen on our own address in the tunnel from now on, or nowhere (None)."""
         if (interface, address) == (self._interface, self._address) and self.error is None:
             return
         await self._close_server()
@@ -78,7 +87,7 @@ class PeerChannel:
             self.error = f"no socket for messages through the tunnel: {exc.strerror or exc}"
             _log.warning("%s", self.error)
 
-    def send(self, address: IPv6Address, text: str, token: str) -> None:
+    def send(self, address: IPAddress, text: str, token: str) -> None:
         """Send one message; ``failed(token)`` if it was not taken within ``SECONDS``."""
         if self._address is None or len(self._sending) >= MAX_OUTGOING:
             self.counters["failed"] += 1
@@ -103,19 +112,24 @@ class PeerChannel:
             await server.wait_closed()
 
     def _socket(self, port: int) -> socket.socket:
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        assert self._address is not None
+        version = self._address.version
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode())
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            sock.setsockopt(*_FREEBIND[version], 1)
+            if self._mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
             sock.bind((str(self._address), port))
         except BaseException:
             sock.close()
             raise
         return sock
 
-    async def _send(self, address: IPv6Address, data: bytes, token: str) -> None:
+    async def _send(self, address: IPAddress, data: bytes, token: str) -> None:
         try:
             async with asyncio.timeout(SECONDS):
                 await self._deliver(address, data)
@@ -126,7 +140,7 @@ class PeerChannel:
         else:
             self.counters["sent"] += 1
 
-    async def _deliver(self, address: IPv6Address, data: bytes) -> None:
+    async def _deliver(self, address: IPAddress, data: bytes) -> None:
         sock = self._socket(0)
         try:
             await asyncio.get_running_loop().sock_connect(sock, (str(address), self._port))
@@ -155,7 +169,7 @@ class PeerChannel:
         self._incoming[source] += 1
         try:
             async with asyncio.timeout(SECONDS):
-                await self._take(IPv6Address(source.partition("%")[0]), reader, writer)
+                await self._take(ip_address(source.partition("%")[0]), reader, writer)
         except TimeoutError:
             self.counters["slow"] += 1
         except (OSError, EOFError, ValueError):
@@ -170,7 +184,7 @@ class PeerChannel:
             writer.transport.abort()
 
     async def _take(
-        self, source: IPv6Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, source: IPAddress, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         if length > MAX_FRAME:

@@ -1,9 +1,9 @@
 """The network-namespace lab: real NATs, a routed internet, a relay and STUN, on one machine.
 
 It decides how a test network is built, watched and taken away again; the demo, the lab tests and
-the benchmarks build on it. It may import ``nostrvpn.io`` and everything below; nothing below may
-import it, and it never imports ``daemon``, ``control`` or ``cli``: a node in the lab is the real
-program, run as a subprocess (``node.py``).
+the benchmarks build on it. It may import ``nostrvpn.control`` (the client, to see how a daemon is
+without starting a command) and everything below; nothing below may import it, and it never imports
+``daemon`` or ``cli``: a node in the lab is the real program, run as a subprocess (``node.py``).
 
 ::
 
@@ -25,6 +25,8 @@ Where to look::
     links.py        veth pairs
     processes.py    a supervised child process with a log; patience.py: bounded waits
     stun.py         STUN server process; relay.py: Nostr relay process, with a recorder in front
+    mint.py         a real Cashu mint (Nutshell); website.py: a site that sees who comes
+    market.py       a seller, a buyer, a mint and a site
     turn.py         a real TURN server (coturn); gateway.py: port mapping by a real miniupnpd
     capture.py      tcpdump on a link; transfer.py: a checked TCP transfer between namespaces
     node.py         the real daemon as a subprocess, and its command line

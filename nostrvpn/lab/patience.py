@@ -13,7 +13,7 @@ __all__ = ["LabTimeout", "patient", "wait_until"]
 
 T = TypeVar("T")
 
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.03
 """How often a condition is looked at: fine enough for a report, cheap enough to ignore."""
 
 

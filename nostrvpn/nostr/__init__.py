@@ -6,7 +6,7 @@ May import only ``identity``, ``config``, ``errors``, ``machine`` and ``endpoint
 coincurve, cryptography and msgspec.
 
 Open ``event`` first (NIP-01 values, signing, verifying), then ``nip44`` (encryption between two
-keys), ``nip59`` (rumor, seal, gift wrap), ``frames`` (what client and relay say), ``relay`` (one
-connection), ``budget`` (how much nonsense a relay may send). Beside them ``nip05``: the key
-that a domain names.
+keys), ``nip59`` (rumor, seal, gift wrap), ``frames`` (what client and relay say), ``filters``
+(what was asked for), ``relay`` (one connection), ``budget`` (how much nonsense a relay may send).
+Beside them ``nip05``: the key that a domain names.
 """

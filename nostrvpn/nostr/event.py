@@ -34,6 +34,9 @@ Tags = tuple[tuple[str, ...], ...]
 MAX_CONTENT = 98_304
 # A wrap carries two tags and a NIP-42 answer two; the rest is room for what other software adds.
 MAX_TAGS = 64
+# Lists of people (NIP-02, NIP-51) have a tag for each; a frame of 128 KiB holds no more than this.
+LIST_KINDS = frozenset((3, 10000, 30000))
+MAX_LIST_TAGS = 2000
 MAX_TAG_ITEMS = 16
 MAX_TAG_TEXT = 1024
 MAX_KIND = 65_535
@@ -138,13 +141,13 @@ def parse_event(obj: object) -> Event:
         raise PeerMisbehaved("malformed_event", "event kind is not 0 to 65535")
     if not isinstance(content, str) or len(content) > MAX_CONTENT:
         raise PeerMisbehaved("malformed_event", "event content is not a string or is too long")
-    tags = parse_tags(obj.get("tags"))
+    tags = parse_tags(obj.get("tags"), MAX_LIST_TAGS if kind in LIST_KINDS else MAX_TAGS)
     return Event(identifier, pubkey, created_at, kind, tags, content, signature)
 
 
-def parse_tags(obj: object) -> Tags:
+def parse_tags(obj: object, most: int = MAX_TAGS) -> Tags:
     """Check form and bounds of a tag list; ``PeerMisbehaved("malformed_event")`` otherwise."""
-    if not isinstance(obj, list) or len(obj) > MAX_TAGS:
+    if not isinstance(obj, list) or len(obj) > most:
         raise PeerMisbehaved("malformed_event", "event tags are not a list or are too many")
     for tag in obj:
         if not isinstance(tag, list) or not 0 < len(tag) <= MAX_TAG_ITEMS:

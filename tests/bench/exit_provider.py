@@ -11,6 +11,7 @@ import os
 import socket
 import statistics
 import time
+from collections.abc import Iterable
 from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,7 @@ from nostrvpn.host.exit_meter import ExitMeter
 from tests.conftest import Netns, run
 from tests.contract.test_exit_provider import GUEST4, OTHER4, PUBLIC4, Hosts
 
-__all__ = ["measure_provider"]
+__all__ = ["flow", "lend_addresses", "measure_provider"]
 
 TARGET = Path("build/bench/exit.json")
 KEY = "provider_cost_ratio_1000_to_1"
@@ -55,19 +56,13 @@ def _measure(hosts: Hosts) -> dict[str, object]:
     one = [ip_address(GUEST4)]
     # The last ones of the address space and the first: wherever a search would begin.
     many = one + [ip_address(OTHER4) + number for number in range(1, GUESTS)]
-    batch = "".join(f"addr add {ip}/32 dev e\n" for ip in many[1:])
-    path = Path(f"/tmp/exitbench{os.getpid()}")
-    path.write_text(batch, encoding="ascii")
-    try:
-        hosts.guest.run("ip", "-batch", str(path))
-    finally:
-        path.unlink()
+    lend_addresses(hosts, many[1:])
     ear = hosts.udp(hosts.world, PUBLIC4, 53)
     found: dict[int, list[float]] = {1: [], GUESTS: []}
     for number in range(ROUNDS + 1):
         for guests in (one, many):
             _prepare(hosts, guests)
-            took = _flow(hosts)
+            took = flow(hosts)
             if number:  # the first round warms up
                 found[len(guests)].append(took)
     ear.close()
@@ -76,6 +71,16 @@ def _measure(hosts: Hosts) -> dict[str, object]:
         KEY: round(high / low, 3),
         "provider_ns_a_packet": {"1": round(low), str(GUESTS): round(high)},
     }
+
+
+def lend_addresses(hosts: Hosts, addresses: Iterable[IPAddress]) -> None:
+    """Give the guests' end all of these."""
+    path = Path(f"/tmp/exitbench{os.getpid()}")
+    path.write_text("".join(f"addr add {ip}/32 dev e\n" for ip in addresses), encoding="ascii")
+    try:
+        hosts.guest.run("ip", "-batch", str(path))
+    finally:
+        path.unlink()
 
 
 def _prepare(hosts: Hosts, guests: list[IPAddress]) -> None:
@@ -88,7 +93,8 @@ def _prepare(hosts: Hosts, guests: list[IPAddress]) -> None:
             sender.sendto(b"x", (PUBLIC4, 53))
 
 
-def _flow(hosts: Hosts) -> float:
+def flow(hosts: Hosts) -> float:
+    """Return nanoseconds a datagram from the guest to the receiver."""
     with hosts.udp(hosts.guest, GUEST4) as sender:
         sender.connect((PUBLIC4, 53))
         send: Any = sender.send

@@ -24,16 +24,21 @@ from tests.contract.faults import Killed
 
 pytestmark = pytest.mark.timeout(patient(240))
 
+# Each test takes every so many of the injections: more than one CPU can then be busy with them.
+PARTS = 4
+part_of_them = pytest.mark.parametrize("part", range(PARTS))
 
+
+@part_of_them
 @pytest.mark.parametrize("wish", [everything, everything_but_a_block])
 def test_a_start_that_fails_at_any_step_leaves_nothing_but_the_block(
-    room: Room, wish: Wish
+    room: Room, wish: Wish, part: int
 ) -> None:
     before = room.looks()
     asked = room.faults.run(lambda: room.settle(wish(room.interface)))
     room.down()
     assert room.looks() == before
-    for number, kind in injections(asked):
+    for number, kind in injections(asked)[part::PARTS]:
         room.restart()
         watch = Watch(room, {ANY_WAY, BY_CABLE})
         told = suffer(room, wish, number, kind)
@@ -48,15 +53,16 @@ def test_a_start_that_fails_at_any_step_leaves_nothing_but_the_block(
         assert room.looks() == before, (asked[number], kind)
 
 
+@part_of_them
 @pytest.mark.parametrize("ending", [Room.down, Room.cleanup])
 def test_what_fails_at_any_step_of_the_end_is_removed_by_cleanup(
-    room: Room, ending: Callable[[Room], None]
+    room: Room, ending: Callable[[Room], None], part: int
 ) -> None:
     before = room.looks()
     room.settle(everything(room.interface))
     asked = room.faults.run(lambda: ending(room))
     assert room.looks() == before
-    for number, kind in injections(asked):
+    for number, kind in injections(asked)[part::PARTS]:
         room.restart()
         room.settle(everything(room.interface))
         with suppress(SystemRefused, Killed):

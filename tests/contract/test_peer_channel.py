@@ -6,11 +6,12 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import pytest
 
+from nostrvpn.endpoint import IPAddress
 from nostrvpn.io.peer_channel import MAX_INCOMING_PER_PEER, PeerChannel
 from tests.contract.namespaced import LIMIT, Loop
 
@@ -21,17 +22,22 @@ LEFT, RIGHT = IPv6Address("fd00:1::1"), IPv6Address("fd00:1::2")
 class End(Loop):
     """One end of a cable that stands for the tunnel; ``out`` is another cable of the same host."""
 
-    def __init__(self, netns: Any, address: IPv6Address) -> None:
+    def __init__(self, netns: Any, address: IPAddress) -> None:
         super().__init__(netns)
         self.address = address
-        self.heard: list[tuple[IPv6Address, str]] = []
+        self.heard: list[tuple[IPAddress, str]] = []
         self.failed: list[str] = []
         self.channel = PeerChannel(PORT, lambda *said: self.heard.append(said), self.failed.append)
-        netns.ip("addr", "add", f"{address}/64", "dev", "tun", "nodad")
+        place = (
+            (f"{address}/64", "dev", "tun", "nodad")
+            if address.version == 6
+            else (f"{address}/24", "dev", "tun")
+        )
+        netns.ip("addr", "add", *place)
         netns.ip("link", "set", "tun", "up")
         self.do(self.channel.use("tun", address))
 
-    def say(self, to: IPv6Address, text: str, token: str = "1") -> None:
+    def say(self, to: IPAddress, text: str, token: str = "1") -> None:
         self.call(self.channel.send, to, text, token)
 
     def end(self) -> None:
@@ -40,14 +46,28 @@ class End(Loop):
 
 
 @pytest.fixture
-def ends(make_netns: Callable[[], Any]) -> Iterator[tuple[End, End]]:
+def ends(
+    make_netns: Callable[[], Any], request: pytest.FixtureRequest
+) -> Iterator[tuple[End, End]]:
+    at: tuple[IPAddress, IPAddress] = getattr(request, "param", (LEFT, RIGHT))
     left, right = make_netns(), make_netns()
     for cable in ("tun", "out"):
         left.ip("link", "add", cable, "type", "veth", "peer", cable, "netns", right.name)
-    made = End(left, LEFT), End(right, RIGHT)
+    made = End(left, at[0]), End(right, at[1])
     yield made
     for end in made:
         end.end()
+
+
+@pytest.mark.parametrize(
+    "ends", [(ip_address("198.51.100.1"), ip_address("198.51.100.2"))], indirect=True
+)
+def test_messages_by_ipv4(ends: tuple[End, End]) -> None:
+    left, right = ends
+    left.say(right.address, "hello")
+    right.until(lambda: right.heard)
+    assert right.heard == [(left.address, "hello")]
+    left.until(lambda: left.channel.counters["sent"] == 1)
 
 
 def test_a_message_is_taken_and_its_sender_is_the_address(ends: tuple[End, End]) -> None:

@@ -90,7 +90,7 @@ def test_no_relay_answers(node: LabNode) -> None:
     settings["relays"]["urls"] = ["ws://11.0.1.2:9"]
     node.config.write_text(yaml.safe_dump(settings))
     node.init()
-    said = error_of(node, "up", f"--timeout={patient(3):.0f}")
+    said = error_of(node, "up", f"--timeout={patient(8):.0f}")
     assert "no relay is connected" in said
     assert "ws://11.0.1.2:9" in said or "check the internet connection" in said
     assert "relays_down" in problems(node.status())  # it is up, and goes on trying

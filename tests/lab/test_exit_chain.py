@@ -38,11 +38,11 @@ def lab() -> Iterator[Abroad]:
 
 
 def offers(node: LabNode) -> dict[str, list[str]]:
-    return {one["npub"]: one["through"] for one in node.query("exit", "list")["exits"]}
+    return {one["npub"]: one["through"] for one in node.ask("exit_list")["exits"]}
 
 
 def is_in(node: LabNode, state: str) -> bool:
-    return bool(node.query("exit", "status")["state"] == state)
+    return bool(node.ask("exit_status")["state"] == state)
 
 
 def seen_as(lab: Abroad) -> set[str]:

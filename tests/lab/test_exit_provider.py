@@ -111,9 +111,7 @@ def provider_lab() -> Iterator[Provider]:
     with watched(Provider()) as lab:
         join(lab.laptop, *lab.exits)
         lab.offer()
-        wait_until(
-            lambda: lab.laptop.query("exit", "list")["exits"], "an offer", timeout=LIMIT, poll=0.1
-        )
+        wait_until(lambda: lab.laptop.ask("exit_list")["exits"], "an offer", timeout=LIMIT)
         yield lab
 
 

@@ -86,7 +86,7 @@ def lab() -> Iterator[Provided]:
 
 
 def is_connected(node: LabNode) -> bool:
-    return bool(node.query("exit", "status")["state"] == "connected")
+    return bool(node.ask("exit_status")["state"] == "connected")
 
 
 def seen_as(lab: Abroad) -> set[str]:
@@ -118,7 +118,7 @@ def test_guests_leave_by_the_provider_or_not_at_all(lab: Provided) -> None:
     exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.file))
     offered = exit_node.query("exit", "clients")["offer"]["upstream"]
     assert offered["endpoint"] == f"{lab.provider.address}:{PORT}"
-    wait_until(lambda: lab.laptop.query("exit", "list")["exits"], "an offer", timeout=LIMIT)
+    wait_until(lambda: lab.laptop.ask("exit_list")["exits"], "an offer", timeout=LIMIT)
     lab.laptop.cli("exit", "use", exit_node.name, "--yes")
     wait_until(partial(is_connected, lab.laptop), "the exit", timeout=LIMIT)
     outside = {str(lab.provider.address), str(lab.provider.address6)}
@@ -159,6 +159,30 @@ def test_guests_leave_by_the_provider_or_not_at_all(lab: Provided) -> None:
     wait_until(lambda: rules(exit_node) == before, "the rules gone", timeout=LIMIT)
     assert f"{exit_node.interface}u" not in own.run("ip", "-o", "link").stdout
     assert "_upstream" not in own.run("nft", "list", "tables").stdout
+
+
+def test_a_provider_that_dies_ends_the_offer_and_its_return_brings_it_back(lab: Provided) -> None:
+    [exit_node] = lab.exits
+    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.file))
+    wait_until(lambda: lab.laptop.query("exit", "list")["exits"], "an offer", timeout=LIMIT)
+    lab.laptop.cli("exit", "use", "auto", "--yes")
+    outside = {str(lab.provider.address), str(lab.provider.address6)}
+    wait_until(lambda: seen_as(lab) == outside, "the way by the provider", timeout=LIMIT)
+
+    def says_so() -> bool:
+        seen_as(lab)  # guests go on sending
+        return "provider does not answer" in lab.laptop.query("exit", "status")["text"]
+
+    lab.provider.namespace.nft(
+        "table inet gone {\nchain in {\ntype filter hook input priority 0;\n"
+        f"udp dport {PORT} drop\n}}\n}}\n"
+    )
+    wait_until(says_so, "the laptop to be told", timeout=LIMIT * 2)
+    assert [one["state"] for one in lab.laptop.query("exit", "list")["exits"]] == ["down"]
+    assert exit_node.query("exit", "clients")["state"] == "no_way_out"
+    lab.provider.namespace.nft("delete table inet gone\n")
+    wait_until(lambda: seen_as(lab) == outside, "the provider again", timeout=LIMIT * 2)
+    exit_node.cli("exit", "offer", "--stop")
 
 
 def test_a_killed_exit_with_a_provider_leaves_nothing_after_cleanup(lab: Provided) -> None:

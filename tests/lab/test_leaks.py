@@ -53,11 +53,11 @@ def lab(abroad: Abroad) -> Iterator[Abroad]:
 
 
 def offers(node: LabNode) -> list[str]:
-    return [one["npub"] for one in node.query("exit", "list")["exits"]]
+    return [one["npub"] for one in node.ask("exit_list")["exits"]]
 
 
 def state(node: LabNode) -> str:
-    return str(node.query("exit", "status")["state"])
+    return str(node.ask("exit_status")["state"])
 
 
 def use(lab: Abroad, *arguments: str, who: str | None = None, wait: bool = True) -> None:

@@ -169,15 +169,11 @@ def test_several_commands_for_one_network() -> None:
         token = member.query("token", "create", "--uses=3", "--tag=lab")
         owner.query("peer", "tag", "table", "desk", "west")
         member.query("network", "settings", "--inbound=all")
-        wait_until(
-            lambda: owner.query("network", "settings")["inbound"] == "all", "the new setting"
-        )
+        wait_until(lambda: owner.ask("network_settings")["inbound"] == "all", "the new setting")
         [listed] = owner.query("token", "list")["tokens"]
         assert (listed["id"], listed["state"], listed["tags"]) == (token["id"], "open", ["lab"])
         owner.query("token", "revoke", token["id"])
-        wait_until(
-            lambda: member.query("token", "list")["tokens"][0]["state"] == "revoked", "the end"
-        )
+        wait_until(lambda: member.ask("token_list")["tokens"][0]["state"] == "revoked", "the end")
         assert texts(owner) == texts(member)
         assert texts(owner)[:2] == [
             "created the network crew",
@@ -193,7 +189,7 @@ def test_a_token_admits_while_the_owner_is_away() -> None:
         owner, member, machine = lab.nodes
         join(owner, member)
         link = owner.query("token", "create", "--uses=2", "--tag=server")["link"]
-        wait_until(lambda: member.query("token", "list")["tokens"], "that the member knows of it")
+        wait_until(lambda: member.ask("token_list")["tokens"], "that the member knows of it")
         owner.stop()
 
         environment = (f"NOSTRVPN_JOIN={link}",)

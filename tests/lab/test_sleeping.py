@@ -38,7 +38,7 @@ def lab() -> Iterator[TwoNats]:
 def wait_asleep(*nodes: LabNode) -> None:
     def sleeping() -> bool:
         # Each is asked each time: whoever is asked reads its counters.
-        peers = [peer for node in nodes for peer in node.status()["peers"]]
+        peers = [peer for node in nodes for peer in node.ask("status")["peers"]]
         return all(peer["asleep"] for peer in peers)
 
     wait_until(sleeping, "all to sleep")
@@ -75,7 +75,7 @@ def test_a_tunnel_that_nobody_uses_is_silent(lab: TwoNats) -> None:
         readings.append((traffic(a, b), traffic(b, a)))
         return readings[-3:].count(readings[-1]) == 3
 
-    wait_until(settled, "counters that rest", poll=1.0)
+    wait_until(settled, "counters that rest", timeout=30, poll=1.0)
     before = readings[-1]
     capture = lab.capture("laptop-a", "eth0", f"udp and host {lab.nat_b.address}")
     time.sleep(SILENT_S)

@@ -123,7 +123,7 @@ def state(node: LabNode, router: LabNode, network: str = LAN4) -> dict[str, Any]
     found: dict[str, Any] = next(
         (
             one
-            for one in node.query("routes")["routes"]
+            for one in node.ask("routes")["routes"]
             if (one["router"], one["network"]) == (router.npub, network)
         ),
         {"state": None},

@@ -92,11 +92,11 @@ def offer(lab: Recorded) -> None:
         *("exit", "offer", "--to", "members", "--policy", "web", "--client-rate", "50"),
         *("--bandwidth", "100", "--connections", "50", "--budget", "10"),
     )
-    wait_until(lambda: lab.laptop.query("exit", "list")["exits"], "the offer", timeout=LIMIT)
+    wait_until(lambda: lab.laptop.ask("exit_list")["exits"], "the offer", timeout=LIMIT)
 
 
 def state(node: LabNode) -> str:
-    return str(node.query("exit", "status")["state"])
+    return str(node.ask("exit_status")["state"])
 
 
 def use(lab: Recorded, kill_switch: str = "on") -> None:

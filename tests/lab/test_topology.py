@@ -171,6 +171,8 @@ def test_ipv6_behind_a_router_is_public_and_firewalled() -> None:
         a, b = lab.laptop_a, lab.laptop_b
         with udp(a.namespace, a.address6) as left, udp(b.namespace, b.address6) as right:
             left.sendto(b"unasked", right.getsockname())
+            # An answer of the router says that what went before has been judged.
+            a.run("ping", "-c1", "-w10", str(lab.nat_b.wan.addresses6[0]))
             right.sendto(b"opens", left.getsockname())  # in: dropped at nat-a or answered state
             left.sendto(b"reply", right.getsockname())
             assert receive_until(right, b"reply") == [b"reply"]

@@ -49,7 +49,7 @@ def let(monkeypatch) -> list[dict[IPAddress, int]]:
 
 def node(state: ExitState = ExitState.CONNECTED, *domains: str) -> Any:
     exits = SimpleNamespace(
-        state=state, bypass_domains=frozenset(domains), resolvers=lambda _node: (RESOLVER,)
+        state=state, bypass_domains=frozenset(domains), resolvers=lambda _node: (RESOLVER,), link=""
     )
     return SimpleNamespace(exits=exits)
 

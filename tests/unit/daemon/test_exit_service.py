@@ -14,6 +14,7 @@ from nostrvpn.config.options import Options
 from nostrvpn.daemon import boot_guard, exit_service
 from nostrvpn.daemon.exit_service import ExitService
 from nostrvpn.errors import SystemRefused, UserError
+from nostrvpn.exits.choice import ECHO_S
 from nostrvpn.exits.kill_switch import KillSwitch
 from nostrvpn.exits.settings import ExitSettings
 from nostrvpn.host.shield import Shield, ShieldKind
@@ -37,9 +38,12 @@ class Outside:
         self.heard: list[ExitProbed] = []
         self.sent: list[str] = []
         self.under_way = self.most = 0
+        self.takes = 0.02
         self.rtts: dict[IPv6Address, float | Exception | None] = {}
         self.news = asyncio.Event()
-        uses = SimpleNamespace(probes=lambda _node: self.wanted, countries={})
+        self.late_after = 0.5
+        choice = SimpleNamespace(late_after=lambda _key: self.late_after)
+        uses = SimpleNamespace(probes=lambda _node: self.wanted, countries={}, choice=choice)
         node: Any = SimpleNamespace(exits=uses, notes=[], peers={})
         self.node = node
         self.service = ExitService(node, "nvpn0", self.hear)
@@ -52,13 +56,13 @@ class Outside:
 
     async def echo(self, address: IPv6Address, timeout_s: float, interface: str) -> float | None:
         assert interface == "nvpn0"
-        assert timeout_s < 1.0
+        assert timeout_s == ECHO_S
         self.sent.append(str(address))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
             answer = self.rtts.get(address)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(self.takes)
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -93,6 +97,27 @@ async def test_echoes_are_sent_as_asked_and_what_came_of_them_is_told(outside: O
     outside.wanted = [Probe(A, near, 0.03)]
     await outside.hears(6)
     assert outside.most <= 3
+
+
+async def test_an_echo_that_is_late_is_told_as_lost_and_as_an_answer_when_it_comes(
+    outside: Outside,
+) -> None:
+    far = IPv6Address("fd00::1")
+    outside.rtts, outside.takes, outside.late_after = {far: 300.0}, 0.1, 0.01
+    outside.wanted = [Probe(A, far, 60.0)]
+    outside.service.poke()
+    await outside.hears(2)
+    assert [event.rtt_ms for event in outside.heard] == [None, 300.0]
+
+
+async def test_the_next_echo_waits_for_none_and_they_are_bounded(outside: Outside) -> None:
+    gone = IPv6Address("fd00::1")
+    outside.rtts, outside.takes, outside.late_after = {gone: None}, 60.0, 0.005
+    outside.wanted = [Probe(A, gone, 0.01)]
+    outside.service.poke()
+    await outside.hears(exit_service.MAX_UNDER_WAY)
+    await asyncio.sleep(0.05)
+    assert outside.most == exit_service.MAX_UNDER_WAY == len(outside.heard)
 
 
 async def test_no_exit_wanted_no_echo_and_none_after_the_end(outside: Outside) -> None:

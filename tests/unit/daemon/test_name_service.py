@@ -100,6 +100,7 @@ async def run(host) -> AsyncIterator[Any]:
         zone = make_zone("home", [NAS], [ip_network("10.91.0.0/16")])
         exits = SimpleNamespace(
             state=ExitState.OFF,
+            link="",
             bypass_domains=frozenset(),
             dns_error=None,
             resolvers=lambda _node: (ip_address("10.91.0.9"),),

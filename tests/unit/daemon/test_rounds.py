@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +22,7 @@ class Obedient:
 
     deadline = None
     wanted = ""
+    exits = SimpleNamespace(changes=0)
 
     def start(self, _moment: Moment) -> list[NodeEffect]:
         return []

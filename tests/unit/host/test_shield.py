@@ -63,6 +63,7 @@ shields = st.builds(
     st.sampled_from([Bypass(), AROUND, Bypass(uids=frozenset({(0, 0)})), Bypass(domains=True)]),
     st.sampled_from([0, 51820]),
     st.sampled_from([frozenset(), BEHIND]),
+    link=st.sampled_from(["", "nv0b"]),
 )
 
 
@@ -104,7 +105,7 @@ def test_no_rule_of_a_closed_state_accepts_an_unmarked_packet_outside_beyond_the
             if shield.allow_lan and not ip.is_global
         }
         for rule in accepted(made, ends[0]):
-            inside = rule.startswith(('oifname "lo" ', 'oifname "nv0" '))
+            inside = rule.startswith(('oifname "lo" ', 'oifname "nv0" ', 'oifname "nv0b" '))
             assert inside or rule == f"{MARKED} accept" or rule in allowed, rule
         # Nothing follows what is counted and held.
         assert made[ends[0]][-1].endswith(("drop", "admin-prohibited"))
@@ -124,8 +125,12 @@ def test_only_whoever_goes_around_is_given_a_mark_on_his_way_out(shield: Shield)
 
 @given(shields)
 def test_into_the_tunnel_goes_what_is_carried_and_dns_to_the_chosen_only(shield: Shield) -> None:
-    rules = chains(shield)["tunnel"]
-    overlay = ["ip daddr @overlay4 accept", "ip6 daddr @overlay6 accept"]
+    made = chains(shield)
+    rules, overlay = made["tunnel"], ["ip daddr @overlay4 accept", "ip6 daddr @overlay6 accept"]
+    if shield.link:
+        # The mesh keeps its tunnel, and what is carried goes into the other link.
+        assert rules == overlay
+        rules, overlay = made["beyond"], [rule.replace("accept", "return") for rule in overlay]
     assert rules[:2] == overlay
     if shield.kind is ShieldKind.BLOCKED or not shield.versions:
         assert rules == overlay

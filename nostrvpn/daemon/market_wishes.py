@@ -1,0 +1,74 @@
+"""What ``exit buy`` says, as a wish, and what came of it in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nostrvpn.cashu.mint_url import parse_mint_url
+from nostrvpn.errors import UsageError
+from nostrvpn.exits.offer import parse_country
+from nostrvpn.market.ceilings import Ceilings
+from nostrvpn.market.terms import PayMode, Price
+from nostrvpn.market.wish import Wish
+
+__all__ = ["bought_document", "parse_wish"]
+
+_BUDGET = re.compile(r"([0-9]{1,9})\s*sats?/(day|hour)\Z", re.IGNORECASE)
+_Json = dict[str, Any]
+_WORKING = ("connected", "short", "leaving")
+
+
+def parse_wish(args: Mapping[str, Any]) -> Wish:
+    """Return what the arguments of ``exit_buy`` ask for; UsageError."""
+    base = Ceilings()
+    day, hour = base.day_sat, base.hour_sat
+    if args["budget"]:
+        found = _BUDGET.match(args["budget"].strip())
+        if found is None:
+            raise UsageError(f"{args['budget']!r} is no budget", "for example: 500sat/day")
+        if found[2].lower() == "day":
+            day = int(found[1])
+            hour = min(hour, day) if day < hour else max(hour, day // 4)
+        else:
+            hour = int(found[1])
+            day = max(day, hour)
+    ceilings = Ceilings(
+        Price.parse(args["max_price"]).per_gib_msat if args["max_price"] else base.gib_msat,
+        _hourly(args["max_price_time"]) if args["max_price_time"] else base.hour_msat,
+        min(base.slice_sat, hour),
+        hour,
+        day,
+    )
+    modes = Wish().modes if args["pay"] is None else (PayMode(args["pay"]),)
+    return Wish(
+        args["offer"],
+        ceilings,
+        parse_country(args["country"]) if args["country"] else "",
+        (args["ip_version"],) if args["ip_version"] else (4,),
+        tuple(parse_mint_url(url) for url in args["mint"]),
+        modes,
+    )
+
+
+def bought_document(found: _Json) -> _Json:
+    """Return what ``exit buy`` answers: the purchase, with what helps."""
+    lease, lines, hint = found["lease"], [], ""
+    if lease is not None:
+        where = f", {lease['country']}" if lease["country"] else ""
+        price = f"{lease['gib_msat'] / 1000:g} sat/GiB"
+        if lease["hour_msat"]:
+            price += f" and {lease['hour_msat'] / 1000:g} sat/h"
+        lines = [
+            f"through {lease['offer']}{where}",
+            f"{price}, paid {lease['mode']} at {lease['mint']}",
+            f"{found['spent_day_sat']} sat spent or set aside today",
+        ]
+    if found["state"] not in _WORKING:
+        hint = "it goes on in the background: nostrvpn exit status; end it: nostrvpn exit off"
+    return found | {"lines": lines, "hint": hint}
+
+
+def _hourly(text: str) -> int:
+    return Price.parse("0sat/GiB", text).hour_msat

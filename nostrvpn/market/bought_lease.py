@@ -1,0 +1,257 @@
+"""One lease that was bought, as a record: all that a restart needs to go on with it, and its books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from nostrvpn.cashu.proof import Proof
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.machine import Moment
+from nostrvpn.market.billing import Bill, Meter
+from nostrvpn.market.exit_access import ExitAccess
+from nostrvpn.market.ledger import Entry
+from nostrvpn.market.messages import Quote, Receipt
+from nostrvpn.market.offer import Offer
+from nostrvpn.market.terms import PayMode
+from nostrvpn.market.trust import Outcome
+
+__all__ = ["BOUGHT", "BOUGHT_METER", "BoughtLease", "Money", "Parcel", "Phase", "Slice"]
+
+# Spaces of records, by the lease's own key: leases, and their meters.
+BOUGHT, BOUGHT_METER = "bought_lease", "bought_meter"
+_METERED = ("meter", "ms", "counted_at")
+
+
+class Phase:
+    """Where a purchase stands. ``OVER``: money may still be on its way home."""
+
+    ASKING = "asking"  # a quote was asked for
+    QUOTED = "quoted"  # and is good; others may be better
+    TRYING = "trying"  # the tunnel is asked for, for nothing
+    PROBING = "probing"  # it should be up
+    PAYING = "paying"  # it was tried, or nothing may be tried; the first slice is on its way
+    SERVED = "served"
+    CLOSING = "closing"  # the receipt is waited for
+    OVER = "over"
+
+
+class Money(msgspec.Struct):
+    """Money set aside for one lease by one request to the wallet (``ref``), at the mint of the lease.
+
+    ``plan``: the amounts of each payment; ``slices``: proofs not shown yet, payment by payment;
+    ``locktime``: after that they can be had back, 0 for plain money.
+    """
+
+    ref: str
+    plan: list[tuple[int, ...]]
+    locktime: int = 0
+    is_there: bool = False
+    fee_sat: int = 0
+    shown_sat: int = 0
+    slices: list[tuple[Proof, ...]] = []
+    is_over: bool = False  # nothing of it will be shown any more
+
+    @property
+    def sat(self) -> int:
+        """The face value of all of it."""
+        return sum(map(sum, self.plan))
+
+
+class Parcel(msgspec.Struct):
+    """Money on its way home: ``kind`` is "reclaim" (own lock), "unpaid" (what a seller saw and did not
+    answer for) or "refund"; ``not_before``: Unix time."""
+
+    ref: str
+    kind: str
+    proofs: tuple[Proof, ...]
+    not_before: int = 0
+    token: str = ""
+    is_settled: bool = False
+    came_sat: int = 0
+    fee_sat: int = 0
+
+    @property
+    def sat(self) -> int:
+        """The face value."""
+        return sum(proof.amount for proof in self.proofs)
+
+
+class Slice(msgspec.Struct):
+    """A payment that was shown; ``token`` is there until the seller answered for it."""
+
+    seq: int
+    sat: int
+    credit_msat: int
+    ref: str = ""  # of the money it is from
+    token: str = ""
+    proofs: tuple[Proof, ...] = ()
+    shown_at: int = 0
+
+
+class BoughtLease(msgspec.Struct):
+    """A lease bought. Bytes, msat, milliseconds, Unix seconds; 0 for not yet.
+
+    ``key`` is what we call it (the key of the request), ``number`` that of its keys
+    (``RootSecret.lease_key``); ``slices`` are all payments, the last one perhaps not answered for.
+    """
+
+    key: str
+    number: int
+    offer: Offer
+    wg_pub: str
+    refund: str
+    mode: PayMode
+    mint: str
+    asked_at: int
+    phase: str = Phase.ASKING
+    nonce: int = 0
+    quote: Quote | None = None
+    access: dict[str, str | int | list[str]] | None = None
+    free_bytes: int = 0
+    granted_at: int = 0
+    started_at: int = 0
+    ended_at: int = 0
+    is_probed: bool = False
+    seq: int = 1  # of the next payment; 0 is the trial
+    paid_msat: int = 0
+    money: list[Money] = []
+    slices: list[Slice] = []
+    parcels: list[Parcel] = []
+    meter: list[int | str] = []
+    ms: int = 0
+    counted_at: int = 0
+    label: str = ""
+    outcome: Outcome = Outcome.SERVED
+    receipt: Receipt | None = None
+    number_of_usage: int = 0
+
+    @property
+    def seller(self) -> str:
+        """Who sells it (x-only key, hex)."""
+        return self.offer.seller
+
+    @property
+    def lease_id(self) -> str:
+        """What the seller calls it, empty before the quote."""
+        return self.quote.lease_id if self.quote is not None else ""
+
+    @property
+    def pending(self) -> Slice | None:
+        """The payment that was shown and not answered for."""
+        return self.slices[-1] if self.slices and self.slices[-1].token else None
+
+    @property
+    def purse(self) -> Money | None:
+        """The money that is being used, or asked for."""
+        return self.money[-1] if self.money and not self.money[-1].is_over else None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is a tunnel that is not to be taken down."""
+        return self.access is not None and self.phase in (
+            *(Phase.TRYING, Phase.PROBING, Phase.PAYING, Phase.SERVED),
+        )
+
+    @property
+    def exit_access(self) -> ExitAccess | None:
+        """How the exit is reached, once granted."""
+        return ExitAccess.parse(self.access) if self.access is not None else None
+
+    def counted(self) -> Meter:
+        """Return the own meter as it was kept."""
+        return Meter.from_json(self.meter) if self.meter else Meter()
+
+    def bill(self, used: int) -> Bill:
+        """Return what is owed by the own count of ``used`` bytes."""
+        assert self.quote is not None
+        quote = self.quote
+        return Bill(quote.price, self.free_bytes, quote.grace_bytes, used, self.ms, self.paid_msat)
+
+    @property
+    def shown_sat(self) -> int:
+        """Face value of everything that the seller was shown."""
+        return sum(payment.sat for payment in self.slices)
+
+    def entries(self, moment: Moment) -> Iterator[Entry]:
+        """Yield all that is to be in the ledger about this lease; each ref's sum never changes."""
+        at, key, wallet = int(moment.wall), self.key, f"wallet:{self.mint}"
+        locked, lease = f"locked:{key}", f"lease:{key}"
+        for money in self.money:
+            if money.is_there:
+                yield Entry(money.ref, at, locked, wallet, 1000 * money.sat, "set aside")
+                yield Entry(f"{money.ref}/fee", at, "fees", wallet, 1000 * money.fee_sat)
+        for paid in self.slices:
+            yield Entry(f"{key}/pay/{paid.seq}", at, lease, locked, 1000 * paid.sat, "paid")
+        for parcel in self.parcels:
+            if parcel.is_settled:
+                source = locked if parcel.kind == "reclaim" else lease
+                came, fee = 1000 * parcel.came_sat, 1000 * parcel.fee_sat
+                yield Entry(parcel.ref, at, wallet, source, came, parcel.kind)
+                yield Entry(f"{parcel.ref}/fee", at, "fees", source, fee)
+        if self.is_square or (self.is_final and self.receipt is not None):
+            yield from self._served(at)
+        if self.is_final:
+            home = sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind == "reclaim")
+            had = sum(money.sat for money in self.money if money.is_there)
+            stuck = had - self.shown_sat - home
+            yield Entry(f"{key}/stuck", at, "lost", locked, 1000 * max(0, stuck))
+            if self.receipt is None:
+                yield Entry(f"{key}/lost", at, "lost", lease, self._gone_msat, "no receipt")
+
+    def _served(self, at: int) -> Iterator[Entry]:
+        """Yield what became of what the seller was shown, by his receipt."""
+        assert self.receipt is not None
+        key, lease, gone = self.key, f"lease:{self.key}", self._gone_msat
+        due = min(gone, self.receipt.due_msat, self.receipt.paid_msat)
+        back = sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind == "refund")
+        # What the seller was not credited, the mint took from it.
+        fees = min(gone - due, max(0, gone + 1000 * back - self.receipt.paid_msat))
+        yield Entry(f"{key}/spent", at, "spent", lease, due, "service")
+        yield Entry(f"{key}/fees", at, "fees", lease, fees, "of the mint, for the seller")
+        yield Entry(f"{key}/unused", at, "unused", lease, gone - due - fees, "not used")
+
+    @property
+    def _gone_msat(self) -> int:
+        """What the seller was shown and did not give back."""
+        home = sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind != "reclaim")
+        return 1000 * (self.shown_sat - home)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether all is said and done with the seller; money locked to him may still come home."""
+        if self.phase != Phase.OVER or self.receipt is None:
+            return False
+        owes = self.receipt.owed_sat and not self.receipt.token
+        return not owes and all(p.is_settled for p in self.parcels if p.kind != "reclaim")
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more can come of it."""
+        return (
+            self.phase == Phase.OVER
+            and all(money.is_over for money in self.money)
+            and all(parcel.is_settled for parcel in self.parcels)
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return what is stored, but the meter."""
+        stored: dict[str, object] = msgspec.to_builtins(self)
+        return {name: value for name, value in stored.items() if name not in _METERED}
+
+    def meter_json(self) -> list[object]:
+        """Return what is stored of the meter, far more often."""
+        return [self.meter, self.ms, self.counted_at]
+
+    @classmethod
+    def from_json(cls, stored: object, meter: object) -> BoughtLease:
+        """Rebuild from :meth:`to_json` and :meth:`meter_json`; PeerMisbehaved if damaged."""
+        try:
+            lease = msgspec.convert(stored, cls)
+            if isinstance(meter, list):
+                lease.meter, lease.ms, lease.counted_at = meter
+            lease.counted()
+            return lease
+        except ValueError as exc:  # msgspec's errors are ValueErrors too
+            raise PeerMisbehaved("bad_record", f"not a lease bought: {exc}") from exc

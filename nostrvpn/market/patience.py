@@ -1,0 +1,35 @@
+"""How long a buyer waits for what, and how often it asks again: seconds and counts."""
+
+from __future__ import annotations
+
+from nostrvpn.market.bought_lease import Phase
+
+__all__ = [
+    "AGAIN_S",
+    "ANSWER_S",
+    "MONEY_AGAIN_S",
+    "PATIENCE_S",
+    "PROBE_AGAIN_S",
+    "PROBE_FAILURES",
+    "PROBE_S",
+    "PROBE_SOON_S",
+    "SLOW_PROBES",
+]
+
+# Without an answer, a message is said again after these seconds, then each time the last of them.
+AGAIN_S = (3, 6, 12, 24, 60, 300)
+# For how long an answer is waited for, by phase (seconds): a mint may be slow, a receipt bring money.
+PATIENCE_S = {
+    Phase.ASKING: 10,
+    Phase.QUOTED: 45,
+    Phase.TRYING: 20,
+    Phase.PROBING: 25,
+    Phase.PAYING: 90,
+    Phase.CLOSING: 3600,
+}
+ANSWER_S = 60
+# How often the tunnel in use is tried, and how often it may fail or be slow in a row.
+PROBE_S, PROBE_SOON_S, PROBE_AGAIN_S = 60, 8, 3
+PROBE_FAILURES, SLOW_PROBES = 2, 3
+# How often money is asked for again that the ceilings, or the mint, did not give.
+MONEY_AGAIN_S = 30
