@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -53,8 +53,16 @@ class LightningService:
     """On the running loop; ``store`` is the market's (its space ``lightning`` holds a secret)."""
 
     def __init__(
-        self, store: Store, wallet: Wallet, *, proxy: SocksProxy | None = None, mark: int = FWMARK
+        self,
+        store: Store,
+        wallet: Wallet,
+        *,
+        proxy: SocksProxy | None = None,
+        mark: int = FWMARK,
+        reserved: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        """``reserved``: what buyers may get back yet, in sat by mint: it is not paid out."""
+        self._reserved = reserved
         self._store, self._wallet = store, wallet
         self._proxy, self._mark = proxy, mark
         self._link: WalletLink | None = None
@@ -152,6 +160,8 @@ class LightningService:
         if amount is not None:
             return await self._melt(mint, await self._invoice(to, amount), None)
         free = self._free(mint)
+        if free <= 0:
+            raise UserError(f"there is nothing at {mint} that is not owed")
         reserve = max(_LEAST_RESERVE, free // 100)
         for attempt in range(_TRIES):
             amount = free - (reserve << attempt)
@@ -207,8 +217,8 @@ class LightningService:
 
     async def _pay_out(self, payout: Payout) -> None:
         now = asyncio.get_running_loop().time()
-        for mint, (free, _) in self._wallet.balance().items():
-            if free < payout.threshold or now < self._not_before.get(mint, 0.0):
+        for mint in self._wallet.balance():
+            if self._free(mint) < payout.threshold or now < self._not_before.get(mint, 0.0):
                 continue
             try:
                 done = await self.withdraw(mint, None, payout.to)
@@ -260,10 +270,9 @@ class LightningService:
             await client.close()
 
     def _free(self, mint: str) -> int:
+        """Return what may go out of a mint by itself."""
         free, _ = self._wallet.balance().get(mint, (0, 0))
-        if not free:
-            raise UserError(f"there is nothing at {mint}")
-        return free
+        return free - self._reserved().get(mint, 0)
 
 
 def _over(invoice: Invoice, amount: int) -> Invoice:

@@ -174,7 +174,12 @@ class _Open:
             host.root.wallet_entropy(),
             connect=lambda url: MintClient(url, proxy=proxy),
         )
-        self.lightning: LightningService = LightningService(self.store, self.wallet, proxy=proxy)
+        self.lightning: LightningService = LightningService(
+            self.store,
+            self.wallet,
+            proxy=proxy,
+            reserved=lambda: self.shop.seller.reserved_sat(),
+        )
         self.board: MarketBoard = MarketBoard(
             self.relays, self.store, host.root, settings, host.moment
         )

@@ -43,6 +43,7 @@ class ExitService:
         self._leases: dict[str, SoldLease] = {}
         self._access: dict[str, Access] = {}
         self._by_address: dict[IPAddress, str] = {}
+        self._next = 1
 
     def sold_leases(self) -> tuple[SoldLease, ...]:
         """Return what the host's filter and WireGuard should have."""
@@ -145,9 +146,12 @@ class ExitService:
     def _free(self) -> IPv4Address | None:
         assert self.place is not None
         network = self.place.ipv4.network
-        first = int(network.network_address) + 2
-        for number in range(first, first + min(self.max_sessions + 1, network.num_addresses - 3)):
-            address = IPv4Address(number)
+        first, size = int(network.network_address) + 1, network.num_addresses - 2
+        for step in range(min(len(self._by_address) + 2, size)):
+            # One after the other: who had an address just now may still be spoken to there.
+            at = (self._next + step) % size
+            address = IPv4Address(first + at)
             if address not in self._by_address and address != self.place.ipv4.ip:
+                self._next = at + 1
                 return address
         return None

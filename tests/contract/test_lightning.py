@@ -222,3 +222,16 @@ async def test_what_is_nowhere_cannot_be_withdrawn(desk: Desk) -> None:
         with pytest.raises(NostrvpnError):
             await desk.lightning.withdraw(desk.mint, 10, to)
     assert desk.free == 0
+
+
+async def test_what_buyers_may_get_back_is_not_withdrawn(desk: Desk) -> None:
+    await desk.lightning.connect(desk.other.link)
+    await desk.fill(200)
+    await desk.lightning.stop()
+    desk.lightning = LightningService(desk.store, desk.wallet, reserved=lambda: {desk.mint: 150})
+    desk.lightning.start()
+    done = await desk.lightning.withdraw(desk.mint, None, "")
+    assert done["amount"] + done["fee"] <= 50
+    assert desk.free >= 150
+    with pytest.raises(UserError, match=r"not owed|not pay for"):
+        await desk.lightning.withdraw(desk.mint, None, "")
