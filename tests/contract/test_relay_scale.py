@@ -62,7 +62,7 @@ class Member:
 
 
 class Busy:
-    """The longest time that a loop had no turn for others."""
+    """The longest time that a loop had no turn for others, in its thread's own processor time."""
 
     def __init__(self, running: RunningRelay) -> None:
         self.longest = 0.0
@@ -70,10 +70,10 @@ class Busy:
         self._stopped = threading.Event()
 
     async def watch(self) -> None:
-        before = time.monotonic()
+        before = time.thread_time()
         while not self._stopped.is_set():
             await asyncio.sleep(0.005)
-            now = time.monotonic()
+            now = time.thread_time()
             self.longest, before = max(self.longest, now - before), now
 
     def __enter__(self) -> Busy:

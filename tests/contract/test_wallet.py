@@ -351,8 +351,11 @@ async def test_sigkill_in_the_middle_of_much_work_loses_nothing(room, mint, tmp_
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
         wallet = room.wallet("victim")
-        await wallet.resume()
-        assert not wallet.book.open
+        async with asyncio.timeout(30):
+            # The mint may still be at what it was asked by the process that died.
+            while wallet.book.open:
+                await wallet.resume()
+                await asyncio.sleep(0.1)
         given = 0
         for value in wallet.book._store.all("operation").values():
             assert isinstance(value, dict)
