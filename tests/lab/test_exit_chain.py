@@ -41,6 +41,10 @@ def offers(node: LabNode) -> dict[str, list[str]]:
     return {one["npub"]: one["through"] for one in node.ask("exit_list")["exits"]}
 
 
+def states(node: LabNode) -> dict[str, str]:
+    return {one["npub"]: one["state"] for one in node.ask("exit_list")["exits"]}
+
+
 def is_in(node: LabNode, state: str) -> bool:
     return bool(node.ask("exit_status")["state"] == state)
 
@@ -79,7 +83,7 @@ def test_guests_leave_by_the_last_exit_and_by_no_other(lab: Abroad) -> None:
     lab.cut(1)
     assert seen_as(lab) == set()
     wait_until(partial(is_in, first, "connecting"), "the loss", timeout=LIMIT)
-    wait_until(lambda: first.npub not in offers(lab.laptop), "no offer", timeout=LIMIT)
+    wait_until(lambda: states(lab.laptop)[first.npub] == "down", "the offer's end", timeout=LIMIT)
     assert seen_as(lab) == set()
     assert is_in(lab.laptop, "blocked")
     lab.mend(1)
