@@ -69,7 +69,7 @@ mint: ## a Cashu mint for the tests, in build/mint
 contract: setup test-packages mint ## one suite against each real implementation
 	$(BIN)/pytest -q $(PARALLEL) tests/contract
 
-lab: setup test-packages ## real daemons in network namespaces
+lab: setup test-packages mint ## real daemons in network namespaces
 	$(BIN)/pytest -q $(PARALLEL) tests/lab
 
 matrix: setup ## every kind of network meets every other: writes docs/matrix.md
@@ -93,7 +93,7 @@ package-boot: package ## the same under systemd, in a booted machine (minutes of
 	@packaging/install-packages debootstrap iproute2 e2fsprogs $(KERNEL_PACKAGES)
 	tests/package/boot "$$(ls -t dist/nostrvpn_*.deb | head -n 1)"
 
-bench: setup ## measure; ONLY=connect for one part; JSON in build/bench/
+bench: setup mint ## measure; ONLY=connect for one part; JSON in build/bench/
 	$(BIN)/python -m tests.bench.run $(ONLY)
 
 fmt: setup ## format and fix what can be fixed

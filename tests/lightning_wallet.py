@@ -36,6 +36,7 @@ class LightningService:
         self.wallet, self.client = nostr_sdk.Keys.generate(), nostr_sdk.Keys.generate()
         self.encryption = "nip44_v2"
         self.paid: list[str] = []
+        self.made: set[str] = set()
         self.held: dict[str, str] = {}
         self.silent: set[str] = set()
         self.refusals: dict[str, str] = {}
@@ -90,7 +91,10 @@ class LightningService:
         method, params = request["method"], request["params"]
         self.asked.append((method, params))
         body: dict[str, Any] = {"result_type": method, "error": None, "result": None}
-        if method in self.refusals:
+        unknown = {*self.made, *self.paid, *self.held}.isdisjoint(map(str, params.values()))
+        if method == "lookup_invoice" and unknown:
+            body["error"] = {"code": "NOT_FOUND", "message": "no such invoice"}
+        elif method in self.refusals:
             body["error"] = {"code": self.refusals[method], "message": "not today"}
         else:
             body["result"] = await getattr(self, f"_{method}")(params)
@@ -113,7 +117,9 @@ class LightningService:
         return {"preimage": "11" * 32}
 
     async def _make_invoice(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {"invoice": await self.make(params["amount"])}
+        text = await self.make(params["amount"])
+        self.made.add(parse_invoice(text).payment_hash)
+        return {"invoice": text}
 
     async def _make_hold_invoice(self, params: dict[str, Any]) -> dict[str, Any]:
         text = await self.make(params["amount"])

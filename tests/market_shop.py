@@ -35,7 +35,10 @@ from nostrvpn.market.effects import (
     GiveBack,
     GivenBack,
     Heard,
+    InvoiceMade,
+    InvoiceSeen,
     Keep,
+    MakeInvoice,
     MarketEvent,
     PaymentFailed,
     Redeem,
@@ -43,12 +46,15 @@ from nostrvpn.market.effects import (
     ServiceChanged,
     Tell,
     Tick,
+    WatchInvoice,
 )
 from nostrvpn.market.exit_service import ExitPlace, ExitService
 from nostrvpn.market.messages import (
     Close,
     Fund,
     Grant,
+    Invoice,
+    InvoiceRequest,
     Notice,
     Quote,
     QuoteRequest,
@@ -58,18 +64,19 @@ from nostrvpn.market.messages import (
     render_message,
 )
 from nostrvpn.market.seller import Seller, SellerSettings
-from nostrvpn.market.terms import MIB, PayMode, Price, Terms
+from nostrvpn.market.terms import LIGHTNING, MIB, PayMode, Price, Terms
 from nostrvpn.nostr.event import public_key
 from tests.cashu_mint import MemoryMint, MintDown
+from tests.sim.lightning import LightningNetwork
 
 URL = "https://mint.example"
 START = 1_790_000_000.0
 PRICE = Price(MIB, 1000)  # a sat a MiB
-TERMS = Terms(PRICE, (URL,), max_slice_sat=64)
+TERMS = Terms(PRICE, (URL,), (PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11), max_slice_sat=64)
 SELLER, PAYMENT = sha256(b"seller").digest(), sha256(b"payment").digest()
 PLACE = ExitPlace(
     (Endpoint(ip_address("203.0.113.5"), 51821),),
-    b64encode(bytes(32)).decode(),
+    b64encode(b"\x09" * 32).decode(),
     IPv4Interface("198.18.0.1/16"),
     IPv6Interface("fd00:5::1/64"),
 )
@@ -89,12 +96,16 @@ class MemoryWallet:
         self.done = {}
         self.asked = []
         self.made = 0
+        self.lightning = LightningNetwork(fee_sat=0)
+        self.now = 0.0
 
     def balance(self, url=URL):
         return sum(proof.amount for proof in self.proofs[url])
 
     def carry_out(self, effect):
         self.asked.append(effect.ref)
+        if isinstance(effect, MakeInvoice | WatchInvoice):
+            return self._by_lightning(effect)
         if effect.ref not in self.done:
             try:
                 event = self._do(effect)
@@ -104,6 +115,16 @@ class MemoryWallet:
                 return event
             self.done[effect.ref] = event
         return self.done[effect.ref]
+
+    def _by_lightning(self, effect):
+        """Nothing here is done once only: no wallet promises that."""
+        if self.lightning.is_down:
+            return PaymentFailed(effect.ref, "unreachable", "no answer", True)
+        if isinstance(effect, WatchInvoice):
+            return InvoiceSeen(effect.ref, effect.payment_hash in self.lightning.paid)
+        now = int(START + self.now)
+        text = self.lightning.make("seller", effect.msat, now, effect.expiry_s)
+        return InvoiceMade(effect.ref, text)
 
     def _do(self, effect):
         mint = self.mints[effect.mint]
@@ -210,7 +231,7 @@ class Shop:
                     self.disk[space, key] = json.loads(json.dumps(value))
                 case Tell(to, text):
                     self.inbox.append((to, parse_message(text)))
-                case Redeem() | GiveBack():
+                case Redeem() | GiveBack() | MakeInvoice() | WatchInvoice():
                     answers.append(self.wallet.carry_out(effect))
                 case ServiceChanged():
                     self.apply()
@@ -247,6 +268,7 @@ class Shop:
 
     def wait(self, seconds):
         self.now += seconds
+        self.wallet.now = self.now
         for mint in self.mints.values():
             mint.now = START + self.now
         self.alive(self.count)
@@ -347,6 +369,21 @@ class Buyer:
     def top_up(self, token, seq):
         return self.until(TopUp(lease_id=self.lease_id, seq=seq, token=token), Grant)
 
+    def invoice(self, sat, seq):
+        """Ask for an invoice; for another quote first if a crash took ours."""
+        for _ in range(4):
+            request = InvoiceRequest(lease_id=self.lease_id, seq=seq, sat=sat)
+            found = self.until(request, Invoice)
+            if found is not None:
+                return found.invoice
+            self.ask()
+        raise AssertionError("no invoice")
+
+    def pay_invoice(self, sat, seq):
+        """Pay by Lightning, and ask until the seller has seen it."""
+        self.shop.wallet.lightning.pay(self.invoice(sat, seq), int(START + self.shop.now))
+        return self.until(InvoiceRequest(lease_id=self.lease_id, seq=seq, sat=sat), Grant)
+
     def close(self):
         return self.until(Close(lease_id=self.lease_id), Receipt)
 
@@ -376,12 +413,14 @@ def books(shop):
         assert ledger.balance(f"wallet:{url}") == 1000 * shop.wallet.balance(url)
         spent = shop.mints[url].spent
         assert not any(y_of(proof.secret) in spent for proof in shop.wallet.proofs[url])
+    by_lightning = shop.wallet.lightning.balances["seller"]
+    assert ledger.balance(f"wallet:{LIGHTNING}") == 1000 * by_lightning
     return SimpleNamespace(
         earned=-ledger.balance("earned"),
         unused=-ledger.balance("unused"),
         fees=ledger.balance("fees"),
         lost=ledger.balance("lost"),
-        wallet=sum(shop.wallet.balance(url) for url in shop.mints),
+        wallet=sum(shop.wallet.balance(url) for url in shop.mints) + by_lightning,
         accounts=ledger.accounts(),
     )
 

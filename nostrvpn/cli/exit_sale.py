@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
-from nostrvpn.cli.output import json_option, shown_as_json
+from nostrvpn.cli.output import json_option, shown_as_json, size
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import UsageError, UserError
 
-__all__ = ["SALE_OPTIONS", "buy_command", "sale_options", "sell"]
+__all__ = ["SALE_OPTIONS", "buy_command", "purchase_rows", "sale_options", "sell"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -36,16 +36,22 @@ _OPTIONS = (
     ),
     click.option("--contact", default="", metavar="ADDRESS", help="Where complaints go."),
     click.option("--mirror", is_flag=True, help="Also as a classified listing (NIP-99)."),
+    click.option(
+        "--only", multiple=True, metavar="NPUB", help="Sell to these, who say who they are."
+    ),
+    click.option("--never", multiple=True, metavar="NPUB", help="Never sell to these."),
     click.option("--i-understand", is_flag=True, help="I have read what selling asks of me."),
 )
 SALE_OPTIONS = (
     *("public", "price", "price_time", "mint", "endpoint", "port", "max_sessions", "free", "pow"),
-    *("contact", "mirror", "i_understand"),
+    *("contact", "mirror", "only", "never", "i_understand"),
 )
 # Beside waiting: mints and relays are asked.
 _CALL_S = 60.0
 # What is said to members only.
 _FOR_MEMBERS = {"to": "--to", "allow_lan": "--allow-lan", "upstream": "--upstream"}
+# Not enforced for strangers: what is not held is not promised.
+_OF_ALL = {"bandwidth": "--bandwidth", "budget": "--budget"}
 
 
 def sale_options(command: _Command) -> _Command:
@@ -64,6 +70,10 @@ def sell(options: Options, given: dict[str, Any], *, as_json: bool, stop: bool) 
         for key, option in _FOR_MEMBERS.items():
             if given.pop(key):
                 raise UsageError(f"{option} is for members", "strangers never get there")
+        for key, option in _OF_ALL.items():
+            if given.pop(key):
+                hint = "of strangers: --client-rate of each, --max-sessions of them"
+                raise UsageError(f"{option} is for members", hint)
         if not given["price"]:
             raise UsageError("--public needs a price", "for example: --price 20sat/GiB")
         if not given["mint"]:
@@ -90,9 +100,10 @@ def _words(given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--country", default="", metavar="CC", help="Only there.")
 @click.option("--mint", multiple=True, metavar="URL", help="Only with tokens of these.")
 @click.option("--ip-version", type=click.Choice(["4", "6"]), help="It must carry that.")
-@click.option("--pay", type=click.Choice(["locked", "plain", "channel"]), help="Only in this way.")
+@click.option("--pay", type=click.Choice(["locked", "plain", "bolt11"]), help="Only in this way.")
 @click.option("--kill-switch", type=click.Choice(["on", "off", "lockdown"]))
 @click.option("--allow-lan/--no-allow-lan", default=None, help="The local network stays reachable.")
+@click.option("--as-me", is_flag=True, help="Tell sellers this node's npub: some sell to friends.")
 @click.option("--wait", type=click.IntRange(0, 120), default=30, help="Seconds; 0: not at all.")
 @json_option
 @click.pass_obj
@@ -117,3 +128,27 @@ def buy_command(options: Options, /, offer: str, as_json: bool, wait: int, **giv
         click.echo(f"  {line}")
     if answer["state"] == "failed":
         raise UserError(answer["text"], answer["hint"])
+
+
+def purchase_rows(purchase: Any) -> dict[str, str]:
+    """Return what ``exit status`` says of an exit that is paid for, by label."""
+    rows = {"Purchase": purchase["text"]}
+    lease = purchase["lease"]
+    if lease is not None:
+        seen = "" if lease["is_country_seen"] else " (claimed)"
+        rows["Offer"] = lease["offer"] + (f", {lease['country']}{seen}" if lease["country"] else "")
+        price = f"{round(lease['gib_msat'] / 1000, 2):g} sat/GiB"
+        if lease["hour_msat"]:
+            price += f" and {lease['hour_msat'] / 1000:g} sat/h"
+        where = f" at {lease['mint']}" if lease["mint"] else ""
+        rows["Price"] = f"{price}, {lease['mode']}{where}"
+        used, due, paid = size(lease["bytes"]), lease["due_msat"] / 1000, lease["paid_msat"] / 1000
+        rows["Used"] = f"{used} for {due:g} sat, {paid:g} sat paid"
+    rows["Today"] = (
+        f"{purchase['spent_day_sat']} of {purchase['budget_day_sat']} sat spent or aside"
+    )
+    if purchase["coming_home_sat"]:
+        rows["Coming home"] = f"{purchase['coming_home_sat']} sat, not used and locked yet"
+    if purchase["error"]:
+        rows["Disk"] = f"nothing more is paid until it can be written: {purchase['error']}"
+    return rows

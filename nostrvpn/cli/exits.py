@@ -86,6 +86,10 @@ def list_exits(options: Options, as_json: bool) -> None:
         console().print(made)
     else:
         click.echo("No member lets this node use it as its exit: there, nostrvpn exit offer.")
+    if answer.get("wallet_sat"):
+        click.echo(
+            f"For {answer['wallet_sat']} sat there are strangers' exits: nostrvpn market list"
+        )
 
 
 @exit_command.command("use")
@@ -201,6 +205,10 @@ def status(options: Options, as_json: bool) -> None:
     if one is not None:
         country, rtt = _country(one), dash(one["rtt_ms"], "{} ms")
         rows = {"Exit": f"{one['name']}, {country}, {rtt}, {_STATES[one['state']]}"} | rows
+    if answer.get("purchase", {}).get("state", "off") != "off":
+        from nostrvpn.cli.exit_sale import purchase_rows
+
+        rows = purchase_rows(answer["purchase"]) | rows
     for label, value in rows.items():
         if value and (answer["state"] != "off" or label in ("Trusted", "This network")):
             click.echo(f"  {label:<14} {value}")

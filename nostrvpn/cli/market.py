@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
@@ -23,11 +24,30 @@ _AS_ME = click.option(
 _REMOVE = click.option("--remove", is_flag=True, help="Take it off the list again.")
 
 
-@click.group("market")
-def market_command() -> None:
-    """Find exits that strangers sell by the byte, and say which were good.
+# In a module of its own: imported when it is asked for.
+_STATEMENTS = ("selling", "sessions", "earnings")
 
-    OFFER is what market list shows, or the seller's npub. Buying: nostrvpn exit buy.
+
+class _MarketGroup(click.Group):
+    """``market`` with the commands about what was sold and bought."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *_STATEMENTS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _STATEMENTS:
+            command = getattr(import_module("nostrvpn.cli.statements"), f"{cmd_name}_command")
+            assert isinstance(command, click.Command)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("market", cls=_MarketGroup)
+def market_command() -> None:
+    """Find exits that strangers sell by the byte, say which were good, and see what was earned.
+
+    OFFER is what market list shows, or the seller's npub. Buying: nostrvpn exit buy. Selling: nostrvpn
+    exit offer --public.
     """
 
 
@@ -93,7 +113,8 @@ def _cells(one: Any) -> list[str]:
 
 
 def _sat(msat: int | None) -> str:
-    return "-" if msat is None else f"{msat / 1000:g}"
+    # A step is a whole number of bytes, so 20 sat/GiB are 20.001 in truth.
+    return "-" if msat is None else f"{round(msat / 1000, 2):g}"
 
 
 @market_command.command("why")
@@ -106,6 +127,8 @@ def why(options: Options, offer: str, as_json: bool) -> None:
     if shown_as_json(answer, as_json):
         return
     click.echo(f"{answer['ref']}, sold by {answer['seller']}")
+    if answer.get("contact"):
+        click.echo(f"  complaints to {answer['contact']}")
     for line in answer["lines"]:
         click.echo(f"  {line}")
     for reason in answer.get("why_not", ()):

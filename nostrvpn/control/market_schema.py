@@ -38,6 +38,9 @@ _Price = Annotated[str, msgspec.Meta(max_length=40)]
 _Words = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=300)]], msgspec.Meta(max_length=64)
 ]
+_Npubs = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=1000)
+]
 _Rate = Annotated[float, msgspec.Meta(ge=0, le=100_000)]
 
 
@@ -54,6 +57,8 @@ class ExitSell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pow: Annotated[int, msgspec.Meta(ge=0, le=28)] = 0
     contact: Annotated[str, msgspec.Meta(max_length=200)] = ""
     mirror: bool = False
+    only: _Npubs = []
+    never: _Npubs = []
     i_understand: bool = False
     policy: Literal["web", "reduced", "tor-default", "open"] = "tor-default"
     allow: _Words = []
@@ -76,9 +81,10 @@ class ExitBuy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     country: Annotated[str, msgspec.Meta(max_length=2)] = ""
     mint: _Urls = []
     ip_version: Literal[4, 6] | None = None
-    pay: Literal["locked", "plain", "channel"] | None = None
+    pay: Literal["locked", "plain", "bolt11"] | None = None
     kill_switch: Literal["on", "off", "lockdown"] | None = None
     allow_lan: bool | None = None
+    as_me: bool = False
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=120)] = 30.0
 
 

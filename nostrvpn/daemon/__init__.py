@@ -21,13 +21,14 @@ reconciled and ends in order. Open ``loop.py`` first.
 - ``wallet_book``  what it has written down; ``wallet_mints``: whom it trusts, and their keys
 - ``wallet_recovery``  comparing with the mints, and money from words; ``wallet_commands``
 - ``lightning_service``  money in and out by Lightning, a connected wallet, payouts;
-  ``lightning_commands``
+  ``lightning_commands``; ``lightning_rail``: what leases ask of it
 - ``market_service``   all of the market together, opened when it is needed; ``market_parts``: what its
   halves share
 - ``market_machine``   runs a machine: kept before sent; ``market_cashier``: its requests to the wallet;
-  ``market_post``: its messages, through tunnels and by relays
+  ``market_post``: its messages, through tunnels and by relays; ``market_pace``: how often at most
 - ``market_shop``      selling; ``market_premises``: where strangers come to; ``shop_commands``
 - ``market_customer``  buying; ``market_wishes``: what ``exit buy`` says
+- ``market_told``      how a sale stands; what is added to ``exit status``, ``exit list``, ``status``
 - ``sleepers``   the doorbell of peers whose paths sleep
 - ``host_watch``  addresses and routes, at start and after each change
 - ``reconcile``  the kernel's observe -> diff -> apply, in one worker thread

@@ -67,7 +67,7 @@ class BoughtWay:
         self._found, self._is_there = None, True
         try:
             self._settle(bought)
-        except (SystemRefused, OSError) as exc:
+        except (SystemRefused, OSError, ValueError) as exc:  # what strangers said is in it
             if self.error is None:
                 _log.warning("the way to an exit that was bought could not be set: %s", exc)
             self.error = str(exc)

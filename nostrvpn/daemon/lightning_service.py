@@ -98,10 +98,12 @@ class LightningService:
         except BaseException:
             await client.close()
             raise
-        self._store.put([Record(LIGHTNING_SPACE, "link", text.strip())])
+        methods = sorted(info.methods)
+        known = Record(LIGHTNING_SPACE, "methods", methods)
+        self._store.put([Record(LIGHTNING_SPACE, "link", text.strip()), known])
         await self._disconnect()
         self._link, self._client = link, client
-        return {"connected": True, "methods": sorted(info.methods), "relays": list(link.relays)}
+        return {"connected": True, "methods": methods, "relays": list(link.relays)}
 
     async def disconnect(self) -> _Json:
         """Use no wallet any more, and forget its secret."""
@@ -112,13 +114,19 @@ class LightningService:
 
     async def keysend(self, payee: str, amount: int, note: str) -> _Json:
         """Pay a node (66 hex digits) ``amount`` sat from the connected wallet."""
-        preimage = await self._connected().pay_keysend(payee, amount * 1000, note)
+        preimage = await self.connected().pay_keysend(payee, amount * 1000, note)
         return {"paid": amount, "to": payee, "preimage": preimage}
 
     @property
     def is_connected(self) -> bool:
         """Whether there is a wallet that can be asked."""
         return self._link is not None
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """What the connected wallet said that it can do (NIP-47), when it was connected."""
+        stored = self._store.get(LIGHTNING_SPACE, "methods") if self.is_connected else None
+        return frozenset(stored) if isinstance(stored, list) else frozenset()
 
     # -- in ---------------------------------------------------------------------------------------
 
@@ -238,10 +246,10 @@ class LightningService:
     async def _invoice(self, to: str, amount: int) -> Invoice:
         if to:
             return await invoice_of(to, amount * 1000, proxy=self._proxy)
-        return await self._connected().make_invoice(amount * 1000, "nostrvpn", INVOICE_S)
+        return await self.connected().make_invoice(amount * 1000, "nostrvpn", INVOICE_S)
 
     async def _pay(self, invoice: Invoice) -> None:
-        client = self._connected()
+        client = self.connected()
         try:
             await client.pay_invoice(invoice)
         except WalletSilent:
@@ -255,7 +263,8 @@ class LightningService:
         except (WalletError, SystemRefused, PeerMisbehaved):
             return {}
 
-    def _connected(self) -> LightningWallet:
+    def connected(self) -> LightningWallet:
+        """Return the client of the connected wallet; UserError if there is none."""
         if self._link is None:
             raise UserError(
                 "no Lightning wallet is connected", "connect one: nostrvpn wallet connect"

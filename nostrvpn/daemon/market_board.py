@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
@@ -72,7 +72,7 @@ class MarketBoard:
         moment: Callable[[], Moment],
     ) -> None:
         self.mints: frozenset[str] | None = None
-        self.pay = frozenset((PayMode.LOCKED, PayMode.PLAIN))
+        self.pay = frozenset((PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11))
         self._relays, self._store, self._root = relays, store, root
         self._settings, self._moment = settings, moment
         own = frozenset((root.public_key, public_key(root.rating_key())))
@@ -91,6 +91,8 @@ class MarketBoard:
         self._lock = asyncio.Lock()
         self._fetched_at: float | None = None
         self.accepted = 0  # relays that took the own offer last
+        # Of the own offer, of late: as long as one lasts, and for who was slow.
+        self.events: deque[str] = deque(maxlen=8)
 
     def _salt(self) -> bytes:
         known = self._store.get(BOARD_SPACE, "salt")
@@ -135,6 +137,7 @@ class MarketBoard:
         self._signed_at = int(moment.wall)
         event = offer_event(offer, secret, moment)
         self._out |= wanted
+        self.events.append(event.id)
         accepted = await self._publish(event, LANE_SELL)
         if self._has_mirror:
             await self._publish(mirror_event(offer, secret, moment), LANE_SELL)
@@ -227,9 +230,12 @@ class MarketBoard:
     def _wall(self) -> int:
         return int(self._moment().wall)
 
-    def candidates(self) -> tuple[Candidate, ...]:
-        """Return the offers that a buyer may take: bought with what we have, by none that is refused."""
-        listed = self.rows(Asked())
+    def candidates(self, *, by_invoice: bool = False) -> tuple[Candidate, ...]:
+        """Return the offers that a buyer may take: bought with what we have, by none that is refused.
+
+        ``by_invoice``: whatever mints they take.
+        """
+        listed = self._rows(Asked(), None if by_invoice else self.mints)
         return tuple(
             Candidate(row.offer, row.trust.score)
             for row in listed
@@ -238,6 +244,9 @@ class MarketBoard:
 
     def rows(self, asked: Asked) -> tuple[Row, ...]:
         """Return the list as it is now; ``refresh`` fetches."""
+        return self._rows(asked, self.mints)
+
+    def _rows(self, asked: Asked, mints: frozenset[str] | None) -> tuple[Row, ...]:
         now, trust = self._wall, self._trusts()
         judged = [
             (one.offer, trust(one.offer))
@@ -245,7 +254,7 @@ class MarketBoard:
             if one.offer.seller != self._seller
         ]
         rtts = {key: probe.rtt_ms for key, probe in self._probes.items() if probe.rtt_ms}
-        viewer = Viewer(self.mints, self.pay, self.opinions.lists, self._places, rtts)
+        viewer = Viewer(mints, self.pay, self.opinions.lists, self._places, rtts)
         return rows(judged, asked, viewer, now)
 
     def find(self, ref: str) -> tuple[AnyOffer, Trust]:

@@ -9,35 +9,46 @@ from collections.abc import Callable
 from nostrvpn.cashu.proof import Proof
 from nostrvpn.cashu.purse import NotEnough
 from nostrvpn.cashu.token import Token, render_token
+from nostrvpn.daemon.lightning_rail import LightningRail
 from nostrvpn.daemon.wallet import Wallet
 from nostrvpn.daemon.wallet_answers import WalletFailed
-from nostrvpn.errors import NostrvpnError, SystemRefused
+from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
 from nostrvpn.market import effects
 from nostrvpn.market.effects import (
     GiveBack,
     GivenBack,
+    InvoiceMade,
+    InvoicePaid,
+    InvoiceSeen,
     Lock,
     Locked,
+    MakeInvoice,
     MarketEvent,
+    PayInvoice,
     PaymentFailed,
     Reclaim,
     Redeem,
     TakenOut,
     TakeOut,
+    WatchInvoice,
 )
+from nostrvpn.market.terms import LIGHTNING
 
 __all__ = ["Cashier", "Request"]
 
-Request = Lock | TakeOut | Redeem | GiveBack | Reclaim
+Request = Lock | TakeOut | Redeem | GiveBack | Reclaim | MakeInvoice | WatchInvoice | PayInvoice
 
 _log = logging.getLogger("nostrvpn.market")
 
 
 class Cashier:
-    """Asks ``wallet``; the same ``ref`` asked again while it is under way waits for the one answer."""
+    """Asks ``wallet``, and ``rail`` what is Lightning's.
 
-    def __init__(self, wallet: Wallet) -> None:
-        self._wallet = wallet
+    The same ``ref`` asked again while it is under way waits for the one answer.
+    """
+
+    def __init__(self, wallet: Wallet, rail: LightningRail | None = None) -> None:
+        self._wallet, self._rail = wallet, rail
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def ask(
@@ -48,7 +59,6 @@ class Cashier:
             return
         task = asyncio.get_running_loop().create_task(self._carry_out(request, key, answer))
         self._running[request.ref] = task
-        task.add_done_callback(lambda _done: self._running.pop(request.ref, None))
 
     async def stop(self) -> None:
         """Break off: whatever was begun goes on by its ref."""
@@ -61,24 +71,34 @@ class Cashier:
         self, request: Request, key: bytes | None, answer: Callable[[MarketEvent], None]
     ) -> None:
         try:
-            answer(await self._ask(request, key))
+            event = await self._event(request, key)
+        finally:
+            # Before the answer: who hears it may ask again at once.
+            del self._running[request.ref]
+        answer(event)
+
+    async def _event(self, request: Request, key: bytes | None) -> MarketEvent:
+        try:
+            return await self._ask(request, key)
         except WalletFailed as exc:
             code = str(exc.number) if exc.number is not None else "refused"
-            answer(PaymentFailed(request.ref, code, str(exc), exc.may_retry))
+            return PaymentFailed(request.ref, code, str(exc), exc.may_retry)
         except NotEnough as exc:
-            answer(PaymentFailed(request.ref, "insufficient", str(exc), False))
+            return PaymentFailed(request.ref, "insufficient", str(exc), False)
         except SystemRefused as exc:  # a full disk: nothing was begun
-            answer(PaymentFailed(request.ref, "unreachable", str(exc), True))
+            return PaymentFailed(request.ref, "unreachable", str(exc), True)
         except NostrvpnError as exc:
-            answer(PaymentFailed(request.ref, "refused", str(exc), False))
+            return PaymentFailed(request.ref, "refused", str(exc), False)
         except Exception as exc:
             # What nobody foresaw here must not end the tunnels; the money is where the wallet has it.
             _log.exception("a request to the wallet failed: %s", request.ref)
-            answer(PaymentFailed(request.ref, "refused", repr(exc), True))
+            return PaymentFailed(request.ref, "refused", repr(exc), True)
 
     async def _ask(self, request: Request, key: bytes | None) -> MarketEvent:
         wallet, ref = self._wallet, request.ref
         match request:
+            case MakeInvoice() | WatchInvoice() | PayInvoice():
+                return await self._by_lightning(request)
             case Lock():
                 proofs = await wallet.lock(
                     ref,
@@ -105,6 +125,22 @@ class Cashier:
                     ref, request.mint, request.proofs, request.not_before, key
                 )
                 return effects.Redeemed(ref, done.amount, done.fee)
+
+    async def _by_lightning(self, request: MakeInvoice | WatchInvoice | PayInvoice) -> MarketEvent:
+        ref, rail = request.ref, self._rail
+        if isinstance(request, PayInvoice) and request.mint != LIGHTNING:
+            most = request.max_fee_sat
+            paid = await self._wallet.melt(ref, request.mint, request.invoice, most)
+            return InvoicePaid(ref, paid.fee)
+        if rail is None:
+            raise UserError("there is no Lightning wallet")
+        match request:
+            case MakeInvoice(_, msat, expiry_s):
+                return InvoiceMade(ref, await rail.make(msat, expiry_s))
+            case WatchInvoice(_, payment_hash):
+                return InvoiceSeen(ref, await rail.is_paid(payment_hash))
+            case PayInvoice(invoice=text, is_again=is_again):
+                return InvoicePaid(ref, await rail.pay(text, is_again=is_again))
 
     def _fee(self, ref: str) -> int:
         operation = self._wallet.book.operation(ref)

@@ -167,6 +167,7 @@ def _offer(offer: AnyOffer) -> dict[str, object]:
         "asn": offer.asn or None,
         "down_bps": offer.down_bps or None,
         "up_bps": offer.up_bps or None,
+        "contact": offer.contact or None,
     }
 
 

@@ -12,26 +12,28 @@ from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from nostrvpn.daemon.market_machine import MarketMachine
 from nostrvpn.daemon.market_parts import Parts
 from nostrvpn.daemon.market_post import Correspondent
-from nostrvpn.endpoint import Endpoint, IPAddress
-from nostrvpn.errors import NostrvpnError, UserError
+from nostrvpn.daemon.market_premises import is_taken
+from nostrvpn.endpoint import IPAddress
+from nostrvpn.errors import NostrvpnError
+from nostrvpn.exits.settings import BOUGHT as EXIT_BOUGHT
 from nostrvpn.host.bought import Bought, bought_interface
 from nostrvpn.host.state import FWMARK
-from nostrvpn.io.link_probe import probe
-from nostrvpn.io.resolver import StunResolver
+from nostrvpn.io.link_probe import probe, public_places
 from nostrvpn.io.source_address import source_towards
 from nostrvpn.market.bought_lease import BOUGHT, BOUGHT_METER
 from nostrvpn.market.bought_link import BoughtLink
 from nostrvpn.market.buyer import Buyer
 from nostrvpn.market.buyer_records import BUYER, HISTORY, LEDGER, history_of, row_of
 from nostrvpn.market.effects import (
+    Counted,
     Heard,
     Lock,
     MarketEffect,
+    PayInvoice,
     Probe,
     Probed,
     Reclaim,
@@ -40,12 +42,13 @@ from nostrvpn.market.effects import (
     TakeOut,
     Tell,
 )
+from nostrvpn.market.terms import LIGHTNING, PayMode
 from nostrvpn.market.trust import History
 from nostrvpn.market.wish import Funds, Ranked, Wanted, Wish
 from nostrvpn.node.events import Purchase, PurchaseChanged
 from nostrvpn.wireguard.device import SecretKey
 
-__all__ = ["Customer", "refuse_unfunded"]
+__all__ = ["Customer"]
 
 SPACES: Final = (BUYER, HISTORY, LEDGER, BOUGHT, BOUGHT_METER)
 # How often counters and the wallet are looked at.
@@ -55,8 +58,9 @@ LOOK_S: Final = 15.0
 REST_S: Final = 300.0
 # Behind a NAT the seller must be able to speak first (suspended, resumed).
 KEEPALIVE: Final = 25
+# Messages that wait to be read.
+MAX_WAITING: Final = 64
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_PORTS: Final = {"wss": 443, "ws": 80, "https": 443, "http": 80}
 
 _log = logging.getLogger("nostrvpn.market")
 _Json = dict[str, Any]
@@ -84,13 +88,16 @@ class Customer:
         self._purchase: Purchase | None = None
         self._ended_leases: dict[str, History] = {}
         self._hearing = asyncio.Lock()
+        self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._look = asyncio.Event()
 
     # -- running ------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Go on with what was bought."""
+        """Go on with what was bought, unless the user chose another exit meanwhile."""
+        if self._host.node.exits.settings.exit != EXIT_BOUGHT and self.buyer.wish is not None:
+            self.want(None)
         self._sync()
         for name, work in (
             ("customer", self._machine.run()),
@@ -117,9 +124,12 @@ class Customer:
         self._look.set()
 
     async def _leave(self) -> None:
-        # The links go with the wish: what they carried is counted before, or a bill looks too high.
-        await self._count()
+        # The links go with the wish: what they carried is counted before, or a bill looks too high. It
+        # is told after: nothing more is to be paid.
+        counted = await self._counted()
         self._offer(Wanted(None))
+        for one in counted:
+            self._offer(one)
         self._look.set()
 
     async def settled(self, seconds: float) -> _Json:
@@ -161,7 +171,7 @@ class Customer:
                 who = self._correspondent(name)
                 if who is not None:
                     self._parts.post.tell(who, effect)
-            case Lock() | TakeOut() | Redeem() | Reclaim():
+            case Lock() | TakeOut() | PayInvoice() | Redeem() | Reclaim():
                 number = self.buyer.number_of(effect.ref)
                 key = None if number is None else self._host.root.lease_key(number)
                 self._parts.cashier.ask(effect, key, self._offer)
@@ -173,13 +183,22 @@ class Customer:
                 raise AssertionError(f"not a buyer's: {effect}")
 
     def _heard(self, heard: Heard) -> None:
+        known = any(deal.lease.seller == heard.sender for deal in self.buyer.deals)
+        if not known or self._waiting >= MAX_WAITING:
+            # Each costs a look at the kernel: not for strangers, and not for whoever floods.
+            self.buyer.counters["unknown_sender" if not known else "too_busy"] += 1
+            return
+        self._waiting += 1
         self._spawn("heard", self._take(heard))
 
     async def _take(self, heard: Heard) -> None:
         """Count before a message is read: a bill is of now, and two seconds ago can be far from that."""
-        async with self._hearing:
-            await self._count()
-            self._offer(heard)
+        try:
+            async with self._hearing:
+                await self._count()
+                self._offer(heard)
+        finally:
+            self._waiting -= 1
 
     def _correspondent(self, name: str) -> Correspondent | None:
         number = self.buyer.number_of(name)
@@ -198,7 +217,7 @@ class Customer:
 
     def _sync(self) -> None:
         """Tell the node which links there are and which carries, and the post whose mail to take."""
-        links = self.buyer.links()
+        links = tuple(link for link in self.buyer.links() if not self._is_taken(link))
         self._remember()
         node = self._host.node
         bought = tuple(self._bought(link) for link in links)
@@ -217,7 +236,7 @@ class Customer:
             place = (self._name(link), link.addresses)
             if who is not None and self._places.get(link.key) != place:
                 self._places[link.key] = place
-                self._spawn("post", self._listen_at(who, *place))
+                self._spawn("post", self._listen_at(who, link.key, *place))
         for key in self._places.keys() - {link.key for link in links}:
             del self._places[key]
             who = self._correspondents.get(key)
@@ -225,11 +244,13 @@ class Customer:
                 self._spawn("post", self._parts.post.use(who, "", ()))
 
     async def _listen_at(
-        self, who: Correspondent, interface: str, addresses: tuple[IPAddress, ...]
+        self, who: Correspondent, key: str, interface: str, addresses: tuple[IPAddress, ...]
     ) -> None:
         """Receive through a tunnel once it is there: a socket cannot be bound to it before."""
         if await self._is_made(interface):
             await self._parts.post.use(who, interface, addresses)
+        if any(channel.error for channel in who.channels.values()):
+            self._places.pop(key, None)  # tried again at the next step
 
     def _remember(self) -> None:
         """Tell the board how leases ended, whether or not all money is back yet."""
@@ -245,12 +266,8 @@ class Customer:
         for key in self._ended_leases.keys() - there:
             del self._ended_leases[key]
 
-    async def _hear(self, who: Correspondent, link: BoughtLink) -> None:
-        """Take messages through a tunnel, as soon as it is there."""
-        if await self._is_made(self._name(link)):
-            await self._parts.post.use(who, self._name(link), link.addresses)
-        if any(channel.error for channel in who.channels.values()):
-            self._places.pop(link.key, None)  # tried again at the next step
+    def _is_taken(self, link: BoughtLink) -> bool:
+        return is_taken(self._host.node, (*link.addresses, *link.control))
 
     def _name(self, link: BoughtLink) -> str:
         return bought_interface(self._host.interface, link.slot)
@@ -300,15 +317,21 @@ class Customer:
             await asyncio.sleep(COUNT_S)
 
     async def _count(self) -> None:
-        reconciler = self._host.reconciler
+        for one in await self._counted():
+            self._offer(one)
+
+    async def _counted(self) -> list[Counted]:
+        reconciler, found = self._host.reconciler, []
         for one in self._host.node.bought:
             with suppress(NostrvpnError):
                 counted = await reconciler.run(partial(reconciler.bought.read, one.link))
                 if counted is not None:
-                    self._offer(counted)
+                    found.append(counted)
+        return found
 
     def _funds(self) -> dict[str, int]:
-        return {mint: free for mint, (free, _) in self._parts.wallet.balance().items()}
+        found = {mint: free for mint, (free, _) in self._parts.wallet.balance().items()}
+        return found | {LIGHTNING: self._parts.rail.sat}
 
     async def _look_forever(self) -> None:
         while True:
@@ -332,18 +355,26 @@ class Customer:
                 found[mint] = await wallet.keys(mint)
         self.buyer.mints = found
         await self._parts.board.refresh()
-        self._offer(Ranked(self._parts.board.candidates()))
+        wish = self.buyer.wish
+        by_invoice = wish is not None and PayMode.BOLT11 in wish.modes
+        if by_invoice:
+            await self._parts.rail.look()
+        self._offer(Ranked(self._parts.board.candidates(by_invoice=by_invoice)))
 
     async def _probe(self, name: str) -> None:
         link = next((one for one in self.buyer.links() if one.key == name), None)
         if link is None:
+            return
+        if self._is_taken(link):
+            self._offer(Probed(name, False, reason="its addresses are those of a network here"))
             return
         interface = self._name(link)
         # A link that is only begun fails every try.
         if not await self._is_made(interface):
             self._offer(Probed(name, False, reason="the tunnel could not be made"))
             return
-        targets = await self._targets(link)
+        urls = [*self._parts.relays[:4], *self._parts.wallet.balance()]
+        targets = await public_places(urls, {ip.version for ip in link.addresses})
         found = await probe(interface, targets, next(iter(link.dns), None))
         result = found.reason or f"{found.rtt_ms} ms"
         _log.info("tried the tunnel %s to %d places: %s", interface, len(targets), result)
@@ -358,19 +389,6 @@ class Customer:
             return socket.if_nametoindex(interface) > 0
         return False
 
-    async def _targets(self, link: BoughtLink) -> list[Endpoint]:
-        """Return places on the internet that this host knows: its relays and its mints."""
-        urls = [*self._parts.relays[:4], *self._parts.wallet.balance()]
-        places = []
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.hostname:
-                host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-                places.append(f"{host}:{parts.port or _PORTS.get(parts.scheme, 443)}")
-        found, _ = await StunResolver().resolve(tuple(dict.fromkeys(places)))
-        versions = {ip.version for ip in link.addresses}
-        return [e for e in found if e.ip.is_global and e.ip.version in versions]
-
     def _spawn(self, name: str, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
@@ -380,11 +398,3 @@ class Customer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s failed: %r", task.get_name(), error, exc_info=error)
-
-
-def refuse_unfunded(parts: Parts) -> None:
-    """Raise UserError if there is no money to buy with."""
-    if not any(free for free, _ in parts.wallet.balance().values()):
-        raise UserError(
-            "the wallet is empty", "put money in: nostrvpn wallet fund 1000, or wallet receive"
-        )

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from nostrvpn.errors import NostrvpnError
@@ -21,6 +22,7 @@ __all__ = ["Machine", "MarketMachine"]
 
 MAX_WAITING: Final = 2000
 DISK_RETRY_S: Final = 2.0
+FAULT_S: Final = 1.0
 
 _log = logging.getLogger("nostrvpn.market")
 
@@ -38,7 +40,8 @@ class Machine(Protocol[Event]):
 
 class MarketMachine:
     """Steps a machine. ``perform`` carries out what is neither Keep nor Say; ``stepped`` is called after
-    each event. ``error``: why nothing is done now, or None."""
+    each event. ``error``: why nothing is done now, or None; ``faults``: events and effects that were
+    left because of a fault of ours, which the log has."""
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class MarketMachine:
         self._inbox: asyncio.Queue[object] = asyncio.Queue(MAX_WAITING)
         self._left: deque[MarketEffect] = deque()
         self.error: str | None = None
+        self.faults = 0
 
     def offer(self, event: object) -> bool:
         """Put in an event; False if so many wait already that it is dropped."""
@@ -83,13 +87,31 @@ class MarketMachine:
                     event = await self._inbox.get()
             except TimeoutError:
                 pass
-            effects = self._machine.step(event, self._moment())
+            try:
+                effects = self._machine.step(event, self._moment())
+            except Exception as exc:
+                await self._stumbled(event, exc)
+                continue
             if effects and _log.isEnabledFor(logging.DEBUG):
                 names = " ".join(type(effect).__name__ for effect in effects)
                 _log.debug("%s %s: %s", self._name, type(event).__name__, names)
             self.carry_out(effects)
-            self._stepped()
+            self._guarded(self._stepped)
             await asyncio.sleep(0)
+
+    async def _stumbled(self, event: object, exc: Exception) -> None:
+        """What nobody foresaw of one event ends neither the market nor the tunnels."""
+        _log.error("%s: %s was left: %r", self._name, type(event).__name__, exc, exc_info=exc)
+        self.faults += 1
+        # If the clock brings it, it comes again.
+        await asyncio.sleep(FAULT_S)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as exc:
+            _log.error("%s: an effect was left: %r", self._name, exc, exc_info=exc)
+            self.faults += 1
 
     def _drain(self) -> None:
         """Carry out what is left, until the disk refuses."""
@@ -116,4 +138,4 @@ class MarketMachine:
                 level = logging.getLevelNamesMapping().get(effect.level.upper(), logging.INFO)
                 _log.log(level, "%s", effect.text)
             else:
-                self._perform(effect)
+                self._guarded(partial(self._perform, effect))

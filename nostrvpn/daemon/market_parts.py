@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 # What a node does not use is not even imported.
 if TYPE_CHECKING:
     from nostrvpn.config.model import Config
+    from nostrvpn.daemon.lightning_rail import LightningRail
     from nostrvpn.daemon.market_board import MarketBoard
     from nostrvpn.daemon.market_cashier import Cashier
     from nostrvpn.daemon.market_post import MarketPost
@@ -46,7 +47,8 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The market's own: its store, wallet, post, and board of offers; ``relays``: where it listens."""
+    """The market's own: its store, wallet, post, and board of offers; ``relays``: where it listens;
+    ``rail``: leases by Lightning."""
 
     host: Host
     store: Store
@@ -55,3 +57,4 @@ class Parts:
     post: MarketPost
     board: MarketBoard
     relays: tuple[str, ...]
+    rail: LightningRail

@@ -17,6 +17,7 @@ from nostrvpn.io.market_relays import MarketRelays
 from nostrvpn.io.peer_channel import PeerChannel
 from nostrvpn.machine import Moment
 from nostrvpn.market.effects import Heard, Tell
+from nostrvpn.market.pace import Pace
 from nostrvpn.market.sealing import (
     KEPT_S,
     Opened,
@@ -32,6 +33,12 @@ __all__ = ["Correspondent", "MarketPost"]
 
 # Messages that were opened, so that a relay that repeats one is not heard: an hour of a busy seller's.
 MAX_SEEN: Final = 20_000
+# Wraps of relays that are opened for one key, a second and at once: each takes a millisecond or two, and
+# whoever knows an offer may send any number. What comes through tunnels is not counted.
+OPENED: Final = 50.0
+OPENED_BURST: Final = 200.0
+# A message through a tunnel is taken or has failed after eight seconds (``peer_channel.py``).
+UNDER_WAY_S: Final = 60.0
 # Of the sender's clock and ours.
 SKEW_S: Final = 600
 
@@ -43,6 +50,7 @@ class _Sent:
     effect: Tell
     seal: Event
     to: str
+    at: float
 
 
 @dataclass(slots=True)
@@ -56,6 +64,7 @@ class Correspondent:
     key: str = ""
     relays: tuple[str, ...] = ()
     channels: dict[tuple[str, IPAddress], PeerChannel] = field(default_factory=dict)
+    pace: Pace = field(default_factory=lambda: Pace(OPENED, OPENED_BURST))
 
 
 class MarketPost:
@@ -103,7 +112,10 @@ class MarketPost:
         moment = self._moment()
         try:
             sent = _Sent(
-                effect, seal_message(effect.text, who.secret, effect.to, moment), effect.to
+                effect,
+                seal_message(effect.text, who.secret, effect.to, moment),
+                effect.to,
+                moment.now,
             )
         except PeerMisbehaved as exc:
             self.counters[exc.code] += 1
@@ -116,9 +128,11 @@ class MarketPost:
         token = str(self._serial)
         self._under_way[token] = who, sent
         channel.send(effect.via, sealed_text(sent.seal), token)
-        while len(self._under_way) > MAX_SEEN:
-            # What was taken is not told; the oldest are long gone one way or the other.
-            del self._under_way[next(iter(self._under_way))]
+        while (oldest := next(iter(self._under_way))) and (
+            self._under_way[oldest][1].at < moment.now - UNDER_WAY_S
+        ):
+            # What was taken is not told; those are long gone one way or the other.
+            del self._under_way[oldest]
 
     async def stop(self) -> None:
         """Send what is under way no further, and close all."""
@@ -173,6 +187,9 @@ class MarketPost:
         for key in event.tag_values("p"):
             who = self._here.get(key)
             if who is None:
+                continue
+            if not who.pace.take(1.0, self._moment().now):
+                self.counters["crowded"] += 1
                 continue
             try:
                 self._opened(who, open_wrapped(event, who.secret), None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface, ip_network
 from typing import Final
 
 from nostrvpn.daemon.market_parts import Host
 from nostrvpn.endpoint import Endpoint, IPAddress
-from nostrvpn.exits.policy import ExitPolicy
+from nostrvpn.exits.policy import ExitPolicy, is_public
 from nostrvpn.host.sold import Sold, sold_interface
 from nostrvpn.host.state import IPNetwork
 from nostrvpn.identity.keys import wireguard_public_key
@@ -17,10 +18,11 @@ from nostrvpn.io.resolver import StunResolver
 from nostrvpn.io.source_address import outward_sources
 from nostrvpn.market.exit_service import ExitPlace, ExitService
 from nostrvpn.market.sale import Sale
+from nostrvpn.node.node import Node
 from nostrvpn.node.subnets import overlay_of
 from nostrvpn.wireguard.device import SecretKey
 
-__all__ = ["Premises"]
+__all__ = ["Premises", "is_taken"]
 
 MTU: Final = 1280
 CONNECTIONS: Final = 50  # new ones of each buyer a second: a page opens some dozens at once
@@ -101,9 +103,23 @@ class Premises:
     ) -> tuple[Endpoint, ...]:
         if sale is not None and sale.endpoint:
             found, _ = await StunResolver().resolve((sale.endpoint,))
-            return tuple(found[:_MAX_ENDPOINTS])
+            # Buyers refuse what is of no use to them, and could be theirs.
+            return tuple(one for one in found if is_public(one.ip))[:_MAX_ENDPOINTS]
         public = sorted((ip for ip in sources if ip.is_global), key=lambda ip: ip.version)
         return tuple(Endpoint(ip, self._listen_port(sale)) for ip in public)
+
+
+def is_taken(node: Node, addresses: Iterable[IPAddress]) -> bool:
+    """Whether a stranger's addresses in its tunnel are of the mesh, or of a network of this host.
+
+    Where the host itself sells, its own tunnel's IPv4 network is what every seller has.
+    """
+    used: set[IPNetwork] = set(node.subnets.used)
+    if node.membership.roster is not None:
+        used |= {*overlay_of(node.membership.roster)}
+    used |= {n for n in node.routes if _WIDEST[n.version] <= n.prefixlen < n.max_prefixlen}
+    used.discard(_SOLD4.network)
+    return any(ip in network for ip in addresses for network in used)
 
 
 def _own_ipv6(seller: str) -> IPv6Interface:

@@ -34,7 +34,7 @@ __all__ = ["MarketService"]
 
 # What the words of the wallet do not bring back, and what is owed.
 _PRECIOUS: Final = frozenset(
-    {"counter", "mint", "wallet", "sale", "buyer", "sold_lease", "sold_money"}
+    {"counter", "mint", "wallet", "sale", "buyer", "bought_lease", "sold_lease", "sold_money"}
 )
 _Json = dict[str, Any]
 _Command = Callable[[str, dict[str, object], bool], Awaitable[object]]
@@ -69,10 +69,13 @@ class MarketService:
 
     async def stop(self) -> None:
         """End in order: nothing is lost, and nothing is served that is not paid."""
-        opened, self._open = self._open, None
-        if opened is not None:
-            await opened.close()
-            self._lock.release()
+        async with self._opening:
+            opened, self._open = self._open, None
+            if opened is not None:
+                try:
+                    await opened.close()
+                finally:
+                    self._lock.release()
 
     async def call(self, name: str, args: Mapping[str, Any]) -> object:
         """Run one of ``COMMANDS``."""
@@ -87,12 +90,15 @@ class MarketService:
         If the user chose another exit, or none, nothing more is bought.
         """
         opened = self._open
-        if opened is None or not name.startswith("exit_"):
+        if opened is None or not (name == "status" or name.startswith("exit_")):
             return answer
-        customer = opened.customer
-        if self._host.node.exits.settings.exit != BOUGHT and customer.buyer.wish is not None:
+        from nostrvpn.daemon.market_told import added
+
+        customer, settings = opened.customer, self._host.node.exits.settings
+        if settings.exit != BOUGHT and customer.buyer.wish is not None and name != "status":
             customer.want(None)
-        return answer | {"purchase": customer.document()} if name == "exit_status" else answer
+        free = sum(free for free, _ in opened.wallet.balance().values())
+        return added(name, answer, customer.document(), opened.shop.document(), free)
 
     def network_changed(self) -> None:
         """Addresses or routes changed: relays are connected anew at once."""
@@ -103,26 +109,36 @@ class MarketService:
         async with self._opening:
             if self._open is None:
                 try:
-                    self._lock.acquire()
+                    await asyncio.to_thread(self._lock.acquire)  # it may wait for a moment
                 except AlreadyRunning as exc:
                     raise UserError(
                         "the market runs in another daemon of this node",
                         "name its network: nostrvpn --network NAME …",
                     ) from exc
                 try:
-                    self._open = _Open(self._host, self._path, self._proxy)
-                    self._open.start()
+                    self._open = await self._begin()
                 except BaseException:
-                    self._open = None
                     self._lock.release()
                     raise
             return self._open
 
+    async def _begin(self) -> _Open:
+        """Open it, wholly or not at all: no wallet works on without the lock."""
+        opened = _Open(self._host, self._path, self._proxy)
+        try:
+            opened.start()
+        except BaseException:
+            await opened.close()
+            raise
+        return opened
+
     async def _buy(self, opened: _Open, args: Mapping[str, Any]) -> _Json:
-        from nostrvpn.daemon.market_customer import refuse_unfunded
-        from nostrvpn.daemon.market_wishes import bought_document, parse_wish
+        from nostrvpn.daemon.market_wishes import bought_document, parse_wish, refuse_unfunded
+        from nostrvpn.market.terms import PayMode
 
         wish = parse_wish(args)
+        if PayMode.BOLT11 in wish.modes:
+            await opened.parts.rail.look()
         refuse_unfunded(opened.parts)
         opened.customer.want(wish)
         use = {key: args[key] for key in ("kill_switch", "allow_lan")}
@@ -152,7 +168,21 @@ class _Open:
     """The market while it is open."""
 
     def __init__(self, host: Host, path: str, proxy: SocksProxy | None) -> None:
-        from nostrvpn.daemon.lightning_service import LIGHTNING_SPACE, LightningService
+        from nostrvpn.daemon.lightning_service import LIGHTNING_SPACE
+        from nostrvpn.io.store import Store
+
+        self.store: Store = Store.open(path, _PRECIOUS, [LIGHTNING_SPACE])
+        if self.store.restored:
+            _log.warning("%s", self.store.restored)
+        try:
+            self._build(host, proxy)
+        except BaseException:
+            self.store.close()
+            raise
+
+    def _build(self, host: Host, proxy: SocksProxy | None) -> None:
+        from nostrvpn.daemon.lightning_rail import LightningRail
+        from nostrvpn.daemon.lightning_service import LightningService
         from nostrvpn.daemon.market_board import MarketBoard
         from nostrvpn.daemon.market_cashier import Cashier
         from nostrvpn.daemon.market_customer import Customer
@@ -162,13 +192,9 @@ class _Open:
         from nostrvpn.daemon.wallet import Wallet
         from nostrvpn.io.market_relays import MarketRelays
         from nostrvpn.io.mint import MintClient
-        from nostrvpn.io.store import Store
 
-        self.store: Store = Store.open(path, _PRECIOUS, [LIGHTNING_SPACE])
-        if self.store.restored:
-            _log.warning("%s", self.store.restored)
         settings = BoardSettings.of(host.config.market, host.node.settings.relays)
-        self.relays: MarketRelays = MarketRelays(host.moment, proxy)
+        self.relays: MarketRelays = MarketRelays(host.moment, proxy, own=frozenset(settings.relays))
         self.wallet: Wallet = Wallet(
             self.store,
             host.root.wallet_entropy(),
@@ -184,9 +210,17 @@ class _Open:
             self.relays, self.store, host.root, settings, host.moment
         )
         self.post: MarketPost = MarketPost(self.relays, host.moment)
-        self.cashier: Cashier = Cashier(self.wallet)
+        rail = LightningRail(self.lightning)
+        self.cashier: Cashier = Cashier(self.wallet, rail)
         self.parts = Parts(
-            host, self.store, self.wallet, self.cashier, self.post, self.board, settings.relays
+            host,
+            self.store,
+            self.wallet,
+            self.cashier,
+            self.post,
+            self.board,
+            settings.relays,
+            rail,
         )
         self.shop: Shop = Shop(self.parts)
         self.customer: Customer = Customer(self.parts)
@@ -217,7 +251,7 @@ class _Open:
     async def call(self, name: str, args: Mapping[str, Any]) -> object:
         from nostrvpn.daemon.lightning_commands import LIGHTNING_COMMANDS
         from nostrvpn.daemon.market_commands import BOARD_COMMANDS
-        from nostrvpn.daemon.shop_commands import SHOP_COMMANDS
+        from nostrvpn.daemon.shop_commands import SHOP_COMMANDS, buyer_named
         from nostrvpn.daemon.wallet_commands import WALLET_COMMANDS
 
         if name in WALLET_COMMANDS:
@@ -227,7 +261,11 @@ class _Open:
         if name in LIGHTNING_COMMANDS:
             return await LIGHTNING_COMMANDS[name](self.lightning, self.wallet, args)
         if name in BOARD_COMMANDS:
-            return await BOARD_COMMANDS[name](self.board, args)
+            if name in ("market_deny", "market_allow"):
+                args = {**args, "seller": buyer_named(self.shop, args["seller"])}
+            answer = await BOARD_COMMANDS[name](self.board, args)
+            self.shop.review()
+            return answer
         if name in SHOP_COMMANDS:
             return await SHOP_COMMANDS[name](self.shop, self.customer, args)
         raise SystemRefused(f"{name} is no command of the market")

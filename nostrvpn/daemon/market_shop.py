@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Interface
 from typing import Any, Final
 
 from nostrvpn.cashu.conditions import lock_key
 from nostrvpn.cashu.proof import MintKeys
 from nostrvpn.daemon.market_machine import MarketMachine
+from nostrvpn.daemon.market_pace import Pace
 from nostrvpn.daemon.market_parts import Parts
 from nostrvpn.daemon.market_post import Correspondent
 from nostrvpn.daemon.market_premises import Premises
+from nostrvpn.daemon.market_told import NOT_SOLD, sale_document
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import NostrvpnError, PeerMisbehaved, SystemRefused, UserError
 from nostrvpn.io.dns_server import DnsServer
 from nostrvpn.io.store import Record
 from nostrvpn.market.effects import (
+    Counted,
     GiveBack,
+    Heard,
     Keep,
+    MakeInvoice,
     MarketEffect,
     Redeem,
     ServiceChanged,
     Tell,
+    WatchInvoice,
 )
 from nostrvpn.market.exit_service import ExitService
 from nostrvpn.market.lease import SESSIONS, Lease, Phase
+from nostrvpn.market.messages import Close, parse_message
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.sale import Sale
-from nostrvpn.market.seller import SPACES, Seller, SellerSettings
-from nostrvpn.market.terms import Price, Terms
+from nostrvpn.market.seller import SPACES, Seller, SellerSettings, settings_of
+from nostrvpn.market.terms import PayMode, Price, Terms
 
 __all__ = ["SALE_SPACE", "Shop"]
 
 SALE_SPACE: Final = "sale"
 # How often counters are read, and how often the rest is looked at: addresses, keysets, lists.
 COUNT_S: Final = 2.0
+COUNT_AT_LEAST_S: Final = 5.0
 LOOK_S: Final = 15.0
 # The same while the link is being made.
 SOON_S: Final = 1.0
@@ -71,9 +80,7 @@ class Shop:
         self.service = ExitService(self._most)
         self.seller = Seller(self._key, self._settings(), self.service)
         self._machine = MarketMachine(self.seller, store, self._host.moment, self._perform)  # type: ignore[arg-type]
-        self._who = Correspondent(
-            self._key, _LANE, lambda heard: self._offer(heard), lambda effect: None
-        )
+        self._who = Correspondent(self._key, _LANE, self._heard, lambda effect: None)
         self._premises = Premises(self._host, self._own_port(), self.seller.pubkey)
         self._names = DnsServer(lambda query, tcp: None)
         self._guest_names = self._host.names.answers_for(
@@ -81,7 +88,9 @@ class Shop:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._applying: asyncio.Future[bool] | None = None
+        # The kernel is told of all leases at once: of a thousand, not more often than once a second.
+        self._pace = Pace(self._bring, lambda: len(self.service.sold_leases()) / 1000)
+        self._applying: asyncio.Future[None] | None = None
         self._is_heard = False
 
     # -- running ------------------------------------------------------------------------------
@@ -93,8 +102,14 @@ class Shop:
             for space in SPACES
             for key, value in self._parts.store.all(space).items()
         ]
-        effects = self.seller.restore(kept, self._host.moment())
-        if wrong := self.seller.problems():
+        try:
+            effects = self.seller.restore(kept, self._host.moment())
+            wrong = self.seller.problems()
+        except (
+            PeerMisbehaved
+        ) as exc:  # a record of another version, or damaged: the wallet works on
+            effects, wrong = [], [str(exc)]
+        if wrong:
             self.error = f"the books do not add up: {wrong[0]}"
             _log.error("%s; nothing is sold", self.error)
             return
@@ -112,6 +127,7 @@ class Shop:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._pace.stop()
         await self._names.stop()
 
     # -- what the user decides ----------------------------------------------------------------
@@ -137,11 +153,18 @@ class Shop:
         self._parts.store.put([Record(SALE_SPACE, "sale", None)])
         self.sale = None
         self._apply()
-        moment = self._host.moment()
+        counted, moment = await self._counted(), self._host.moment()
+        if counted is not None:
+            self._machine.carry_out(self.seller.step(counted, moment))
         for lease in self.seller.leases:
             if lease.phase in (Phase.QUOTED, Phase.OPEN):
                 self._machine.carry_out(self.seller.end(lease.id, "stopped", moment))
         await self._look()
+
+    def review(self) -> None:
+        """End the leases of buyers that are denied now."""
+        self.seller.settings = self._settings()
+        self._machine.carry_out(self.seller.end_unwelcome(self._host.moment()))
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -160,37 +183,16 @@ class Shop:
 
     def document(self) -> _Json:
         """Return what is sold and how that stands, for people and programs."""
-        sale = self.sale
-        if sale is None:
-            return {"state": "off", "text": "nothing is sold", "lines": [], "leases": 0}
-        live = sum(lease.is_live for lease in self.leases)
-        place, taken = self.service.place, self._parts.board.accepted
-        state, text = "on", "this exit is for sale"
-        if self.error is not None:
-            state, text = "failed", self.error
-        elif not taken:
-            state, text = "waiting", "this exit is for sale once a relay has taken the offer"
-        price = sale.terms.price
-        lines = [
-            f"{price.per_gib_msat / 1000:g} sat/GiB"
-            + (f" and {price.hour_msat / 1000:g} sat/h" if price.hour_msat else ""),
-            f"tokens of {', '.join(sale.terms.mints)}",
-            f"policy {sale.policy.name}" + (f", country {sale.country}" if sale.country else ""),
-        ]
-        if place is not None:
-            lines.append(f"buyers come to {', '.join(map(str, place.endpoints))}")
-        lines.append(f"{live} of at most {sale.max_sessions} buyers; {taken} relays have the offer")
-        return {
-            "state": state,
-            "text": text,
-            "lines": lines,
-            "leases": live,
-            "offer": self._made_offer().ref,
-            "seller": self.seller.pubkey,
-            "relays": taken,
-            "endpoints": [] if place is None else [str(one) for one in place.endpoints],
-            "sale": sale.to_json(),
-        }
+        if self.sale is None:
+            return dict(NOT_SOLD)
+        return sale_document(
+            self.sale,
+            self._made_offer(),
+            () if self.service.place is None else self.service.place.endpoints,
+            sum(lease.is_live for lease in self.leases),
+            self._parts.board.accepted,
+            self.error or self._host.reconciler.sold.error,
+        )
 
     # -- the machine --------------------------------------------------------------------------
 
@@ -202,14 +204,17 @@ class Shop:
         match effect:
             case Tell():
                 self._spawn("tell", self._tell(effect))
-            case Redeem() | GiveBack():
+            case Redeem() | GiveBack() | MakeInvoice() | WatchInvoice():
                 key = self._host.root.payment_key()
                 self._parts.cashier.ask(effect, key, self._offer)
             case ServiceChanged():
-                self._host.node.sold = self._premises.sold(self.sale, self.service)
-                self._applying = asyncio.ensure_future(self._host.applied())
+                self._applying = self._pace.ask()
             case _:
                 raise AssertionError(f"not a seller's: {effect}")
+
+    async def _bring(self) -> None:
+        self._host.node.sold = self._premises.sold(self.sale, self.service)
+        await self._host.applied()
 
     async def _tell(self, effect: Tell) -> None:
         """Send a message once the kernel has what it tells of: a buyer tries a grant at once."""
@@ -229,12 +234,35 @@ class Shop:
 
     async def _count_forever(self) -> None:
         while True:
-            if self._host.node.sold is not None:
-                with suppress(NostrvpnError):
-                    counted = await self._host.reconciler.run(self._host.reconciler.sold.read)
-                    if counted is not None:
-                        self._offer(counted)
-            await asyncio.sleep(COUNT_S)
+            began = time.monotonic()
+            if (counted := await self._counted()) is not None:
+                self._offer(counted)
+            # Reading thousands of counters takes a while; the kernel ends by itself what is not paid.
+            await asyncio.sleep(max(COUNT_S, min(9 * (time.monotonic() - began), COUNT_AT_LEAST_S)))
+
+    async def _counted(self) -> Counted | None:
+        if self._host.node.sold is None:
+            return None
+        with suppress(NostrvpnError):
+            return await self._host.reconciler.run(self._host.reconciler.sold.read)
+        return None
+
+    def _heard(self, heard: Heard) -> None:
+        with suppress(PeerMisbehaved):
+            message = parse_message(heard.text)
+            if isinstance(message, Close):
+                self._spawn("close", self._close(heard, message.lease_id))
+                return
+        self._offer(heard)
+
+    async def _close(self, heard: Heard, lease_id: str) -> None:
+        """Count before the peer goes: its last seconds would be served for nothing."""
+        leases = (one for one in self.seller.leases if one.id == lease_id and one.is_live)
+        if any(one.buyer == heard.sender for one in leases):
+            counted = await self._counted()
+            if counted is not None:
+                self._offer(counted)
+        self._offer(heard)
 
     async def _look_forever(self) -> None:
         while True:
@@ -311,22 +339,15 @@ class Shop:
 
     def _apply(self) -> None:
         self.service.max_sessions = self._most
-        self.seller.settings = self._settings()
+        self.review()
 
     def _settings(self) -> SellerSettings:
         receiver = lock_key(self._host.root.payment_key())
         if self.sale is None:
             return SellerSettings(self._offer_id, _NOTHING, receiver)
         sale = self.sale
-        policy = hashlib.sha256(repr(sale.policy.to_json()).encode()).hexdigest()
-        return SellerSettings(
-            self._offer_id,
-            sale.terms,
-            receiver,
-            policy,
-            sale.pow_bits,
-            deny=frozenset(self._parts.board.opinions.denied),
-        )
+        lists = self._parts.board.opinions.denied, self._parts.board.events
+        return settings_of(sale, self._terms(sale), self._offer_id, receiver, lists)
 
     async def _mints(self) -> Mapping[str, MintKeys]:
         """Return the keysets of the mints whose tokens are taken, or are in hand yet."""
@@ -348,6 +369,12 @@ class Shop:
             _log.info("selling: %s", exc)
             return None
 
+    def _terms(self, sale: Sale) -> Terms:
+        """Return the terms: invoices are taken while a wallet that makes them is connected."""
+        if not self._parts.rail.can_sell or PayMode.BOLT11 in sale.terms.pay:
+            return sale.terms
+        return replace(sale.terms, pay=(*sale.terms.pay, PayMode.BOLT11))
+
     def _made_offer(self) -> Offer:
         assert self.sale is not None
         sale, place = self.sale, self.service.place
@@ -355,7 +382,7 @@ class Shop:
         return Offer(
             self.seller.pubkey,
             self._offer_id,
-            sale.terms,
+            self._terms(sale),
             lock_key(self._host.root.payment_key()),
             self._parts.relays[:4],
             sale.country,
@@ -363,4 +390,5 @@ class Shop:
             (sale.policy.name,),
             sale.pow_bits,
             sale.max_sessions,
+            contact=sale.contact,
         )

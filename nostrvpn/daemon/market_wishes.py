@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from nostrvpn.cashu.mint_url import parse_mint_url
-from nostrvpn.errors import UsageError
+from nostrvpn.daemon.market_parts import Parts
+from nostrvpn.errors import UsageError, UserError
 from nostrvpn.exits.offer import parse_country
 from nostrvpn.market.ceilings import Ceilings
 from nostrvpn.market.terms import PayMode, Price
 from nostrvpn.market.wish import Wish
 
-__all__ = ["bought_document", "parse_wish"]
+__all__ = ["bought_document", "parse_wish", "refuse_unfunded"]
 
 _BUDGET = re.compile(r"([0-9]{1,9})\s*sats?/(day|hour)\Z", re.IGNORECASE)
 _Json = dict[str, Any]
@@ -49,6 +50,7 @@ def parse_wish(args: Mapping[str, Any]) -> Wish:
         (args["ip_version"],) if args["ip_version"] else (4,),
         tuple(parse_mint_url(url) for url in args["mint"]),
         modes,
+        as_me=args["as_me"],
     )
 
 
@@ -57,7 +59,7 @@ def bought_document(found: _Json) -> _Json:
     lease, lines, hint = found["lease"], [], ""
     if lease is not None:
         where = f", {lease['country']}" if lease["country"] else ""
-        price = f"{lease['gib_msat'] / 1000:g} sat/GiB"
+        price = f"{round(lease['gib_msat'] / 1000, 2):g} sat/GiB"
         if lease["hour_msat"]:
             price += f" and {lease['hour_msat'] / 1000:g} sat/h"
         lines = [
@@ -72,3 +74,11 @@ def bought_document(found: _Json) -> _Json:
 
 def _hourly(text: str) -> int:
     return Price.parse("0sat/GiB", text).hour_msat
+
+
+def refuse_unfunded(parts: Parts) -> None:
+    """Raise UserError if there is no money to buy with."""
+    if not (parts.rail.sat or any(free for free, _ in parts.wallet.balance().values())):
+        raise UserError(
+            "the wallet is empty", "put money in: nostrvpn wallet fund 1000, or wallet receive"
+        )

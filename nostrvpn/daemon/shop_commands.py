@@ -13,16 +13,19 @@ from nostrvpn.errors import UserError
 from nostrvpn.exits.limits import ExitLimits
 from nostrvpn.exits.offer import parse_country
 from nostrvpn.exits.policy import ExitPolicy, parse_word
+from nostrvpn.identity.keys import npub, parse_npub
+from nostrvpn.market.introduction import introduced
 from nostrvpn.market.sale import DUTIES, Sale, parse_contact, parse_place
-from nostrvpn.market.statements import earnings, sessions
+from nostrvpn.market.statements import Session, days_in_order, earnings, sessions
 from nostrvpn.market.terms import MIB, Price, Terms
 
-__all__ = ["SHOP_COMMANDS", "ShopCommand"]
+__all__ = ["SHOP_COMMANDS", "ShopCommand", "buyer_named"]
 
 # Mbit/s and GB as providers say them: decimal.
 _MBIT, _GB = 125_000, 1_000_000_000
 # New connections of each buyer a second.
 _CONNECTIONS = 50
+_DAY_S = 86_400
 _Args = Mapping[str, Any]
 _Json = dict[str, Any]
 ShopCommand = Callable[[Shop, Customer, _Args], Awaitable[_Json]]
@@ -57,6 +60,7 @@ async def market_sell(shop: Shop, _customer: Customer, args: _Args) -> _Json:
         args["pow"],
         parse_contact(args["contact"]),
         args["mirror"],
+        *(tuple(parse_npub(text) for text in args[key]) for key in ("only", "never")),
     )
     await shop.sell(sale)
     return shop.document()
@@ -80,21 +84,37 @@ async def exit_purchase(_shop: Shop, customer: Customer, _args: _Args) -> _Json:
 
 async def market_sessions(shop: Shop, customer: Customer, args: _Args) -> _Json:
     """List the leases that were sold and bought, the newest first."""
-    since = shop.now - 86_400 * args["days"]
-    past = [row for row in shop.past if isinstance(row, Mapping)]
-    sold = [asdict(one) for one in sessions(shop.leases, past) if one.granted_at >= since]
+    since = shop.now - _DAY_S * args["days"]
+    sold = [asdict(one) for one in _sold(shop) if (one.ended_at or one.granted_at) >= since]
     return {"sold": sold, "bought": [one for one in customer.past() if one["at"] >= since]}
 
 
+def _sold(shop: Shop) -> tuple[Session, ...]:
+    return sessions(shop.leases, [row for row in shop.past if isinstance(row, Mapping)])
+
+
 async def market_earnings(shop: Shop, customer: Customer, args: _Args) -> _Json:
-    """Tell what selling brought by day, and both books."""
-    days = [asdict(one) for one in earnings(shop.seller.ledger)][: args["days"]]
+    """Tell what selling brought by day, the oldest first, and both books."""
+    rows = earnings(shop.seller.ledger, _sold(shop))
+    days = [asdict(one) for one in days_in_order(rows, shop.now, args["days"])]
     books = {"sold": shop.seller.ledger, "bought": customer.buyer.ledger}
     return {
         "days": days,
         "accounts": {name: dict(sorted(book.accounts().items())) for name, book in books.items()},
         "problems": [*shop.seller.problems(), *customer.buyer.ledger.check()],
     }
+
+
+def buyer_named(shop: Shop, target: str) -> str:
+    """Return the npub of the buyer of a lease that was sold (its id, or six characters of it, or more).
+
+    What is none is returned as it is.
+    """
+    found = [x for x in shop.leases if len(target) > 5 and x.id.startswith(target)]
+    if len(found) != 1:
+        return target
+    lease = found[0]
+    return npub(introduced(lease.request, lease.buyer, shop.seller.pubkey) or lease.buyer)
 
 
 SHOP_COMMANDS: dict[str, ShopCommand] = {

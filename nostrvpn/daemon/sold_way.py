@@ -58,7 +58,7 @@ class SoldWay:
             return
         try:
             self._settle(sold)
-        except (SystemRefused, OSError) as exc:
+        except (SystemRefused, OSError, ValueError) as exc:  # what strangers said is in it
             if self.error is None:
                 _log.warning("what is sold could not be set: %s", exc)
             self.error = str(exc)

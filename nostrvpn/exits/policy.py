@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
+from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import PeerMisbehaved, UsageError, one_line
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "IPNetwork",
     "Ports",
     "Word",
+    "is_public",
     "parse_word",
 ]
 
@@ -78,12 +80,14 @@ LAN_RANGES: tuple[IPNetwork, ...] = tuple(
     map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 )
 # Never a home network: carrier's NAT (and Alibaba's metadata service), link-local (and everybody
-# else's, 169.254.169.254), Amazon's by IPv6, what translates to IPv4 behind our back.
+# else's, 169.254.169.254), what measurements and tunnels use (RFC 2544), Amazon's by IPv6, what
+# translates to IPv4 behind our back.
 PRIVATE_RANGES: tuple[IPNetwork, ...] = tuple(
     map(
         ip_network,
         (
             *("100.64.0.0/10", "169.254.0.0/16", "192.0.0.0/24", "192.88.99.0/24"),
+            "198.18.0.0/15",
             *("fd00:ec2::254/128", "fec0::/10", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64"),
             *("2001::/32", "2002::/16", "::/96", "::ffff:0:0/96"),
         ),
@@ -207,6 +211,15 @@ class ExitPolicy:
         except UsageError as exc:
             raise PeerMisbehaved("bad_record", str(exc)) from exc
         return cls(values["name"], allow, deny, values["lan"])
+
+
+def is_public(address: IPAddress) -> bool:
+    """Whether an address is a host's on the internet: of no private range, not this host, not many.
+
+    Where a stranger says what this host is to connect to, only those are.
+    """
+    ranges = (*LAN_RANGES, *PRIVATE_RANGES, *_NOWHERE)
+    return not any(address in network for network in ranges)
 
 
 def parse_word(text: object) -> Word:

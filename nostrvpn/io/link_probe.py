@@ -10,14 +10,16 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import urlsplit
 
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.host.state import FWMARK
+from nostrvpn.io.resolver import StunResolver
 
-__all__ = ["TIMEOUT_S", "ProbeResult", "probe"]
+__all__ = ["TIMEOUT_S", "ProbeResult", "probe", "public_places"]
 
 TIMEOUT_S = 6.0
 """A probe takes so long at most: a handshake may be lost once (WireGuard tries again after 5 s)."""
@@ -26,6 +28,7 @@ _DNS_PORT = 53
 # Spec: RFC 1035 section 4.1, without the id: recursion desired, one question: the root's servers.
 _QUESTION = bytes.fromhex("01000001000000000000") + b"\0" + bytes.fromhex("00020001")
 _MAX_ANSWER = 4096
+_PORTS = {"wss": 443, "ws": 80, "https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,18 @@ async def probe(
     rtt = round(min(ms for _, ms in reached)) if reached else None
     versions = frozenset(target.ip.version for target, _ in reached)
     return ProbeResult(not reason, rtt, versions, answered, reason)
+
+
+async def public_places(urls: Iterable[str], versions: Collection[int]) -> list[Endpoint]:
+    """Return where URLs lead that are on the internet, by these versions of IP; resolves names."""
+    places = []
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.hostname:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            places.append(f"{host}:{parts.port or _PORTS.get(parts.scheme, 443)}")
+    found, _ = await StunResolver().resolve(tuple(dict.fromkeys(places)))
+    return [e for e in found if e.ip.is_global and e.ip.version in versions]
 
 
 async def _timed(work: Callable[[], Awaitable[None]]) -> float | None:

@@ -8,13 +8,18 @@ proxy each lane has a circuit of its own too; without one the address tells, as 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
+from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.exits.policy import is_public
 from nostrvpn.host.state import FWMARK
 from nostrvpn.io.market_link import Fetch, MarketLink
 from nostrvpn.io.relays import RelaySockets
@@ -32,8 +37,9 @@ __all__ = ["Found", "MarketRelays"]
 
 # Of one call: more relays than anybody waits for.
 MAX_RELAYS: Final = 12
-# Connections at a time, of all lanes.
+# Connections at a time, of all lanes; and of those, to relays that only a stranger named.
 MAX_LINKS: Final = 96
+MAX_STRANGE: Final = 32
 # Connecting, an answer, and both once more with AUTH.
 PUBLISH_S: Final = 12.0
 # Once half of the relays have answered, the others get this much longer.
@@ -64,11 +70,20 @@ class MarketRelays:
     """Opened by use, ended by ``stop``. All methods belong on one event loop."""
 
     def __init__(
-        self, moment: Callable[[], Moment], proxy: SocksProxy | None = None, mark: int = FWMARK
+        self,
+        moment: Callable[[], Moment],
+        proxy: SocksProxy | None = None,
+        mark: int = FWMARK,
+        own: Collection[str] | None = None,
     ) -> None:
-        """``mark`` is the packets' fwmark, which needs CAP_NET_ADMIN; 0: none."""
-        self._moment = moment
-        self.sockets = RelaySockets(self._deliver, proxy, mark)
+        """``mark`` is the packets' fwmark, which needs CAP_NET_ADMIN; 0: none.
+
+        ``own``: the relays that the user chose, None: all. Any other is a stranger's word: buyers and
+        sellers say where they listen. It may lead to public addresses only, and to few at a time.
+        """
+        self._moment, self._own = moment, own
+        self.counters: Counter[str] = Counter()
+        self.sockets = RelaySockets(self._deliver, proxy, mark, self._is_strange)
         self._links: dict[str, MarketLink] = {}
         self._lanes: dict[str, _Lane] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -189,12 +204,40 @@ class MarketRelays:
             name = f"{url}#{lane}"
             link = self._links.get(name)
             if link is None:
+                if self._is_strange(url) and not self._may_be_met(url):
+                    self.counters["refused_relay"] += 1
+                    continue
                 if self._is_stopping or not self._has_room():
                     continue
                 link = MarketLink(name, self.sockets, partial(self._hear, lane))
                 self._links[name] = link
             found.append(link)
         return found
+
+    def _is_strange(self, url: str) -> bool:
+        return self._own is not None and url not in self._own
+
+    def _may_be_met(self, url: str) -> bool:
+        """Whether a relay that a stranger named may be connected to: well-formed, public, one of few.
+
+        What a name resolves to is looked at when it is connected to (``RelaySockets``).
+        """
+        try:
+            if check_relay_url(url) != url:
+                return False
+        except ValueError:
+            return False
+        host = urlsplit(url).hostname or ""
+        with suppress(ValueError):
+            if not is_public(ip_address(host)):
+                return False
+        if host == "localhost" or host.endswith((".localhost", ".local")):
+            return False  # the proxy would look them up
+        for name in [name for name, link in self._links.items() if link.is_quiet]:
+            if self._is_strange(name.partition("#")[0]):
+                del self._links[name]
+        known = sum(self._is_strange(name.partition("#")[0]) for name in self._links)
+        return known < MAX_STRANGE
 
     def _has_room(self) -> bool:
         """Whether there may be one more link; the oldest that rests makes room."""

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +24,7 @@ import aiohttp
 
 from nostrvpn import __version__
 from nostrvpn.endpoint import IPAddress
+from nostrvpn.exits.policy import is_public
 from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
 from nostrvpn.io.resolver import HostLookup
 from nostrvpn.io.source_address import is_ours, source_towards
@@ -30,7 +33,7 @@ from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText
 if TYPE_CHECKING:
     from nostrvpn.io.proxy import SocksProxy
 
-__all__ = ["RelaySockets"]
+__all__ = ["RelaySockets", "no_redirects"]
 
 SocketEvent = RelayOpened | RelayClosed | RelayText
 
@@ -57,16 +60,19 @@ class RelaySockets:
         deliver: Callable[[SocketEvent], Awaitable[None]],
         proxy: SocksProxy | None = None,
         mark: int = 0,
+        is_strange: Callable[[str], bool] = lambda url: False,
     ) -> None:
         """With ``proxy`` every connection goes through it, and nothing is resolved here.
 
         ``mark`` is the packets' fwmark, by which they get out while an exit is used or all is blocked;
-        it needs CAP_NET_ADMIN.
+        it needs CAP_NET_ADMIN. ``is_strange``: whether a URL is a stranger's word: it leads to public
+        addresses or nowhere, whatever its name resolves to.
         """
         self._deliver = deliver
         self.proxy = proxy
         self._mark = mark
-        self._session: aiohttp.ClientSession | None = None
+        self._is_strange = is_strange
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
@@ -85,16 +91,21 @@ class RelaySockets:
         """Return the session to connect with: one for all, and behind a proxy one for each lane."""
         if self.proxy is not None:
             return _new_session(self.proxy.connector(url.partition("#")[2] or "relays"))
-        if self._session is None:
+        is_strange = self._is_strange(url.partition("#")[0])
+        if is_strange not in self._sessions:
             # No cache: a lookup that waits for a name server of the last network would be shared.
             connector = aiohttp.TCPConnector(
-                resolver=HostLookup(), use_dns_cache=False, socket_factory=self._socket
+                resolver=HostLookup(),
+                use_dns_cache=False,
+                socket_factory=partial(self._socket, is_strange),
             )
-            self._session = _new_session(connector)
-        return self._session
+            self._sessions[is_strange] = _new_session(connector)
+        return self._sessions[is_strange]
 
-    def _socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, _ = target
+    def _socket(self, is_strange: bool, target: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, address = target
+        if is_strange and not is_public(ip_address(str(address[0]).partition("%")[0])):
+            raise OSError(errno.EACCES, "no public address")
         made = socket.socket(family, kind, protocol)
         if self._mark:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
@@ -137,9 +148,8 @@ class RelaySockets:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        while self._sessions:
+            await self._sessions.popitem()[1].close()
 
     async def _live(self, link: _Link) -> None:
         try:
@@ -268,9 +278,25 @@ class _Link:
             self.stop(describe_failure(exc, TOO_LARGE))
 
 
+async def _no_redirect(
+    _session: aiohttp.ClientSession, _context: object, what: aiohttp.TraceRequestRedirectParams
+) -> None:
+    # Else a relay leads us to whatever this host reaches, its own network too.
+    what.response.close()
+    raise aiohttp.ClientConnectionError("it sends us elsewhere")
+
+
+def no_redirects() -> aiohttp.TraceConfig:
+    """Return what makes a session refuse to be sent elsewhere: WebSockets have no option for it."""
+    watch = aiohttp.TraceConfig()
+    watch.on_request_redirect.append(_no_redirect)
+    return watch
+
+
 def _new_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
+        trace_configs=[no_redirects()],
         timeout=aiohttp.ClientTimeout(total=None),
         headers={"User-Agent": f"nostrvpn/{__version__}"},
         # No cookies: with one, a relay would know us again under another address.

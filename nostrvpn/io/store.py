@@ -31,7 +31,7 @@ from threading import Lock
 
 from nostrvpn.errors import NostrvpnError, SystemRefused
 from nostrvpn.io.durable_file import make_private_directory, refusal
-from nostrvpn.io.store_backup import Rows, delete_remains, read_backup, write_backup
+from nostrvpn.io.store_backup import Backup, Rows, delete_remains, read_backup
 
 __all__ = ["Record", "Recovery", "Store"]
 
@@ -102,6 +102,7 @@ class Store:
         self._is_unclean = False
         self._lock = Lock()
         self._connection = _connect(path)
+        self._backup = Backup(path)
         self.recovery = recovery
         self.backup_problem: str | None = None
 
@@ -150,7 +151,9 @@ class Store:
                 if self._is_unclean:
                     self._empty_log()
             if important:
-                self._refresh_backup()
+                spaces = self._backup_spaces
+                changes = {(r.space, r.key): text for r, text in rows if r.space in spaces}
+                self._refresh_backup(None if self._is_unclean else changes)
             if self._is_unclean and self.backup_problem is None:
                 with _explained(self._path):
                     delete_remains(self._path)
@@ -194,13 +197,14 @@ class Store:
         with self._lock, _explained(self._path):
             self._connection.close()
 
-    def _refresh_backup(self) -> None:
+    def _refresh_backup(self, changes: dict[tuple[str, str], str | None] | None = None) -> None:
+        """Write the backup; only ``changes`` of it where that is enough."""
         # The change itself is durable already, so a full disk must not turn it into a failure.
         try:
             with _explained(self._path):
                 count = _count(self._connection)
-                rows = _rows(self._connection, self._backup_spaces)
-            write_backup(self._path, count, rows)
+                if changes is None or not self._backup.follow(count, changes):
+                    self._backup.write(count, _rows(self._connection, self._backup_spaces))
         except NostrvpnError as error:
             self.backup_problem = str(error)
         else:

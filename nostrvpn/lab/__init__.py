@@ -27,6 +27,8 @@ Where to look::
     stun.py         STUN server process; relay.py: Nostr relay process, with a recorder in front
     mint.py         a real Cashu mint (Nutshell); website.py: a site that sees who comes
     market.py       a seller, a buyer, a mint and a site
+    market_books.py what buyer, sellers and wallets have, held against each other
+    market_demo.py  an exit sold and bought, told step by step
     turn.py         a real TURN server (coturn); gateway.py: port mapping by a real miniupnpd
     capture.py      tcpdump on a link; transfer.py: a checked TCP transfer between namespaces
     node.py         the real daemon as a subprocess, and its command line

@@ -29,6 +29,7 @@ class Market(Lab):
     """``laptop`` and ``sellers`` are nodes, each with a network of its own; not yet started."""
 
     server: Server
+    relay: Process
     home: Router
     site: Host
     mint: Mint
@@ -52,7 +53,8 @@ class Market(Lab):
         return f"http://{self.site.address}"
 
     def build(self) -> None:
-        self.server = self.server_host()
+        self.server = self.server_host(relay=False)
+        self.relay = self.start_relay(self.server)
         self.home = self.router("home", NatKind.PORT_RESTRICTED)
         self.host_laptop = self.host("laptop", self.home)
         self.site = self.host("site")

@@ -134,13 +134,13 @@ class LabNode:
         except ValueError as exc:
             raise UserError(f"{self.name}: {arguments[0]} printed no JSON: {text[:200]!r}") from exc
 
-    def ask(self, command: str) -> Any:
+    def ask(self, command: str, **arguments: object) -> Any:
         """Return the daemon's answer to a control command, as ``query`` does but for its program.
 
         For waits: to start a program for each look would be most of what a lab's machine does.
         """
         client = ControlClient(self._options.control_socket)
-        return client.call(command, timeout=patient(CONTROL_TIMEOUT))
+        return client.call(command, timeout=patient(CONTROL_TIMEOUT), **arguments)
 
     def init(self) -> str:
         """Create the node's identity and return its npub."""

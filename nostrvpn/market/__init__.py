@@ -10,7 +10,9 @@ Leases, both sides:
 
 - ``effects``   what the machines are told and ask for; ``messages``: what they say to each other
 - ``sealing``   messages under seals and wraps
-- ``attest``    usage and receipts signed by the seller; ``work``: proof of work on a request
+- ``attest``    usage and receipts signed by the seller; ``work``: proof of work on a request;
+  ``introduction``: who a buyer is
+- ``pace``      how much of what is costly is done for whoever asks
 - ``billing``   counters through restarts, what is owed, a lease's state; ``ledger``: double entry
 
 The seller:
@@ -19,6 +21,7 @@ The seller:
 - ``quoting``   who gets which price; ``trials``: budgets of what is free
 - ``payments``  what is refused, credited, repeated; ``payment_check``: money, as far as one can know
 - ``till``      what was shown before, and redeeming many at once; ``money_in``: one payment as a record
+- ``invoices``  Lightning invoices that are not paid yet, or not known to be
 - ``errands``   the wallet is asked until it answers; ``serving``: counted, suspended, resumed
 - ``ending``    refund and receipt; ``statements``: sessions and earnings as rows
 - ``service``   what can be sold; ``exit_service`` and ``exit_access``: an exit as that
@@ -30,6 +33,7 @@ The buyer:
 - ``buying``    one purchase, from request to receipt; ``saying``: its messages, made from the record
 - ``paying``    what is set aside, shown slice by slice, and comes home; ``ceilings``: how much, at most
 - ``bill_check``  the own count, and what it thinks of the seller's; ``receipts``: the last bill
+- ``tries``     what tries through the tunnel found
 - ``patience``    how long it waits for what
 - ``bought_lease``  one lease as a record, and its books; ``buyer_records``: what is written, and when
 - ``bought_link``   the tunnel as a value for the host; ``buyer_state``: words for ``exit status``

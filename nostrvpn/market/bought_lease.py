@@ -41,7 +41,8 @@ class Money(msgspec.Struct):
     """Money set aside for one lease by one request to the wallet (``ref``), at the mint of the lease.
 
     ``plan``: the amounts of each payment; ``slices``: proofs not shown yet, payment by payment;
-    ``locktime``: after that they can be had back, 0 for plain money.
+    ``locktime``: after that they can be had back, 0 for plain money. ``invoice``: the seller's, if that
+    is how it is paid; then it is there once it is paid.
     """
 
     ref: str
@@ -52,6 +53,7 @@ class Money(msgspec.Struct):
     shown_sat: int = 0
     slices: list[tuple[Proof, ...]] = []
     is_over: bool = False  # nothing of it will be shown any more
+    invoice: str = ""
 
     @property
     def sat(self) -> int:
@@ -107,6 +109,8 @@ class BoughtLease(msgspec.Struct):
     asked_at: int
     phase: str = Phase.ASKING
     nonce: int = 0
+    who: str = ""  # our lasting key, if it was to be said, and its signature
+    who_sig: str = ""
     quote: Quote | None = None
     access: dict[str, str | int | list[str]] | None = None
     free_bytes: int = 0
@@ -138,6 +142,16 @@ class BoughtLease(msgspec.Struct):
         return self.quote.lease_id if self.quote is not None else ""
 
     @property
+    def is_choosing(self) -> bool:
+        """Whether it is only asked what it would cost."""
+        return self.phase in (Phase.ASKING, Phase.QUOTED)
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether it was chosen and does not serve yet."""
+        return self.phase in (Phase.TRYING, Phase.PROBING, Phase.PAYING)
+
+    @property
     def pending(self) -> Slice | None:
         """The payment that was shown and not answered for."""
         return self.slices[-1] if self.slices and self.slices[-1].token else None
@@ -146,6 +160,24 @@ class BoughtLease(msgspec.Struct):
     def purse(self) -> Money | None:
         """The money that is being used, or asked for."""
         return self.money[-1] if self.money and not self.money[-1].is_over else None
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the seller's invoice is waited for."""
+        purse = self.purse
+        by_invoice = self.mode is PayMode.BOLT11
+        return by_invoice and purse is not None and not (purse.is_there or purse.invoice)
+
+    @property
+    def has_paid(self) -> bool:
+        """Whether an invoice is paid and the seller was not told."""
+        purse = self.purse
+        return purse is not None and purse.is_there and bool(purse.invoice and purse.slices)
+
+    @property
+    def is_paying(self) -> bool:
+        """Whether an invoice may be paid at any moment."""
+        return any(money.invoice and not (money.is_there or money.is_over) for money in self.money)
 
     @property
     def is_live(self) -> bool:
@@ -197,26 +229,37 @@ class BoughtLease(msgspec.Struct):
             had = sum(money.sat for money in self.money if money.is_there)
             stuck = had - self.shown_sat - home
             yield Entry(f"{key}/stuck", at, "lost", locked, 1000 * max(0, stuck))
+            taken = 1000 * self._unanswered_sat - self._home_msat("unpaid")
+            yield Entry(f"{key}/taken", at, "lost", lease, taken, "taken, and no word of it")
             if self.receipt is None:
-                yield Entry(f"{key}/lost", at, "lost", lease, self._gone_msat, "no receipt")
+                gone = self._gone_msat
+                yield Entry(f"{key}/lost", at, "lost", lease, gone, "no receipt")
 
     def _served(self, at: int) -> Iterator[Entry]:
         """Yield what became of what the seller was shown, by his receipt."""
         assert self.receipt is not None
         key, lease, gone = self.key, f"lease:{self.key}", self._gone_msat
         due = min(gone, self.receipt.due_msat, self.receipt.paid_msat)
-        back = sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind == "refund")
         # What the seller was not credited, the mint took from it.
-        fees = min(gone - due, max(0, gone + 1000 * back - self.receipt.paid_msat))
+        shown = gone + self._home_msat("refund")
+        fees = min(gone - due, max(0, shown - self.receipt.paid_msat))
         yield Entry(f"{key}/spent", at, "spent", lease, due, "service")
         yield Entry(f"{key}/fees", at, "fees", lease, fees, "of the mint, for the seller")
         yield Entry(f"{key}/unused", at, "unused", lease, gone - due - fees, "not used")
 
     @property
     def _gone_msat(self) -> int:
-        """What the seller was shown and did not give back."""
-        home = sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind != "reclaim")
-        return 1000 * (self.shown_sat - home)
+        """What the seller took and did not give back."""
+        return 1000 * (self.shown_sat - self._unanswered_sat) - self._home_msat("refund")
+
+    @property
+    def _unanswered_sat(self) -> int:
+        """What the seller was shown and did not answer for: it is had back, if he did not take it."""
+        refs = {parcel.ref for parcel in self.parcels if parcel.kind == "unpaid"}
+        return sum(one.sat for one in self.slices if f"{self.key}/unpaid/{one.seq}" in refs)
+
+    def _home_msat(self, kind: str) -> int:
+        return 1000 * sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind == kind)
 
     @property
     def is_square(self) -> bool:
@@ -224,7 +267,7 @@ class BoughtLease(msgspec.Struct):
         if self.phase != Phase.OVER or self.receipt is None:
             return False
         owes = self.receipt.owed_sat and not self.receipt.token
-        return not owes and all(p.is_settled for p in self.parcels if p.kind != "reclaim")
+        return not owes and all(p.is_settled for p in self.parcels if p.kind == "refund")
 
     @property
     def is_final(self) -> bool:

@@ -28,6 +28,7 @@ from nostrvpn.market.effects import (
     Counted,
     GivenBack,
     Heard,
+    InvoicePaid,
     Locked,
     MarketEffect,
     PaymentFailed,
@@ -37,14 +38,12 @@ from nostrvpn.market.effects import (
     Tick,
     Undelivered,
 )
+from nostrvpn.market.introduction import prepare_request
 from nostrvpn.market.ledger import Ledger
 from nostrvpn.market.messages import LeaseMessage, parse_message
-from nostrvpn.market.paying import Pocket, bring_home, parcel_came, took
-from nostrvpn.market.saying import request_of
+from nostrvpn.market.paying import Pocket, bring_home, invoice_paid, parcel_came, took
 from nostrvpn.market.trust import Outcome
 from nostrvpn.market.wish import BuyerEvent, Candidate, Funds, Ranked, Wanted, Wish
-from nostrvpn.market.work import with_work
-from nostrvpn.nostr.event import public_key
 
 __all__ = ["Buyer"]
 
@@ -148,7 +147,7 @@ class Buyer:
     @property
     def deadline(self) -> float | None:
         """When ``step`` is due with a Tick."""
-        busy = any(deal.is_choosing or deal.is_preparing for deal in self.deals)
+        busy = any(deal.lease.is_choosing or deal.lease.is_preparing for deal in self.deals)
         look = None if busy or self.wish is None else self._look_at
         best = self._first_quote_at + BEST_S if self._first_quote_at is not None else None
         deals = (deal.deadline for deal in self._deals.values())
@@ -204,12 +203,13 @@ class Buyer:
                 return [
                     effect
                     for deal in self.deals
-                    if (access := deal.lease.exit_access) is not None and deal.lease.is_live
+                    if (access := deal.lease.exit_access) is not None
+                    and (deal.lease.is_live or deal.lease.phase == Phase.CLOSING)
                     for effect in deal.counted(by_key.get(access.key), epoch, moment)
                 ]
             case Probed(lease_id) if lease_id in self._deals:
                 return self._deals[lease_id].probed(event, moment)
-            case Locked() | TakenOut() | Redeemed() | PaymentFailed():
+            case Locked() | TakenOut() | InvoicePaid() | Redeemed() | PaymentFailed():
                 return self._wallet(event, moment)
             case Undelivered() | GivenBack() | Probed() | Tick():
                 pass
@@ -244,7 +244,7 @@ class Buyer:
         return next(found, None)
 
     def _wallet(
-        self, event: Locked | TakenOut | Redeemed | PaymentFailed, moment: Moment
+        self, event: Locked | TakenOut | InvoicePaid | Redeemed | PaymentFailed, moment: Moment
     ) -> list[MarketEffect]:
         deal = self._deals.get(event.ref.partition("/")[0])
         if deal is None:
@@ -257,6 +257,9 @@ class Buyer:
                 return deal.money_came(moment)
             case TakenOut(ref, token, fee):
                 took(lease, self.pocket, moment, (ref, token, fee))
+                return deal.money_came(moment)
+            case InvoicePaid(ref, fee):
+                invoice_paid(lease, self.pocket, moment, (ref, fee))
                 return deal.money_came(moment)
             case Redeemed(ref, sat, fee):
                 parcel_came(lease, self.pocket, moment, (ref, sat, fee))
@@ -288,7 +291,7 @@ class Buyer:
             return doing
         doing += self._switch(moment)
         using = self.using
-        if any(deal.is_preparing and deal.lease.key != self._using for deal in self.deals):
+        if any(deal.lease.is_preparing and deal.lease.key != self._using for deal in self.deals):
             return doing
         if using is not None and not using.wants_out:
             self._look_at = None
@@ -362,9 +365,7 @@ class Buyer:
             *way,
             int(moment.wall),
         )
-        request = request_of(lease, self.pocket.relays)
-        worked = with_work(request, public_key(secret), offer.seller, offer.pow_bits)
-        lease.nonce = worked.nonce if worked is not None else 0
+        prepare_request(lease, root, self.pocket.relays, as_me=self.wish.as_me)
         deal = Buying(lease, self.pocket, self.counters, moment.now)
         self._deals[lease.key] = deal
         return deal.say(moment)

@@ -30,11 +30,12 @@ METER_S = 30
 
 
 class Records:
-    """What is stored, and the books that follow from it."""
+    """What is stored, and the books that follow from it. ``unread``: keys of leases that are damaged."""
 
     def __init__(self) -> None:
         self.ledger = Ledger(LEDGER)
         self.next_number = 0
+        self.unread: list[str] = []
         self._stored: dict[tuple[str, str], bytes] = {}
         self._seen: dict[str, bytes] = {}  # whole leases: most do not change most of the time
         self._meter_at: dict[str, float] = {}
@@ -42,7 +43,7 @@ class Records:
     def read(
         self, kept: Mapping[str, Mapping[str, object]], pocket: Pocket, moment: Moment
     ) -> list[BoughtLease]:
-        """Take what was kept; PeerMisbehaved "bad_record" if it is damaged."""
+        """Take what was kept; PeerMisbehaved "bad_record" if more than leases is damaged."""
         own, meters = kept.get(BUYER, {}), kept.get(BOUGHT_METER, {})
         number = own.get("next", 0)
         if not isinstance(number, int):
@@ -51,10 +52,12 @@ class Records:
         wish = own.get("wish")
         pocket.wish = Wish.from_json(wish) if wish is not None else None
         self.ledger.restore(kept.get(LEDGER, {}))
-        leases = [
-            BoughtLease.from_json(value, meters.get(key))
-            for key, value in kept.get(BOUGHT, {}).items()
-        ]
+        leases = []
+        for key, value in kept.get(BOUGHT, {}).items():
+            try:
+                leases.append(BoughtLease.from_json(value, meters.get(key)))
+            except PeerMisbehaved:
+                self.unread.append(key)  # it stays as it is, for a person or another version
         # A number is stored before the lease that has it, but for damage.
         self.next_number = max([number, *(lease.number + 1 for lease in leases)])
         known = {money.ref for lease in leases for money in lease.money}

@@ -54,6 +54,9 @@ def document(buyer: Buyer, moment: Moment) -> dict[str, object]:
     return {
         "state": state,
         "text": f"{_TEXTS[state]}: {reason}" if reason else _TEXTS[state],
+        "reason": reason,
+        "budget_hour_sat": buyer.wish.ceilings.hour_sat if buyer.wish is not None else 0,
+        "budget_day_sat": buyer.wish.ceilings.day_sat if buyer.wish is not None else 0,
         "spent_hour_sat": spending.spent(HOUR, moment),
         "spent_day_sat": spending.spent(DAY, moment),
         "coming_home_sat": coming,
@@ -74,8 +77,8 @@ def _lease(using: Buying) -> dict[str, object]:
     return {
         "offer": lease.offer.ref,
         "seller": lease.seller,
-        "country": using.country or lease.offer.country,
-        "is_country_seen": bool(using.country),
+        "country": using.tries.country or lease.offer.country,
+        "is_country_seen": bool(using.tries.country),
         "mode": lease.mode.value,
         "mint": lease.mint,
         "gib_msat": bill.price.per_gib_msat,
@@ -84,6 +87,6 @@ def _lease(using: Buying) -> dict[str, object]:
         "ms": lease.ms,
         "due_msat": bill.due_msat,
         "paid_msat": lease.paid_msat,
-        "rtt_ms": using.rtt_ms,
+        "rtt_ms": using.tries.rtt_ms,
         "since": lease.started_at,
     }

@@ -11,17 +11,27 @@ from collections import Counter
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, earliest
-from nostrvpn.market import patience
+from nostrvpn.market import patience, paying
 from nostrvpn.market.attest import is_signed_by
 from nostrvpn.market.bill_check import OwnCount
 from nostrvpn.market.bought_lease import BoughtLease, Phase
 from nostrvpn.market.deal import check_quote
 from nostrvpn.market.effects import Counters, MarketEffect, Probe, Probed, Say, ServiceChanged
 from nostrvpn.market.exit_access import ExitAccess
-from nostrvpn.market.messages import Grant, LeaseMessage, Low, Notice, Quote, Receipt, Usage
-from nostrvpn.market.paying import Pocket, answered, ask_again, go_home, prepare, show, take_back
+from nostrvpn.market.messages import (
+    Grant,
+    Invoice,
+    LeaseMessage,
+    Low,
+    Notice,
+    Quote,
+    Receipt,
+    Usage,
+)
+from nostrvpn.market.paying import Pocket, ask_again, go_home, prepare, show, take_invoice
 from nostrvpn.market.receipts import take_receipt
-from nostrvpn.market.saying import tell
+from nostrvpn.market.saying import Voice
+from nostrvpn.market.tries import Tries
 from nostrvpn.market.trust import Outcome
 
 __all__ = ["Buying"]
@@ -36,29 +46,16 @@ class Buying:
         self.lease, self.pocket, self.counters = lease, pocket, counters
         self.count = OwnCount(lease)
         self.slot = 0
-        self.rtt_ms: int | None = None
-        self.country = ""
+        self.tries = Tries()
         self.wants_out = ""  # why another seller should be looked for, while this one still serves
         self.is_short = ""  # why the next payment cannot be made
         self.is_suspended = False
         self._since = now
-        self._say_at: float | None = None
-        self._said = 0
+        self._voice = Voice()
         self._money_at: float | None = None
         self._probe_at: float | None = None
-        self._failures = self._slow = 0
         self._is_told_low = False
         self._since_shown = now
-
-    @property
-    def is_choosing(self) -> bool:
-        """Whether it is only asked what it would cost."""
-        return self.lease.phase in (Phase.ASKING, Phase.QUOTED)
-
-    @property
-    def is_preparing(self) -> bool:
-        """Whether it was chosen and does not serve yet."""
-        return self.lease.phase in (Phase.TRYING, Phase.PROBING, Phase.PAYING)
 
     @property
     def is_serving(self) -> bool:
@@ -70,7 +67,7 @@ class Buying:
         """When the next step is due without an event."""
         limit = patience.PATIENCE_S.get(self.lease.phase)
         given_up = self._since + limit if limit is not None else None
-        return earliest(self._say_at, self._money_at, self._probe_at, given_up)
+        return earliest(self._voice.due, self._money_at, self._probe_at, given_up)
 
     # What it does
 
@@ -99,13 +96,13 @@ class Buying:
         lease.label, lease.ended_at = reason, int(moment.wall)
         if outcome is not None:
             lease.outcome = outcome
-        if self.is_choosing:
+        if self.lease.is_choosing:
             lease.phase = Phase.OVER
             return []
         self._enter(Phase.CLOSING, moment)
         self._probe_at = None
         changed: list[MarketEffect] = [ServiceChanged()] if had_tunnel else []
-        if lease.purse is not None and lease.purse.is_there:
+        if lease.purse is not None and (lease.purse.is_there or lease.is_asking):
             go_home(lease, lease.purse)
         return [*changed, Say("info", f"exit of {lease.seller[:8]}: {reason}"), *self.say(moment)]
 
@@ -115,14 +112,19 @@ class Buying:
         limit = patience.PATIENCE_S.get(lease.phase)
         if limit is not None and now >= self._since + limit:
             return self._give_up(moment)
-        late = lease.pending is not None and now >= self._since_shown + patience.ANSWER_S
-        if late and lease.phase == Phase.SERVED:
+        late = now >= self._since_shown + patience.ANSWER_S and lease.phase == Phase.SERVED
+        if late and lease.pending is not None:
             return self.end(moment, "it took the payment and did not answer", Outcome.BROKE_OFF)
+        if late and lease.is_asking:
+            return self.end(moment, "it made no invoice", Outcome.BROKE_OFF)
         effects: list[MarketEffect] = []
+        is_again = self._voice.due is not None and now >= self._voice.due
+        if lease.phase == Phase.SERVED and lease.pending is not None and is_again:
+            self._probe_at = now  # no answer to a payment: perhaps nobody is there any more
         if self._probe_at is not None and now >= self._probe_at:
             self._probe_at = now + patience.PROBE_S
             effects.append(Probe(lease.key))
-        if self._say_at is not None and now >= self._say_at:
+        if self._voice.due is not None and now >= self._voice.due:
             effects += self.say(moment)
         if self._money_at is not None and now >= self._money_at:
             again = ask_again(lease)
@@ -154,25 +156,14 @@ class Buying:
         lease = self.lease
         if lease.phase not in (Phase.PROBING, Phase.SERVED):
             return []
+        limit = self.pocket.wish.max_rtt_ms if self.pocket.wish is not None else 0
+        failed = self.tries.take(probe, lease, limit, is_suspended=self.is_suspended)
+        if failed is not None:
+            return self.end(moment, *failed)
         if not probe.ok:
-            self._failures += 1
             self._probe_at = moment.now + patience.PROBE_AGAIN_S
-            # Who is paused for want of our money is not dead.
-            dead = self._failures >= patience.PROBE_FAILURES and not self.is_suspended
-            if lease.phase == Phase.SERVED and dead:
-                return self.end(moment, f"nothing comes through: {probe.reason}", Outcome.BROKE_OFF)
             return []
-        self._failures, self.rtt_ms = 0, probe.rtt_ms
-        self.country = probe.country or self.country
-        claimed = lease.offer.country
-        if probe.country and claimed and probe.country != claimed:
-            text = f"it is in {probe.country}, not in {claimed}"
-            return self.end(moment, text, Outcome.NO_SERVICE)
-        wish = self.pocket.wish
-        limit = wish.max_rtt_ms if wish is not None else 0
-        self._slow = self._slow + 1 if limit and (probe.rtt_ms or 0) > limit else 0
-        if self._slow >= patience.SLOW_PROBES:
-            self.wants_out = f"it answers in {probe.rtt_ms} ms"
+        self.wants_out = self.tries.why_slow or self.wants_out
         if lease.phase != Phase.PROBING:
             return []
         lease.is_probed = True
@@ -181,6 +172,14 @@ class Buying:
 
     def heard(self, message: LeaseMessage, moment: Moment) -> list[MarketEffect]:
         """Take a message that the lease's seller signed, and that names this lease."""
+        try:
+            return self._take(message, moment)
+        except PeerMisbehaved as exc:
+            self.counters[exc.code] += 1
+            what = type(message).__name__.lower()
+            return self.end(moment, f"its {what} cannot be used", Outcome.NO_SERVICE)
+
+    def _take(self, message: LeaseMessage, moment: Moment) -> list[MarketEffect]:
         match message:
             case Quote() if self.lease.phase == Phase.ASKING:
                 return self._quoted(message, moment)
@@ -188,6 +187,8 @@ class Buying:
                 return self._granted(message, moment)
             case Usage():
                 return self._used(message, moment)
+            case Invoice():
+                return self._invoiced(message, moment)
             case Low():
                 self._is_told_low = True
                 return self._pay(moment)
@@ -232,6 +233,12 @@ class Buying:
         self._enter(Phase.QUOTED, moment)
         return []
 
+    def _invoiced(self, message: Invoice, moment: Moment) -> list[MarketEffect]:
+        asked = take_invoice(self.lease, message, moment)
+        if asked:
+            self._money_at, self._voice.due = moment.now + patience.MONEY_AGAIN_S, None
+        return asked
+
     def _granted(self, grant: Grant, moment: Moment) -> list[MarketEffect]:
         lease = self.lease
         was_pending = lease.pending is not None
@@ -242,15 +249,11 @@ class Buying:
         is_paid = lease.phase == Phase.PAYING and was_pending and lease.pending is None
         if lease.phase != Phase.TRYING and not is_paid:
             return []  # the same once more
-        try:
-            ExitAccess.parse(grant.access)
-        except PeerMisbehaved as exc:
-            self.counters[exc.code] += 1
-            return self.end(moment, "its grant cannot be used", Outcome.NO_SERVICE)
+        ExitAccess.parse(grant.access).check()
         lease.access = dict(grant.access)
         lease.granted_at = lease.granted_at or int(moment.wall)
         lease.free_bytes = grant.free_bytes
-        self._say_at = None
+        self._voice.due = None
         if lease.is_probed:
             return self._tried(moment)
         self._enter(Phase.PROBING, moment)
@@ -264,8 +267,8 @@ class Buying:
             return True
         self._is_told_low = self.is_suspended = False
         if self.lease.phase != Phase.CLOSING:
-            self._say_at = None
-        return answered(self.lease, paid_msat)
+            self._voice.due = None
+        return paying.answered(self.lease, paid_msat)
 
     def _used(self, usage: Usage, moment: Moment) -> list[MarketEffect]:
         lease = self.lease
@@ -304,7 +307,8 @@ class Buying:
         if code in ("price-changed", "ending"):
             self.wants_out = f"it says: {code}"
             return []
-        if pending is not None and notice.seq == pending.seq and notice.level != "info":
+        asked = pending.seq if pending is not None else lease.seq if lease.is_asking else None
+        if asked is not None and notice.seq == asked and notice.level != "info":
             self.counters["payment_refused"] += 1
             if notice.level == "error":
                 return self.end(moment, f"it refuses the payment: {code}", Outcome.NO_SERVICE)
@@ -316,8 +320,8 @@ class Buying:
         if lease.quote is None or not is_signed_by(receipt, lease.seller):
             self.counters["bad_signature"] += 1
             return []
-        if lease.is_square:
-            return []  # it is in the books
+        if lease.is_square or lease.is_paying:
+            return []  # it is in the books, or asked for again once they know what was paid
         effects: list[MarketEffect] = []
         if lease.phase not in (Phase.CLOSING, Phase.OVER):
             effects = self.end(moment, f"it ended the lease: {receipt.reason}", Outcome.BROKE_OFF)
@@ -351,10 +355,12 @@ class Buying:
             return []
         if lease.phase == Phase.PAYING and lease.paid_msat:
             return []
-        if lease.phase == Phase.SERVED and not self.count.needs_more(self._is_told_low):
+        is_low = lease.has_paid or self.count.needs_more(self._is_told_low)
+        if lease.phase == Phase.SERVED and not is_low:
             return []
         if show(lease, self.pocket, moment):
-            self._said, self._since_shown = 0, moment.now
+            self._since_shown = moment.now
+            self._voice.begin()
             return self.say(moment)
         if lease.purse is not None:
             if not lease.purse.is_there:
@@ -366,32 +372,29 @@ class Buying:
             self.is_short = self.pocket.why_short(lease.mint, moment)
             return self.end(moment, self.is_short) if lease.phase == Phase.PAYING else []
         self._money_at = moment.now + patience.MONEY_AGAIN_S
-        return asked
+        self._since_shown = moment.now
+        self._voice.begin()
+        return [*asked, *self.say(moment)]
 
     def _give_up(self, moment: Moment) -> list[MarketEffect]:
         phase, lease = self.lease.phase, self.lease
         if phase == Phase.CLOSING:
             return self._over(moment)
         outcome = Outcome.SERVED if phase == Phase.QUOTED else Outcome.NO_SERVICE
-        if phase == Phase.PAYING and lease.pending is None:
+        if phase == Phase.PAYING and lease.pending is None and not lease.is_asking:
             outcome = Outcome.SERVED  # it was our mint that did not answer
         return self.end(moment, f"no answer while {phase}", outcome)
 
     def _over(self, moment: Moment) -> list[MarketEffect]:
         self.lease.phase = Phase.OVER
-        self._say_at = None
-        take_back(self.lease)
+        self._voice.due = None
+        paying.take_back(self.lease)
         return []
 
     def _enter(self, phase: str, moment: Moment) -> None:
-        self.lease.phase, self._since, self._said, self._say_at = phase, moment.now, 0, None
+        self.lease.phase, self._since = phase, moment.now
+        self._voice.begin()
 
     def say(self, moment: Moment) -> list[MarketEffect]:
         """Say what is to be said in this phase, and again later."""
-        said = tell(self.lease, self.pocket.relays, self._said)
-        if said is None:
-            self._say_at = None
-            return []
-        self._say_at = moment.now + patience.AGAIN_S[min(self._said, len(patience.AGAIN_S) - 1)]
-        self._said += 1
-        return [said]
+        return self._voice.say(self.lease, self.pocket.relays, moment.now)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from nostrvpn.machine import Moment
-from nostrvpn.market.deal import way_to_pay
+from nostrvpn.market.deal import least_sat, way_to_pay
 from nostrvpn.market.paying import Pocket, fee_room
 from nostrvpn.market.wish import Candidate, Wish
 
@@ -72,6 +72,9 @@ class Choice:
         way = way_to_pay(offer, wish, pocket.sat)
         if way is None:
             return "the wallet has nothing at its mints"
-        if pocket.allowed(way[1], moment) < 1 + fee_room(1):
+        least = least_sat(offer, way[0])
+        if least > min(offer.terms.max_slice_sat, wish.ceilings.slice_sat):
+            return "its least invoice is more than a slice may be"
+        if pocket.allowed(way[1], moment) < least + fee_room(least):
             return pocket.why_short(way[1], moment)
         return None

@@ -8,10 +8,10 @@ from nostrvpn.machine import Moment
 from nostrvpn.market.bought_lease import BoughtLease
 from nostrvpn.market.messages import Quote
 from nostrvpn.market.offer import Offer
-from nostrvpn.market.terms import PayMode
+from nostrvpn.market.terms import LIGHTNING, PayMode, least_invoice_sat
 from nostrvpn.market.wish import Wish
 
-__all__ = ["MAX_WORK_BITS", "check_quote", "way_to_pay"]
+__all__ = ["MAX_WORK_BITS", "check_quote", "least_sat", "way_to_pay"]
 
 # What a laptop does in a third of a second.
 MAX_WORK_BITS = 18
@@ -29,7 +29,8 @@ def check_quote(quote: Quote, lease: BoughtLease, moment: Moment) -> str | None:
         return "an hour is dearer than in the offer"
     if quote.receiver[2:] != lease.offer.receiver_pubkey[2:]:
         return "the money would go to another key than the offer's"
-    if quote.mode is not lease.mode or lease.mint not in quote.mints:
+    by_invoice = lease.mode is PayMode.BOLT11
+    if quote.mode is not lease.mode or not (by_invoice or lease.mint in quote.mints):
         return "it wants to be paid in another way than was asked"
     if quote.lock_s > LONGEST_LOCK_S:
         return "it wants money locked for too long"
@@ -39,13 +40,24 @@ def check_quote(quote: Quote, lease: BoughtLease, moment: Moment) -> str | None:
 
 
 def way_to_pay(offer: Offer, wish: Wish, sat: Mapping[str, int]) -> tuple[PayMode, str] | None:
-    """Return how and at which mint an offer is paid: where most money is; None if nowhere."""
-    modes = [mode for mode in wish.modes if mode in offer.terms.pay]
-    mints = [
-        mint
-        for mint in offer.terms.mints
-        if sat.get(mint, 0) > 0 and (not wish.mints or mint in wish.mints)
-    ]
-    if not modes or not mints or offer.pow_bits > MAX_WORK_BITS:
+    """Return how and at which mint an offer is paid: where most money is; None if nowhere.
+
+    An invoice is paid by the connected wallet (LIGHTNING) if there is one, else from any mint.
+    """
+    if offer.pow_bits > MAX_WORK_BITS:
         return None
-    return modes[0], max(mints, key=lambda mint: sat[mint])
+    for mode in wish.modes:
+        by_invoice = mode is PayMode.BOLT11
+        mints = [
+            mint
+            for mint in (sat if by_invoice else offer.terms.mints)
+            if sat.get(mint, 0) > 0 and (not wish.mints or mint in wish.mints)
+        ]
+        if mode in offer.terms.pay and mints:
+            return mode, max(mints, key=lambda mint: (mint == LIGHTNING, sat[mint]))
+    return None
+
+
+def least_sat(offer: Offer, mode: PayMode) -> int:
+    """Return the least that a payment can be (sat)."""
+    return least_invoice_sat(offer.terms.price) if mode is PayMode.BOLT11 else 1

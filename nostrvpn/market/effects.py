@@ -21,11 +21,16 @@ __all__ = [
     "GiveBack",
     "GivenBack",
     "Heard",
+    "InvoiceMade",
+    "InvoicePaid",
+    "InvoiceSeen",
     "Keep",
     "Lock",
     "Locked",
+    "MakeInvoice",
     "MarketEffect",
     "MarketEvent",
+    "PayInvoice",
     "PaymentFailed",
     "Probe",
     "Probed",
@@ -39,6 +44,7 @@ __all__ = [
     "Tell",
     "Tick",
     "Undelivered",
+    "WatchInvoice",
 ]
 
 
@@ -143,8 +149,55 @@ class Probe:
     lease_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class MakeInvoice:
+    """Have the connected Lightning wallet make an invoice (seller). Answer: InvoiceMade.
+
+    Asked again, it may make another one: the machine goes by the first that it wrote down.
+    """
+
+    ref: str
+    msat: int
+    expiry_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchInvoice:
+    """Ask the connected wallet whether an invoice of its own is paid (seller). Answer: InvoiceSeen."""
+
+    ref: str
+    payment_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class PayInvoice:
+    """Pay an invoice (buyer): from ``mint``, or for LIGHTNING by the connected wallet.
+
+    ``max_fee_sat``: what a mint may ask besides; a wallet has limits of its own. ``is_again``: it was
+    asked before, and may be paid already. Answer: InvoicePaid.
+    """
+
+    ref: str
+    mint: str
+    invoice: str = field(repr=False)
+    max_fee_sat: int
+    is_again: bool = False
+
+
 MarketEffect = (
-    Keep | Tell | Say | Lock | TakeOut | Redeem | GiveBack | Reclaim | ServiceChanged | Probe
+    Keep
+    | Tell
+    | Say
+    | Lock
+    | TakeOut
+    | Redeem
+    | GiveBack
+    | Reclaim
+    | MakeInvoice
+    | WatchInvoice
+    | PayInvoice
+    | ServiceChanged
+    | Probe
 )
 
 
@@ -208,6 +261,30 @@ class GivenBack:
 
 
 @dataclass(frozen=True, slots=True)
+class InvoiceMade:
+    """The answer to MakeInvoice: the invoice (bolt11)."""
+
+    ref: str
+    invoice: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceSeen:
+    """The answer to WatchInvoice: whether it is paid, for good."""
+
+    ref: str
+    is_paid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicePaid:
+    """The answer to PayInvoice; ``fee_sat`` beyond the amount, rounded up."""
+
+    ref: str
+    fee_sat: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PaymentFailed:
     """A request to the wallet failed; with ``may_retry`` the same ref may be asked again later.
 
@@ -265,6 +342,9 @@ MarketEvent = (
     | TakenOut
     | Redeemed
     | GivenBack
+    | InvoiceMade
+    | InvoiceSeen
+    | InvoicePaid
     | PaymentFailed
     | Counted
     | Probed

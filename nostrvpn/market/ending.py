@@ -96,10 +96,11 @@ class Ending:
         return effects
 
     def _overdue(self, lease: Lease, wall: float) -> str:
-        if lease.phase != Phase.OPEN or lease.has_pending:
+        by_invoice = lease.mode is PayMode.BOLT11  # waited for once the service has ended
+        if lease.phase != Phase.OPEN or (lease.has_pending and not by_invoice):
             return ""
         if lease.access is None:
-            if lease.paid_msat:
+            if lease.paid_msat or lease.has_pending:
                 return "no-service" if wall > lease.quote.expires_at + SUSPENDED_S else ""
             return "nothing" if wall > lease.quote.expires_at else ""
         if lease.suspended_at and wall > lease.suspended_at + SUSPENDED_S:
@@ -116,10 +117,12 @@ class Ending:
         """Return from which mint how much is given back (sat).
 
         Of locked proofs the buyer still has what was not shown, so what is left of the last slice stays
-        here, but where we ended the lease.
+        here, but where we ended the lease. What came by Lightning is in another wallet than tokens are
+        made from.
         """
         ours = lease.reason in ("no-service", "policy-denied", "price-changed", "stopped")
-        if not lease.paid_by or (lease.mode is PayMode.LOCKED and not ours):
+        stays = lease.mode is PayMode.BOLT11 or (lease.mode is PayMode.LOCKED and not ours)
+        if not lease.paid_by or stays:
             return "", 0
         mint, paid = max(lease.paid_by.items(), key=lambda item: item[1])
         keys = self._stall.till.mints.get(mint)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nostrvpn.machine import earliest
-from nostrvpn.market.effects import GiveBack, Redeem
+from nostrvpn.market.effects import GiveBack, MakeInvoice, Redeem
 
-__all__ = ["Errands"]
+__all__ = ["Errands", "Request"]
+
+Request = Redeem | GiveBack | MakeInvoice
 
 # Seconds until a request that failed is made again, twice as long each time: mints count requests.
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0
@@ -18,7 +20,7 @@ LATE_S = 60.0
 
 @dataclass(slots=True)
 class _Errand:
-    request: Redeem | GiveBack
+    request: Request
     due: float
     failures: int = 0
     asked_at: float | None = None
@@ -38,12 +40,12 @@ class Errands:
         """When the next one is asked again."""
         return earliest(*(errand.due for errand in self._open.values()))
 
-    def ask(self, request: Redeem | GiveBack, now: float) -> list[Redeem | GiveBack]:
+    def ask(self, request: Request, now: float) -> list[Request]:
         """Return the request, to be carried out now, and remember it."""
         self._open[request.ref] = _Errand(request, now + ANSWER_S, asked_at=now)
         return [request]
 
-    def owe(self, request: Redeem | GiveBack) -> None:
+    def owe(self, request: Request) -> None:
         """Remember a request of an earlier run: it is made at the next look."""
         self._open[request.ref] = _Errand(request, float("-inf"))
 
@@ -64,7 +66,7 @@ class Errands:
             return False
         return errand.failures > 0 or now - errand.asked_at > LATE_S
 
-    def due(self, now: float) -> list[Redeem | GiveBack]:
+    def due(self, now: float) -> list[Request]:
         """Return what is to be asked (again) now."""
         found = [errand for errand in self._open.values() if errand.due <= now]
         for errand in found:

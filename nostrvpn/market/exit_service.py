@@ -12,7 +12,7 @@ from nostrvpn.machine import Entropy
 from nostrvpn.market.effects import Counted, Counters
 from nostrvpn.market.exit_access import ExitAccess
 from nostrvpn.market.service import Access, Allowance
-from nostrvpn.wireguard.device import SecretKey
+from nostrvpn.wireguard.device import SecretKey, is_peer_key
 
 __all__ = ["ExitPlace", "ExitService"]
 
@@ -50,9 +50,11 @@ class ExitService:
         return tuple(self._leases.values())
 
     def admit(self, key: str) -> str | None:
-        """Refuse what is beyond ``max_sessions``, and a key that is here already."""
+        """Refuse what is beyond ``max_sessions``, a key that is here already, and one that is none."""
         if self.place is None or len(self._leases) >= self.max_sessions:
             return "too-busy"
+        if not is_peer_key(key, self.place.key):
+            return "policy-denied"
         return "policy-denied" if any(one.key == key for one in self._leases.values()) else None
 
     def activate(

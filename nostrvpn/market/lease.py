@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import msgspec
@@ -35,12 +35,17 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """A payment by its ``seq``: ``state`` is pending, credited, or the code of its refusal."""
+    """A payment by its ``seq``: ``state`` is pending, credited, or the code of its refusal.
+
+    By an invoice: ``id`` is its payment hash, empty until it is made; ``until``: when it expires.
+    """
 
     id: str
     state: str
     msat: int = 0
     mint: str = ""
+    invoice: str = field(default="", repr=False)
+    until: int = 0
 
 
 @dataclass(slots=True)
@@ -155,7 +160,7 @@ class Lease:
         stored["request"] = msgspec.to_builtins(self.request)
         stored["quote"] = msgspec.to_builtins(self.quote)
         stored["payments"] = {
-            str(seq): [p.id, p.state, p.msat, p.mint] for seq, p in self.payments.items()
+            str(seq): list(astuple(payment)) for seq, payment in self.payments.items()
         }
         return stored
 

@@ -24,6 +24,8 @@ __all__ = [
     "Close",
     "Fund",
     "Grant",
+    "Invoice",
+    "InvoiceRequest",
     "LeaseMessage",
     "Low",
     "Notice",
@@ -66,6 +68,7 @@ NOTICE_CODES = frozenset(
         *("unknown-keyset", "inactive-keyset", "expiring-keyset"),
         *("fee-too-low", "slice-too-large", "mint-down", "mode-not-accepted", "stale-seq"),
         *("policy-denied", "price-changed", "work-needed", "trial-denied", "quote-expired"),
+        *("slice-too-small", "lightning-down", "invoice-expired"),
         *("too-busy", "unknown-lease", "suspended", "resumed", "closed", "ending", "grant-failed"),
     }
 )
@@ -76,7 +79,8 @@ class QuoteRequest(Struct, frozen=True, tag="quote_req", kw_only=True):
 
     ``wg_pub``: the WireGuard key that the lease is bound to; ``refund``: where unused money goes, and
     who may have locked proofs back; ``want_bps``: bits per second hoped for, 0 for any; ``relays``:
-    where the buyer listens; ``nonce``: the proof of work (``work.py``).
+    where the buyer listens; ``nonce``: the proof of work (``work.py``); ``who``: the buyer's lasting
+    key, if it wants to be known, and ``who_sig`` its word (``introduction.py``).
     """
 
     key: Hex32
@@ -89,6 +93,8 @@ class QuoteRequest(Struct, frozen=True, tag="quote_req", kw_only=True):
     relays: Annotated[tuple[Url, ...], Meta(max_length=4)] = ()
     want_bps: Count = 0
     nonce: Count = 0
+    who: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    who_sig: Signature = ""
 
 
 class Quote(Struct, frozen=True, tag="quote", kw_only=True):
@@ -138,6 +144,25 @@ class TopUp(Struct, frozen=True, tag="topup", kw_only=True):
     lease_id: Hex32
     seq: Number
     token: Annotated[str, Meta(min_length=1, max_length=20_000)]
+
+
+class InvoiceRequest(Struct, frozen=True, tag="invoice_req", kw_only=True):
+    """The buyer of a lease that is paid by invoices asks for one over ``sat``.
+
+    Said again with its ``seq`` it asks whether that one is paid; the answer is then the grant.
+    """
+
+    lease_id: Hex32
+    seq: Number
+    sat: Sat
+
+
+class Invoice(Struct, frozen=True, tag="invoice", kw_only=True):
+    """The invoice (bolt11) that the payment ``seq`` is made by."""
+
+    lease_id: Hex32
+    seq: Number
+    invoice: Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class Grant(Struct, frozen=True, tag="grant", kw_only=True):
@@ -231,7 +256,20 @@ class Receipt(Struct, frozen=True, tag="receipt", kw_only=True):
     sig: Signature = ""
 
 
-LeaseMessage = QuoteRequest | Quote | Fund | TopUp | Grant | Usage | Low | Notice | Close | Receipt
+LeaseMessage = (
+    QuoteRequest
+    | Quote
+    | Fund
+    | TopUp
+    | InvoiceRequest
+    | Invoice
+    | Grant
+    | Usage
+    | Low
+    | Notice
+    | Close
+    | Receipt
+)
 _DECODER: msgspec.json.Decoder[LeaseMessage] = msgspec.json.Decoder(LeaseMessage)
 
 

@@ -15,7 +15,7 @@ from coincurve import PublicKeyXOnly
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment
 from nostrvpn.market import tags
-from nostrvpn.market.sale import MAX_MINTS, MAX_POW_BITS
+from nostrvpn.market.sale import MAX_CONTACT, MAX_MINTS, MAX_POW_BITS
 from nostrvpn.market.terms import GIB, MAX_MSAT, PayMode, Price, Terms
 from nostrvpn.nostr.event import Event, Tags, public_key, sign_event
 
@@ -58,7 +58,8 @@ _RECEIVER = re.compile(r"(02)?([0-9a-f]{64})\Z")
 class Offer:
     """What a seller offers. ``seller``: its market key (64 hex); ``receiver_pubkey``: what money is
     locked to ("02" and 64 hex). ``relays``: where to write to it. ``pow_bits``: work asked for with a
-    request (NIP-13). ``country``, ``asn``, ``network_class`` and the rates are claims; "" or 0: none.
+    request (NIP-13). ``contact``: where complaints go, one line. ``country``, ``asn``, ``network_class``
+    and the rates are claims; "" or 0: none.
     ``created_at`` and ``expires_at`` (Unix time) and ``event_id`` are the event's; a seller that makes
     an offer leaves them out."""
 
@@ -76,6 +77,7 @@ class Offer:
     asn: int = 0
     down_bps: int = 0
     up_bps: int = 0
+    contact: str = ""
     created_at: int = 0
     expires_at: int = 0
     event_id: str = ""
@@ -144,6 +146,8 @@ def _tags(offer: Offer, expires_at: int) -> Tags:
         made += [("L", _COUNTRIES), ("l", offer.country, _COUNTRIES)]
     if PayMode.BOLT11 in terms.pay:
         made.append(("ln", PayMode.BOLT11.value))
+    if offer.contact:
+        made.append(("contact", offer.contact))
     if offer.network_class:
         made.append(("network_class", offer.network_class))
     numbers = {"max_sessions": offer.max_sessions, "asn": offer.asn, "pow": offer.pow_bits}
@@ -192,6 +196,7 @@ def parse_offer(event: Event, now: int) -> Offer:
         asn=_number(event, "asn", 0xFFFF_FFFF),
         down_bps=_number(event, "down_bps", _MAX_BPS),
         up_bps=_number(event, "up_bps", _MAX_BPS),
+        contact=_contact(event),
         created_at=event.created_at,
         expires_at=expires_at,
         event_id=event.id,
@@ -207,6 +212,14 @@ def _required(event: Event, name: str, pattern: re.Pattern[str]) -> str:
 
 def _optional(event: Event, name: str, pattern: re.Pattern[str]) -> str:
     return _required(event, name, pattern) if event.tag_values(name) else ""
+
+
+def _contact(event: Event) -> str:
+    """Return what is shown to people: one line that no terminal obeys."""
+    text = tags.one(event, "contact") or ""
+    if len(text) > MAX_CONTACT or not text.isprintable():
+        raise PeerMisbehaved("malformed_tag", "contact is no line of 200 characters")
+    return text
 
 
 def _number(event: Event, name: str, most: int) -> int:

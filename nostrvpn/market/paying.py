@@ -2,7 +2,8 @@
 
 Locked money (M2) is prepared once for many payments: one swap with the mint makes proofs that only the
 seller can spend, and each is worth something to him only once he was shown it. Plain money (M1) is taken
-out of the wallet for each payment. Either way at most one payment is out without an answer.
+out of the wallet for each payment. An invoice (BOLT11) is the seller's, paid by Lightning, and "shown"
+by asking him whether it is. In any case at most one payment is out without an answer.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from nostrvpn.cashu.proof import Keyset, MintKeys, Proof
 from nostrvpn.cashu.token import Token, expand_ids, parse_token, render_token
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.identity.keys import RootSecret
+from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.machine import Moment
 from nostrvpn.market.billing import credit_msat, ramp
 from nostrvpn.market.bought_lease import BoughtLease, Money, Parcel, Slice
 from nostrvpn.market.ceilings import Spending
-from nostrvpn.market.effects import Lock, MarketEffect, Reclaim, Redeem, TakeOut
-from nostrvpn.market.terms import PayMode
+from nostrvpn.market.effects import Lock, MarketEffect, PayInvoice, Reclaim, Redeem, TakeOut
+from nostrvpn.market.messages import Invoice
+from nostrvpn.market.terms import PayMode, least_invoice_sat
 from nostrvpn.market.wish import Wish
 
 __all__ = [
@@ -32,11 +35,13 @@ __all__ = [
     "bring_home",
     "fee_room",
     "go_home",
+    "invoice_paid",
     "parcel_came",
     "prepare",
     "settle",
     "show",
     "take_back",
+    "take_invoice",
     "took",
 ]
 
@@ -107,6 +112,10 @@ def next_amounts(lease: BoughtLease, pocket: Pocket, ahead: int) -> int:
 def prepare(lease: BoughtLease, pocket: Pocket, moment: Moment) -> list[MarketEffect] | None:
     """Set money aside for the next payments; None if the ceilings or the wallet do not allow one."""
     assert lease.quote is not None
+    if pocket.wish is None:
+        return None
+    if lease.mode is PayMode.BOLT11:
+        return _prepare_invoice(lease, pocket, moment)
     allowed = pocket.allowed(lease.mint, moment)
     locked = lease.mode is PayMode.LOCKED
     target = min(FIRST_BUNDLE << len(lease.money), LAST_BUNDLE) if locked else 1
@@ -125,6 +134,56 @@ def prepare(lease: BoughtLease, pocket: Pocket, moment: Moment) -> list[MarketEf
     lease.money.append(money)
     pocket.spending.set_aside(money.ref, total + fee_room(total), moment)
     return [_request(lease, money)]
+
+
+def _prepare_invoice(
+    lease: BoughtLease, pocket: Pocket, moment: Moment
+) -> list[MarketEffect] | None:
+    """Set aside what an invoice will be over; the seller is asked for it by the record."""
+    assert lease.quote is not None
+    assert pocket.wish is not None
+    most = min(lease.quote.max_slice_sat, pocket.wish.ceilings.slice_sat)
+    most = min(most, max(0, pocket.allowed(lease.mint, moment) - 2) * 10 // 11)
+    least = least_invoice_sat(lease.quote.price)
+    if least > most:
+        return None
+    amount = min(most, max(least, next_amounts(lease, pocket, 0)))
+    money = Money(f"{lease.key}/m{len(lease.money)}", [(amount,)])
+    lease.money.append(money)
+    # A number of its own: what became of an invoice that was not paid is the seller's to say.
+    lease.seq = len(lease.money)
+    pocket.spending.set_aside(money.ref, amount + fee_room(amount), moment)
+    return []
+
+
+def take_invoice(lease: BoughtLease, told: Invoice, moment: Moment) -> list[MarketEffect]:
+    """Have the seller's invoice paid; PeerMisbehaved "bad_invoice" if it is not what was asked for."""
+    money = lease.purse
+    if money is None or not lease.is_asking or told.seq != lease.seq:
+        return []
+    invoice = parse_invoice(told.invoice)
+    is_known = any(other.invoice == invoice.text for other in lease.money)
+    if invoice.amount_msat != 1000 * money.sat or is_known:
+        raise PeerMisbehaved("bad_invoice", "an invoice over another amount, or one of before")
+    if invoice.expires_at < moment.wall + CLOCKS_S:
+        raise PeerMisbehaved("bad_invoice", "an invoice that expires at once")
+    money.invoice = invoice.text
+    return [PayInvoice(money.ref, lease.mint, money.invoice, fee_room(money.sat))]
+
+
+def invoice_paid(lease: BoughtLease, pocket: Pocket, moment: Moment, got: tuple[str, int]) -> None:
+    """An invoice is paid: ``got`` is the ref of its money, and the fee in sat."""
+    ref, fee_sat = got
+    money = next((m for m in lease.money if m.ref == ref), None)
+    if money is None or money.is_there or money.is_over:
+        return
+    money.slices = [()]
+    beyond = fee_sat - fee_room(money.sat)
+    if beyond > 0:  # a connected wallet knows no limit of ours: it is spent all the same
+        pocket.spending.set_aside(f"{ref}/fee", beyond, moment)
+        pocket.spending.show(f"{ref}/fee", beyond, moment)
+        pocket.spending.put_back(f"{ref}/fee", moment)
+    _arrived(lease, pocket, moment, (money, fee_sat))
 
 
 def _powers(amount: int) -> tuple[int, ...]:
@@ -163,7 +222,13 @@ def took(
                 left.remove(found)
                 part.append(found)
         parts.append(tuple(part))
-    money.is_there, money.fee_sat, money.slices = True, fee_sat, parts
+    money.slices = parts
+    _arrived(lease, pocket, moment, (money, fee_sat))
+
+
+def _arrived(lease: BoughtLease, pocket: Pocket, moment: Moment, made: tuple[Money, int]) -> None:
+    money, fee_sat = made
+    money.is_there, money.fee_sat = True, fee_sat
     pocket.spending.show(money.ref, fee_sat, moment)
     pocket.spending.lower(money.ref, money.sat + fee_sat, moment)
     pocket.sat[lease.mint] = pocket.sat.get(lease.mint, 0) - money.sat - fee_sat
@@ -182,7 +247,9 @@ def show(lease: BoughtLease, pocket: Pocket, moment: Moment) -> bool:
     keysets = pocket.keysets(lease.mint)
     plain = 1000 * (sat - swap_fee(proofs, keysets))
     worth = credit_msat(proofs, keysets) if money.locktime else plain
-    token = render_token(Token(lease.mint, proofs))
+    token = render_token(Token(lease.mint, proofs)) if proofs else "paid"
+    if money.invoice:
+        sat, worth = money.sat, 1000 * money.sat
     shown_at = int(moment.wall)
     lease.slices.append(Slice(lease.seq, sat, worth, money.ref, token, proofs, shown_at))
     lease.seq += 1
@@ -202,6 +269,9 @@ def answered(lease: BoughtLease, paid_msat: int) -> bool:
 def go_home(lease: BoughtLease, money: Money) -> None:
     """Nothing more of this money will be shown: what was not, is to come home."""
     money.is_over = True
+    if money.invoice and money.slices:  # the seller has it, whether he was told or not
+        lease.slices.append(Slice(lease.seq, money.sat, 1000 * money.sat, money.ref))
+        money.shown_sat = money.sat
     proofs = tuple(proof for part in money.slices for proof in part)
     money.slices = []
     if proofs:
@@ -214,6 +284,9 @@ def take_back(lease: BoughtLease) -> None:
     """Nobody answered for the last payment: have it back, if the seller did not take it."""
     payment = lease.pending
     if payment is None:
+        return
+    if not payment.proofs:  # an invoice that was paid
+        payment.token = ""
         return
     money = next(m for m in lease.money if m.ref == payment.ref)
     until = money.locktime + CLOCKS_S if money.locktime else 0
@@ -272,6 +345,8 @@ def bring_home(lease: BoughtLease, parcel: Parcel) -> MarketEffect:
 def ask_again(lease: BoughtLease) -> list[MarketEffect]:
     """Return the request for money that was asked for and did not come."""
     money = lease.purse
-    if money is None or money.is_there:
+    if money is None or money.is_there or lease.is_asking:
         return []
+    if money.invoice:
+        return [PayInvoice(money.ref, lease.mint, money.invoice, fee_room(money.sat), True)]
     return [_request(lease, money)]

@@ -14,7 +14,8 @@ from nostrvpn.market.ending import Ending
 from nostrvpn.market.lease import Lease, Payment, Phase
 from nostrvpn.market.messages import Fund, TopUp
 from nostrvpn.market.money_in import Money
-from nostrvpn.market.payment_check import TRANSIENT, examine, notice_code
+from nostrvpn.market.pace import Pace
+from nostrvpn.market.payment_check import MAX_PROOFS, TRANSIENT, examine, notice_code
 from nostrvpn.market.serving import Serving
 from nostrvpn.market.stall import Stall
 from nostrvpn.market.terms import PayMode
@@ -23,6 +24,9 @@ __all__ = ["Payments"]
 
 # Payments of a lease that are swapped at a time.
 MAX_PENDING = 4
+# Proofs looked at in a second, of all who never paid, and of each who did: each takes a millisecond of
+# signatures. A proof has no fewer characters in a token than that.
+NEW_PROOFS, PAID_PROOFS, PROOF_CHARS = 100.0, 16.0, 150
 
 
 class Payments:
@@ -31,21 +35,26 @@ class Payments:
     def __init__(self, stall: Stall, serving: Serving, ending: Ending) -> None:
         self._stall, self._serving, self._ending = stall, serving, ending
         self.stale_mints: set[str] = set()
+        self._newcomers = Pace(NEW_PROOFS, 4 * MAX_PROOFS)
+        self._paces: dict[str, Pace] = {}
 
     def paid(self, lease: Lease, message: Fund | TopUp, moment: Moment) -> list[MarketEffect]:
         """Take a payment, or a wish to try; the same one again is answered again."""
-        seq, known = message.seq, lease.payments.get(message.seq)
-        if known is not None and known.state == "credited":
-            if lease.phase == Phase.OPEN:
-                return self._serving.grant(lease, seq, moment)
-            return self._ending.repeat(lease, moment)
-        if known is not None and known.state == "pending":
+        seq, is_trial = message.seq, not message.token
+        answer = self.answered(lease, seq, moment)
+        if answer is not None:
+            return answer
+        if seq in lease.payments:
             return [self._stall.notice(lease, "info", "payment-pending", moment.wall, seq=seq)]
-        code = known.state if known is not None else self._refuse(lease, message, moment)
+        code = self.refuse(lease, seq, moment, is_trial=is_trial)
+        if lease.mode is PayMode.BOLT11 and not is_trial:
+            code = "mode-not-accepted"
         if code is not None:
-            return self._refused(lease, seq, code, moment)
-        if not message.token:
+            return self.refused(lease, seq, code, moment)
+        if is_trial:
             return self._try(lease, seq, moment)
+        if not self._may_examine(lease, len(message.token), moment.now):
+            return self.refused(lease, seq, "too-busy", moment)
         try:
             money = examine(message.token, lease, seq, self._stall.till.mints, moment.wall)
             code = self._stall.till.refuse(money, moment.now)
@@ -55,15 +64,42 @@ class Payments:
             if exc.code == "unknown-keyset":
                 self.stale_mints |= set(lease.quote.mints)
         if code is not None:
-            return self._refused(lease, seq, code, moment)
+            return self.refused(lease, seq, code, moment)
         return self._take(lease, money, moment)
 
-    def _refuse(self, lease: Lease, message: Fund | TopUp, moment: Moment) -> str | None:
+    def _may_examine(self, lease: Lease, size: int, now: float) -> bool:
+        """Whether there is time to look at a token of so many characters.
+
+        Who never paid shares with all like it, so that a flood of made-up tokens does not keep those
+        waiting who did pay; each of those has a share of its own.
+        """
+        pace = self._newcomers
+        if lease.paid_msat:
+            pace = self._paces.setdefault(lease.id, Pace(PAID_PROOFS, 2 * MAX_PROOFS))
+        if len(self._paces) > len(self._stall.leases):
+            self._paces = {name: p for name, p in self._paces.items() if name in self._stall.leases}
+        return pace.take(1 + size / PROOF_CHARS, now)
+
+    def answered(self, lease: Lease, seq: int, moment: Moment) -> list[MarketEffect] | None:
+        """Return the answer to a payment that was settled before, None if it was not."""
+        known = lease.payments.get(seq)
+        if known is None or known.state == "pending":
+            return None
+        if known.state != "credited":
+            return self.refused(lease, seq, known.state, moment)
+        if lease.phase == Phase.OPEN:
+            return self._serving.grant(lease, seq, moment)
+        return self._ending.repeat(lease, moment)
+
+    def refuse(
+        self, lease: Lease, seq: int, moment: Moment, *, is_trial: bool = False
+    ) -> str | None:
+        """Return the code of a notice if no payment is taken now."""
         if lease.phase in (Phase.ENDING, Phase.CLOSED):
             return "closed"
         if lease.phase == Phase.QUOTED and moment.wall > lease.quote.expires_at:
             return "quote-expired"
-        if message.seq < lease.stale_below:
+        if seq < lease.stale_below:
             return "stale-seq"
         if sum(paid.state == "pending" for paid in lease.payments.values()) >= MAX_PENDING:
             return "too-busy"
@@ -71,11 +107,11 @@ class Payments:
             refused = self._stall.service.admit(lease.request.wg_pub)
             if refused is not None:
                 return refused
-        if not message.token and not lease.access and not lease.quote.free_bytes:
+        if is_trial and not lease.access and not lease.quote.free_bytes:
             return "trial-denied"
         return None
 
-    def _refused(self, lease: Lease, seq: int, code: str, moment: Moment) -> list[MarketEffect]:
+    def refused(self, lease: Lease, seq: int, code: str, moment: Moment) -> list[MarketEffect]:
         """Say it before anything is consumed."""
         self._stall.counters[f"refused {code}"] += 1
         level = "warning" if code in TRANSIENT else "error"
@@ -84,12 +120,12 @@ class Payments:
     def _try(self, lease: Lease, seq: int, moment: Moment) -> list[MarketEffect]:
         if lease.phase == Phase.OPEN:
             return self._serving.grant(lease, seq, moment)
-        effects = self._open(lease, moment)
+        effects = self.open(lease, moment)
         if not lease.free_bytes:
-            return [*effects, *self._refused(lease, seq, "trial-denied", moment)]
+            return [*effects, *self.refused(lease, seq, "trial-denied", moment)]
         return [*effects, *self._serving.grant(lease, seq, moment)]
 
-    def _open(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
+    def open(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
         """The first payment or trial: from now on the lease is on disk."""
         if lease.phase != Phase.QUOTED:
             return []
@@ -99,7 +135,7 @@ class Payments:
         return [*self._stall.keep(lease, moment.wall), *self._stall.count_trial(lease)]
 
     def _take(self, lease: Lease, money: Money, moment: Moment) -> list[MarketEffect]:
-        effects = [*self._open(lease, moment), *self._stall.till.take(money)]
+        effects = [*self.open(lease, moment), *self._stall.till.take(money)]
         if money.mode is PayMode.LOCKED:
             return [*effects, *self._credit(lease, money, money.msat, moment)]
         lease.remember(money.seq, Payment(money.id, "pending", 0, money.mint))
@@ -107,20 +143,20 @@ class Payments:
         return [*effects, *kept, *self._stall.till.swap(money, moment.now)]
 
     def _credit(self, lease: Lease, money: Money, msat: int, moment: Moment) -> list[MarketEffect]:
-        """The money is ours: write it down, then serve."""
-        self._book(lease, money, msat)
-        effects = self._stall.keep(lease, moment.wall)
+        paid = Payment(money.id, "credited", msat, money.mint)
+        effects = self.credit(lease, money.seq, paid, moment)
         if money.mode is PayMode.PLAIN:
             effects += self._stall.till.drop(money)
+        return effects
+
+    def credit(self, lease: Lease, seq: int, paid: Payment, moment: Moment) -> list[MarketEffect]:
+        """The money is ours: write it down, then serve."""
+        _book(lease, seq, paid)
+        effects = self._stall.keep(lease, moment.wall)
         if lease.phase != Phase.OPEN:
             return [*effects, *self._ending.advance(lease, moment)]
         effects += self._serving.credited(lease, moment)
-        return [*effects, *self._serving.grant(lease, money.seq, moment)]
-
-    def _book(self, lease: Lease, money: Money, msat: int) -> None:
-        lease.paid_msat += msat
-        lease.paid_by[money.mint] = lease.paid_by.get(money.mint, 0) + msat
-        lease.remember(money.seq, Payment(money.id, "credited", msat, money.mint))
+        return [*effects, *self._serving.grant(lease, seq, moment)]
 
     def redeemed(self, ref: str, arrived_sat: int, moment: Moment) -> list[MarketEffect]:
         """Money arrived in the wallet: that of a lease, or many redeemed at once."""
@@ -155,7 +191,7 @@ class Payments:
         code = "payment-error-token-spent" if spent else "payment-error-invalid-token"
         lease.remember(money.seq, Payment(money.id, code, 0, money.mint))
         kept = [*self._stall.keep(lease, moment.wall), *self._stall.till.drop(money)]
-        told = self._refused(lease, money.seq, code, moment)
+        told = self.refused(lease, money.seq, code, moment)
         return [*kept, *told, *self._ending.advance(lease, moment)]
 
     def adopt(self, money: Money, moment: Moment) -> list[MarketEffect]:
@@ -176,7 +212,7 @@ class Payments:
         if money.seq < lease.stale_below:
             return []
         if money.mode is PayMode.LOCKED:
-            self._book(lease, money, money.msat)
+            _book(lease, money.seq, Payment(money.id, "credited", money.msat, money.mint))
         else:
             lease.remember(money.seq, Payment(money.id, "pending", 0, money.mint))
         return self._stall.keep(lease, moment.wall)
@@ -184,3 +220,9 @@ class Payments:
     def _settled(self, money: Money) -> list[MarketEffect]:
         self._stall.errands.finish(money.ref)
         return list(self._stall.till.drop(money))
+
+
+def _book(lease: Lease, seq: int, paid: Payment) -> None:
+    lease.paid_msat += paid.msat
+    lease.paid_by[paid.mint] = lease.paid_by.get(paid.mint, 0) + paid.msat
+    lease.remember(seq, paid)

@@ -11,6 +11,7 @@ from nostrvpn.market.lease import Lease, Phase
 from nostrvpn.market.messages import Notice, Quote, QuoteRequest, render_message
 from nostrvpn.market.payment_check import LOCK_MARGIN_S
 from nostrvpn.market.stall import Stall
+from nostrvpn.market.terms import PayMode, least_invoice_sat
 from nostrvpn.market.work import has_work
 
 __all__ = ["Quoting"]
@@ -53,13 +54,16 @@ class Quoting:
     def _refusal(self, buyer: str, request: QuoteRequest, of_buyer: int) -> str | None:
         stall, settings = self._stall, self._stall.settings
         leases = stall.leases.values()
-        welcome = buyer not in settings.deny and (not settings.allow or buyer in settings.allow)
-        if not welcome or any(x.request.wg_pub == request.wg_pub for x in leases):
+        if not stall.welcomes(buyer, request) or any(x.request.wg_pub == request.wg_pub for x in leases):
             return "policy-denied"
         if request.offer_id != settings.offer_id:
             return "price-changed"
-        if request.mode not in settings.terms.pay:
+        if request.mode not in settings.terms.pay or not self._has_room(request.mode):
             return "mode-not-accepted"
+        # Else the work could be done long before.
+        is_late = settings.events and request.offer_event not in settings.events
+        if settings.pow_bits and is_late:
+            return "price-changed"
         if not has_work(request, buyer, stall.pubkey, settings.pow_bits):
             return "work-needed"
         if not self._mints(request):
@@ -69,7 +73,13 @@ class Quoting:
             return "too-busy"
         return stall.service.admit(request.wg_pub)
 
+    def _has_room(self, mode: PayMode) -> bool:
+        terms = self._stall.settings.terms
+        return mode is not PayMode.BOLT11 or least_invoice_sat(terms.price) <= terms.max_slice_sat
+
     def _mints(self, request: QuoteRequest) -> tuple[str, ...]:
+        if request.mode is PayMode.BOLT11:
+            return self._stall.settings.terms.mints  # none of them has to do with it
         taken = [url for url in self._stall.settings.terms.mints if url in self._stall.till.mints]
         return tuple(url for url in taken if not request.mints or url in request.mints)
 

@@ -13,8 +13,9 @@ from nostrvpn.exits.limits import ExitLimits
 from nostrvpn.exits.offer import parse_country
 from nostrvpn.exits.policy import ExitPolicy
 from nostrvpn.market.terms import MAX_MSAT, PayMode, Price, Terms
+from nostrvpn.nostr.event import is_public_key
 
-__all__ = ["DUTIES", "MAX_MINTS", "Sale", "parse_contact", "parse_place"]
+__all__ = ["DUTIES", "MAX_CONTACT", "MAX_MINTS", "Sale", "parse_contact", "parse_place"]
 
 # Buyers compare them one by one; a seller must trust each with what it did not redeem yet.
 MAX_MINTS = 8
@@ -22,7 +23,8 @@ MAX_MINTS = 8
 MAX_SESSIONS = 4096
 # NIP-13: 28 bits take a laptop a minute.
 MAX_POW_BITS = 28
-_MAX_CONTACT = 200
+MAX_CONTACT = 200
+MAX_BUYERS = 1000
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})\Z")
 
 # What whoever sells to strangers takes upon himself; docs/providers.md says more of each.
@@ -46,6 +48,7 @@ class Sale:
     ``endpoint``: HOST:PORT where buyers reach this host, or empty for its own public address; ``port``:
     where WireGuard listens for them, 0: drawn once. ``pow_bits``: work asked for with a request
     (NIP-13). ``contact``: where complaints go. ``mirror``: also as a classified listing (NIP-99).
+    ``only``: these buyers alone, none: all; ``never``: not these (x-only keys).
     """
 
     terms: Terms
@@ -59,6 +62,8 @@ class Sale:
     pow_bits: int = 0
     contact: str = ""
     mirror: bool = False
+    only: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return what is stored."""
@@ -82,6 +87,8 @@ class Sale:
             "pow_bits": self.pow_bits,
             "contact": self.contact,
             "mirror": self.mirror,
+            "only": list(self.only),
+            "never": list(self.never),
         }
 
     @classmethod
@@ -116,6 +123,7 @@ class Sale:
                 _whole(values, "pow_bits", 0, MAX_POW_BITS),
                 parse_contact(_text(values, "contact")),
                 values.get("mirror") is True,
+                *(_keys(values, name) for name in ("only", "never")),
             )
         except (UserError, ValueError) as exc:
             raise PeerMisbehaved("bad_record", f"not a sale: {exc}") from exc
@@ -133,7 +141,7 @@ def parse_place(text: str) -> str:
 
 def parse_contact(text: str) -> str:
     """Return where complaints go, one line; UsageError."""
-    if len(text) > _MAX_CONTACT or not text.isprintable():
+    if len(text) > MAX_CONTACT or not text.isprintable():
         raise UsageError("a contact is one line", "for example: abuse@example.org")
     return text.strip()
 
@@ -143,6 +151,13 @@ def _whole(values: Mapping[str, Any], name: str, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise PeerMisbehaved("bad_record", f"not a sale: {name}")
     return value
+
+
+def _keys(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = _list(values, name, MAX_BUYERS)
+    if not all(map(is_public_key, found)):
+        raise PeerMisbehaved("bad_record", f"not a sale: {name}")
+    return tuple(found)
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

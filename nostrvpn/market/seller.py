@@ -20,6 +20,8 @@ from nostrvpn.market.effects import (
     Counted,
     GivenBack,
     Heard,
+    InvoiceMade,
+    InvoiceSeen,
     Keep,
     MarketEffect,
     MarketEvent,
@@ -30,11 +32,13 @@ from nostrvpn.market.effects import (
     Undelivered,
 )
 from nostrvpn.market.ending import Ending
+from nostrvpn.market.invoices import Invoices
 from nostrvpn.market.lease import LEASES, METERS, Lease, Phase
 from nostrvpn.market.ledger import Ledger
 from nostrvpn.market.messages import (
     Close,
     Fund,
+    InvoiceRequest,
     Low,
     Notice,
     QuoteRequest,
@@ -47,11 +51,12 @@ from nostrvpn.market.payments import Payments
 from nostrvpn.market.quoting import Quoting
 from nostrvpn.market.service import Service
 from nostrvpn.market.serving import Serving
-from nostrvpn.market.stall import ENTRIES, SellerSettings, Stall
+from nostrvpn.market.stall import ENTRIES, SellerSettings, Stall, settings_of
+from nostrvpn.market.terms import LIGHTNING
 from nostrvpn.market.till import BATCHES
 from nostrvpn.market.trials import TRIALS
 
-__all__ = ["SPACES", "Seller", "SellerSettings"]
+__all__ = ["SPACES", "Seller", "SellerSettings", "settings_of"]
 
 SPACES = (LEASES, METERS, MONEY, BATCHES, TRIALS, ENTRIES)
 """What :meth:`Seller.restore` needs of the store; ``LEASES`` and ``MONEY`` hold secrets."""
@@ -69,6 +74,7 @@ class Seller:
         self._serving = Serving(self._stall)
         self._ending = Ending(self._stall)
         self._payments = Payments(self._stall, self._serving, self._ending)
+        self._invoices = Invoices(self._stall, self._payments, self._ending)
         self._looked_at: float | None = None
 
     @property
@@ -130,7 +136,7 @@ class Seller:
             for mint, paid in lease.paid_by.items():
                 left = 1000 * lease.refund_sat * (mint == lease.refund_mint) if owed else unused
                 sums[mint] = sums.get(mint, 0) - (-min(paid, left) // 1000)
-        return {mint: sat for mint, sat in sums.items() if sat}
+        return {mint: sat for mint, sat in sums.items() if sat and mint != LIGHTNING}
 
     @property
     def deadline(self) -> float | None:
@@ -159,6 +165,12 @@ class Seller:
                 if lease is None or not self._stall.errands.finish(ref):
                     return []
                 return self._ending.given(lease, token, fee, moment)
+            case InvoiceMade(ref, text):
+                return self._invoices.made(ref, text, moment)
+            case InvoiceSeen(ref, is_paid):
+                return self._invoices.seen(ref, is_paid, moment)
+            case PaymentFailed(ref) if ref in self._invoices:
+                return self._invoices.failed(event, moment)
             case PaymentFailed(ref):
                 lease = self._owed(ref)
                 if lease is None or event.may_retry:
@@ -179,6 +191,16 @@ class Seller:
         lease = self._stall.leases.get(lease_id)
         return [] if lease is None else _keeps_first(self._ending.end(lease, reason, moment))
 
+    def end_unwelcome(self, moment: Moment) -> list[MarketEffect]:
+        """End the leases of buyers who are not welcome any more; all that is unused is given back."""
+        unwelcome = [
+            lease
+            for lease in self.leases
+            if lease.phase in (Phase.QUOTED, Phase.OPEN)
+            and not self._stall.welcomes(lease.buyer, lease.request)
+        ]
+        return [e for one in unwelcome for e in self.end(one.id, "policy-denied", moment)]
+
     def restore(self, records: Iterable[Keep], moment: Moment) -> list[MarketEffect]:
         """Go on from what was kept (``SPACES``): first thing in a run; PeerMisbehaved if damaged.
 
@@ -198,6 +220,7 @@ class Seller:
             effects += self._payments.adopt(money, moment)
         for lease in stall.leases.values():
             effects += stall.count_trial(lease)
+            self._invoices.adopt(lease)
             effects += self._resume(lease, moment)
         return _keeps_first([*effects, ServiceChanged()])
 
@@ -225,13 +248,13 @@ class Seller:
         match message:
             case QuoteRequest():
                 return self._quoting.answer(sender, message, moment)
-            case Fund() | TopUp() | Close() | Low():
+            case Fund() | TopUp() | InvoiceRequest() | Close() | Low():
                 lease = self._stall.leases.get(message.lease_id)
             case _:
                 self.counters["not for a seller"] += 1
                 return []
         if lease is None:
-            seq = message.seq if isinstance(message, Fund | TopUp) else None
+            seq = getattr(message, "seq", None)
             answer = Notice(level="error", code="unknown-lease", lease_id=message.lease_id, seq=seq)
             return [Tell(sender, render_message(answer), message.lease_id)]
         inside = at_tunnel is None or self._stall.service.owns(lease.id, at_tunnel)
@@ -241,6 +264,8 @@ class Seller:
         match message:
             case Fund() | TopUp():
                 return self._payments.paid(lease, message, moment)
+            case InvoiceRequest():
+                return self._invoices.asked(lease, message, moment)
             case Close(reason=reason):
                 if lease.phase in (Phase.ENDING, Phase.CLOSED):
                     return self._ending.repeat(lease, moment)
@@ -263,6 +288,7 @@ class Seller:
             *self._ending.expire(moment),
             *stall.till.redeem(moment),
             *stall.errands.due(moment.now),
+            *self._invoices.look(moment),
             *stall.trials.prune(moment.wall),
             *stall.till.prune(moment.wall),
         ]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nostrvpn.machine import Moment
 from nostrvpn.market.attest import signed
 from nostrvpn.market.effects import Keep, MarketEffect, Tell
 from nostrvpn.market.errands import Errands
+from nostrvpn.market.introduction import introduced
 from nostrvpn.market.lease import LEASES, METERS, Lease, Phase
 from nostrvpn.market.ledger import Entry, Ledger
-from nostrvpn.market.messages import LeaseMessage, Notice, Usage, render_message
+from nostrvpn.market.messages import LeaseMessage, Notice, QuoteRequest, Usage, render_message
+from nostrvpn.market.sale import Sale
 from nostrvpn.market.service import Service
 from nostrvpn.market.terms import PayMode, Terms
 from nostrvpn.market.till import Till
 from nostrvpn.market.trials import TrialBudget, Trials
 from nostrvpn.nostr.event import public_key
 
-__all__ = ["ENTRIES", "SellerSettings", "Stall"]
+__all__ = ["ENTRIES", "SellerSettings", "Stall", "settings_of"]
 
 ENTRIES = "sold_entry"
 # A handshake this old (seconds) says that the tunnel is down: WireGuard makes one every two minutes.
@@ -30,7 +34,8 @@ class SellerSettings:
     """What is sold, to whom. ``receiver``: the key ("02" and x) that money is locked to.
 
     ``policy``: the hash of what buyers may do; ``allow``: only these buyers, if any; ``deny``: never
-    these (x-only keys). ``pow_bits``: work asked for with a request.
+    these (x-only keys). ``pow_bits``: work asked for with a request, for one of the offer's ``events``
+    (ids) of late, if they are known.
     """
 
     offer_id: str
@@ -41,6 +46,29 @@ class SellerSettings:
     allow: frozenset[str] = frozenset()
     deny: frozenset[str] = frozenset()
     trials: TrialBudget = field(default_factory=TrialBudget)
+    events: frozenset[str] = frozenset()
+
+
+def settings_of(
+    sale: Sale,
+    terms: Terms,
+    offer_id: str,
+    receiver: str,
+    lists: tuple[Iterable[str], Iterable[str]] = ((), ()),
+) -> SellerSettings:
+    """Return what follows from what the user decided; ``lists``: whom he refuses everywhere, and the ids
+    of the offer's events of late."""
+    policy = hashlib.sha256(repr(sale.policy.to_json()).encode()).hexdigest()
+    return SellerSettings(
+        offer_id,
+        terms,
+        receiver,
+        policy,
+        sale.pow_bits,
+        frozenset(sale.only),
+        frozenset(sale.never) | frozenset(lists[0]),
+        events=frozenset(lists[1]),
+    )
 
 
 class Stall:
@@ -56,6 +84,14 @@ class Stall:
         self.trials = Trials(settings.trials)
         self.leases: dict[str, Lease] = {}
         self.counters: Counter[str] = Counter()
+
+    def welcomes(self, buyer: str, request: QuoteRequest) -> bool:
+        """Whether a buyer, by its lease's key or the one that vouches for it, may buy here."""
+        allow, deny = self.settings.allow, self.settings.deny
+        if not allow and not deny:
+            return True
+        names = {buyer, introduced(request, buyer, self.pubkey)}
+        return names.isdisjoint(deny) and (not allow or not names.isdisjoint(allow))
 
     # Writing
 

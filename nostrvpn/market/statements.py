@@ -1,4 +1,4 @@
-"""What was sold, as rows: sessions from the records of leases, earnings from the books; CSV of both."""
+"""What was sold and bought, as rows and CSV: sessions of leases' records, earnings of the books."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from typing import Any
 from nostrvpn.market.lease import Lease, Phase
 from nostrvpn.market.ledger import Entry
 
-__all__ = ["Earnings", "Session", "csv_text", "earnings", "sessions"]
+__all__ = [
+    "Earnings",
+    "Session",
+    "Statement",
+    "csv_text",
+    "days_in_order",
+    "earnings",
+    "sessions",
+    "statements",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,8 @@ class Session:
 @dataclass(frozen=True, slots=True)
 class Earnings:
     """A day (UTC, "2026-11-21") in msat: ``received`` of buyers, ``earned`` by service, ``unused`` that
-    stayed, given back as ``refunds``, ``fees`` of mints, ``lost`` to mints; ``sessions`` that ended.
+    stayed, given back as ``refunds``, ``fees`` of mints, ``lost`` to mints; ``sessions`` that ended, and
+    their ``bytes``.
     """
 
     day: str
@@ -53,6 +63,28 @@ class Earnings:
     refunds: int
     fees: int
     lost: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One lease, ``sold`` or ``bought``, of or to ``other`` (a hash of a buyer's key, a seller's key).
+
+    ``at``: Unix time of its end, or of its grant while it runs.
+    """
+
+    side: str
+    lease: str
+    other: str
+    offer: str
+    state: str
+    mode: str
+    at: int
+    bytes: int
+    due_msat: int
+    paid_msat: int
+    refund_sat: int
+    reason: str
 
 
 def sessions(leases: Iterable[Lease], past: Iterable[Mapping[str, Any]]) -> tuple[Session, ...]:
@@ -68,11 +100,34 @@ def sessions(leases: Iterable[Lease], past: Iterable[Mapping[str, Any]]) -> tupl
     return tuple(sorted(found, key=lambda row: (-row.granted_at, row.lease)))
 
 
-def earnings(entries: Iterable[Entry]) -> tuple[Earnings, ...]:
-    """Return a row for each day on which something was booked, the newest first."""
+_GIVEN = tuple(field.name for field in fields(Statement) if field.name != "side")
+# What a Statement's fields are called in either side's rows; what is not here has its own name.
+_SOLD = {"other": "buyer", "at": "granted_at", "bytes": "billable"}
+_BOUGHT = {"lease": "lease_id", "other": "seller", "paid_msat": "credited_msat", "reason": "label"}
+
+
+def statements(
+    sold: Iterable[Mapping[str, Any]], bought: Iterable[Mapping[str, Any]]
+) -> tuple[Statement, ...]:
+    """Return rows for both sides of what ``market_sessions`` answers, the newest first."""
+    rows = [_statement("sold", row, _SOLD) for row in sold]
+    rows += [_statement("bought", row, _BOUGHT) for row in bought]
+    return tuple(sorted(rows, key=lambda row: (-row.at, row.side, row.lease)))
+
+
+def _statement(side: str, row: Mapping[str, Any], names: Mapping[str, str]) -> Statement:
+    given = {name: row[names.get(name, name)] for name in _GIVEN}
+    return Statement(side, **given | {"at": row.get("ended_at") or given["at"]})
+
+
+def earnings(entries: Iterable[Entry], ended: Iterable[Session] = ()) -> tuple[Earnings, ...]:
+    """Return a row for each day on which something was booked, the newest first.
+
+    ``ended``: sessions, of which those that ended say what was used.
+    """
     days: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for entry in entries:
-        day = days[datetime.fromtimestamp(entry.at, UTC).date().isoformat()]
+        day = days[_day(entry.at)]
         kind = entry.ref.partition(":")[0]
         if kind == "paid":
             day["received"] += entry.msat
@@ -83,17 +138,38 @@ def earnings(entries: Iterable[Entry]) -> tuple[Earnings, ...]:
             day["refunds"] += entry.msat
         for account in ("fees", "lost"):
             day[account] += entry.msat * ((entry.debit == account) - (entry.credit == account))
+    for session in ended:
+        if session.ended_at:
+            days[_day(session.ended_at)]["bytes"] += session.billable
     names = [field.name for field in fields(Earnings) if field.name != "day"]
     rows = [Earnings(day, **{name: sums[name] for name in names}) for day, sums in days.items()]
     return tuple(sorted(rows, key=lambda row: row.day, reverse=True))
 
 
-def csv_text(rows: Sequence[Session] | Sequence[Earnings]) -> str:
+def days_in_order(rows: Iterable[Earnings], today: int, count: int) -> tuple[Earnings, ...]:
+    """Return ``count`` days up to that of ``today`` (Unix time), the oldest first, empty ones too."""
+    known = {row.day: row for row in rows}
+    names = [_day(today - 86_400 * back) for back in reversed(range(count))]
+    return tuple(known.get(day) or Earnings(day, 0, 0, 0, 0, 0, 0, 0) for day in names)
+
+
+def csv_text(rows: Sequence[Session | Earnings | Statement]) -> str:
     """Return rows as CSV with a line of names (RFC 4180); nothing for no rows."""
     out = io.StringIO()
     if rows:
         names = [field.name for field in fields(rows[0])]
         writer = csv.writer(out)
         writer.writerow(names)
-        writer.writerows([getattr(row, name) for name in names] for row in rows)
+        writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
     return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    # Strangers chose some of the words, and spreadsheets take a word that begins so for a formula.
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
+
+
+def _day(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).date().isoformat()

@@ -11,12 +11,26 @@ from enum import Enum
 
 from nostrvpn.errors import UsageError
 
-__all__ = ["GIB", "HOUR_MS", "MAX_MSAT", "MIB", "PayMode", "Price", "Terms"]
+__all__ = [
+    "GIB",
+    "HOUR_MS",
+    "LIGHTNING",
+    "MAX_MSAT",
+    "MIB",
+    "PayMode",
+    "Price",
+    "Terms",
+    "least_invoice_sat",
+]
 
 MIB, GIB = 1 << 20, 1 << 30
 HOUR_MS = 3_600_000
 # All bitcoin there will be, in msat: nobody's sum is larger.
 MAX_MSAT = 21_000_000 * 100_000_000 * 1000
+# Stands where else the URL of a mint does: a connected Lightning wallet.
+LIGHTNING = "lightning"
+# An invoice costs seconds and a routing fee: none is made over less than this, or ten minutes.
+_LEAST_INVOICE_SAT, _LEAST_INVOICE_MS = 10, 600_000
 
 _MSAT = {"sat": 1000, "sats": 1000, "msat": 1}
 _BYTES = {"gib": GIB, "mib": MIB, "gb": 10**9, "mb": 10**6}
@@ -94,3 +108,8 @@ class Terms:
     free_bytes: int = MIB
     grace_bytes: int = 256 * 1024
     max_slice_sat: int = 1000
+
+
+def least_invoice_sat(price: Price) -> int:
+    """Return the least that an invoice is made over (sat): ten, or ten minutes if they cost more."""
+    return max(_LEAST_INVOICE_SAT, -(-price.due(0, _LEAST_INVOICE_MS) // 1000))

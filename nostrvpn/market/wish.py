@@ -25,7 +25,8 @@ class Wish:
     ``choice``: "auto" for the best, or an offer's ``ref`` or ``address`` for that one only; ``country``:
     ISO 3166-1 or empty; ``versions``: of IP, all needed; ``mints``: money of these only, empty for any
     that the wallet has; ``modes``: ways to pay that are agreeable, the best first;
-    ``max_rtt_ms``: a tunnel slower than this three times in a row is left, 0 for any.
+    ``max_rtt_ms``: a tunnel slower than this three times in a row is left, 0 for any; ``as_me``: sellers
+    are told who we are.
     """
 
     choice: str = AUTO
@@ -35,6 +36,7 @@ class Wish:
     mints: tuple[str, ...] = ()
     modes: tuple[PayMode, ...] = (PayMode.LOCKED, PayMode.PLAIN)
     max_rtt_ms: int = 0
+    as_me: bool = False
 
     def refuse(self, offer: Offer) -> str | None:
         """Return why an offer is not what is wanted, None if it is."""
@@ -46,7 +48,8 @@ class Wish:
             return "it lacks an IP version"
         if not set(self.modes) & set(offer.terms.pay):
             return "no common way to pay"
-        if self.mints and not set(self.mints) & set(offer.terms.mints):
+        by_invoice = PayMode.BOLT11 in self.modes and PayMode.BOLT11 in offer.terms.pay
+        if self.mints and not (by_invoice or set(self.mints) & set(offer.terms.mints)):
             return "no common mint"
         return self.ceilings.refuse_price(offer.terms.price)
 

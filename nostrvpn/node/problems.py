@@ -240,6 +240,32 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "what may leave beside the exit cannot be enforced: {reason}",
         "install nftables and run as root (sudo apt install nftables), or `nostrvpn exit off`",
     ),
+    "purchase_waits": (
+        "error",
+        "no exit is bought yet, so nothing leaves outside the mesh: {reason}",
+        "see `nostrvpn market list`, or pay more: `nostrvpn exit buy --max-price`; `exit off` ends it",
+    ),
+    "purchase_short": (
+        "warning",
+        "the exit that is bought cannot be paid further: {reason}",
+        "`nostrvpn wallet fund SAT`, or a larger budget: `nostrvpn exit buy --budget 500sat/day`",
+    ),
+    "purchase_paused": (
+        "error",
+        "the seller of the exit waits for money, and lets nothing through: {reason}",
+        "`nostrvpn wallet fund SAT`, or a larger budget: `nostrvpn exit buy --budget 500sat/day`",
+    ),
+    "sale_failed": (
+        "error",
+        "this node's exit is for sale, and nobody can use it: {reason}",
+        "see `nostrvpn market selling`; behind a NAT forward a port and say where: `nostrvpn exit offer "
+        "--public --endpoint HOST:PORT`",
+    ),
+    "sale_unlisted": (
+        "warning",
+        "this node's exit is for sale, and no relay has the offer",
+        "it is tried again by itself; market.relays in the configuration says where",
+    ),
     "state_restored": (
         "warning",
         "{text}",

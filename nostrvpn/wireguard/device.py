@@ -21,6 +21,7 @@ __all__ = [
     "ObservedPeer",
     "Peer",
     "SecretKey",
+    "is_peer_key",
     "key_bytes",
 ]
 
@@ -32,6 +33,17 @@ KEY_BYTES = 32
 # Ours: about 40 bytes each in netlink, so one peer's list stays below the 64 KiB an attribute may
 # have.
 MAX_ALLOWED_IPS = 1000
+
+_P = 2**255 - 19
+# Spec: the points of small order of Curve25519 and their other spellings (RFC 7748, sections 6.1, 7;
+# https://cr.yp.to/ecdh.html#validate).
+_SMALL_ORDER = frozenset(
+    {
+        *(0, 1, _P - 1, _P, _P + 1),
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    }
+)
 
 
 class SecretKey:
@@ -81,6 +93,20 @@ def key_bytes(key: str) -> bytes:
     if len(raw) != KEY_BYTES or b64encode(raw).decode("ascii") != key:
         raise ValueError("not a WireGuard key: not 32 bytes of canonical base64")
     return raw
+
+
+def is_peer_key(key: str, own: str = "") -> bool:
+    """Whether somebody's word can be a peer's public key: canonical base64, not ``own``, and a key.
+
+    Points of small order are nobody's: whatever the secret, they agree on the same few secrets.
+    """
+    try:
+        raw = key_bytes(key)
+    except ValueError:
+        return False
+    # The highest bit is not looked at (RFC 7748, section 5).
+    point = int.from_bytes(raw, "little") & (1 << 255) - 1
+    return key != own and point not in _SMALL_ORDER
 
 
 @dataclass(frozen=True, slots=True)

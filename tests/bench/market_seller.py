@@ -33,7 +33,7 @@ from tests.contract.test_exit_provider import (
     Hosts,
 )
 
-__all__ = ["measure_seller"]
+__all__ = ["LEASES", "lots_sold", "measure_seller"]
 
 TARGET = Path("build/bench/market.json")
 RATIO, CHANGE, RENEWAL = "packet_cost_ratio_1000_to_1", "lease_change_ms", "lease_renewal_ms"
@@ -68,14 +68,19 @@ def _lease(number: int) -> SoldLease:
     return SoldLease(f"lease {number}", key, None, ipv4, ipv6, True, 10**15, 3600.0)
 
 
-def _measure(hosts: Hosts) -> dict[str, object]:
+def lots_sold(link: str) -> Sold:
+    """Return what a seller has for a thousand buyers at a link."""
     addresses = frozenset({ip_interface(f"{OWN4}/16"), ip_interface(f"{OWN6}/48")})
     rules = ExitPolicy("reduced").compile(OVERLAY, AROUND)
     versions = frozenset({4, 6})
-    sold = Sold("nv0", 24000, SecretKey(b"\x01" * 32), addresses, 1280, rules, versions, rate=_FAST)
-    sold = replace(sold, connections=100_000)
-    leases = tuple(map(_lease, range(LEASES)))
-    one, many = replace(sold, leases=leases[:1]), replace(sold, leases=leases)
+    key, leases = SecretKey(b"\x01" * 32), tuple(map(_lease, range(LEASES)))
+    sold = Sold(link, 24000, key, addresses, 1280, rules, versions, rate=_FAST)
+    return replace(sold, connections=100_000, leases=leases)
+
+
+def _measure(hosts: Hosts) -> dict[str, object]:
+    many = lots_sold("nv0")
+    leases, one = many.leases, replace(many, leases=many.leases[:1])
     lend_addresses(hosts, [lease.ipv4 for lease in leases[1:]])
     table = SoldTable("mesh0")
     hosts.near.call(table.close, one, time.monotonic())

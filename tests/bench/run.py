@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import connect, exit, idle, matrix, relay, scale, simulated, switch
+from tests.bench import connect, exit, idle, market, matrix, relay, scale, simulated, switch
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "connect": connect.measure_connect,
@@ -24,11 +24,12 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "relay": relay.measure_relay,
     "switch": switch.measure_switch,
     "exit": exit.measure_exit,
+    "market": market.measure_market,
     "matrix": matrix.measure_pairs,
     "scale": lambda: simulated.measure_simulated() | scale.measure_scale(),
 }
 # Others write to these files too; their figures stay.
-SHARED = frozenset({"scale"})
+SHARED = frozenset({"scale", "market"})
 TARGET = Path("build/bench")
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import ThreadedResolver, web
 
-from nostrvpn.io import market_link
+from nostrvpn.io import market_link, market_relays
 from nostrvpn.io.embedded_relay import EmbeddedRelay
 from nostrvpn.io.market_relays import MarketRelays
+from nostrvpn.io.relays import RelaySockets
 from nostrvpn.machine import Entropy, Moment
 from nostrvpn.nostr.event import Event, event_json, public_key, sign_event
 from nostrvpn.nostr.nip44 import conversation_key
@@ -362,3 +363,85 @@ async def test_expired_and_foreign_wraps_are_not_passed_on(relays: MarketRelays)
 def counted(relays: MarketRelays, code: str) -> int:
     counters: Any = [one["counters"] for one in relays.status()]
     return sum(one.get(code, 0) for one in counters)
+
+
+@contextlib.asynccontextmanager
+async def counting(status: int = 404, location: str = "") -> AsyncIterator[tuple[int, list[str]]]:
+    """An HTTP server on this host: its port, and the paths that were asked for."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=status, headers={"Location": location} if location else {})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port := free_port())
+    await site.start()
+    try:
+        yield port, asked
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_stranger_leads_to_public_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written there, and whatever its name resolves to."""
+
+    class Everywhere(ThreadedResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
+            return await super().resolve("127.0.0.1", port, socket.AF_INET)
+
+    monkeypatch.setattr("nostrvpn.io.relays.HostLookup", Everywhere)
+    async with counting() as (port, asked):
+        urls = [
+            *(f"ws://{host}:{port}/x" for host in ("127.0.0.1", "localhost", "relay.example")),
+            *(f"ws://[{ip}]:{port}/x" for ip in ("::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1")),
+            *(f"ws://{ip}:{port}/x" for ip in ("10.0.0.1", "169.254.169.254", "224.0.0.1")),
+            *(f"{scheme}://relay.example:{port}/x" for scheme in ("http", "https", "file")),
+            f"ws://relay.example:{port}/x#lane",
+        ]
+        made = MarketRelays(moment, own=())
+        for url in urls:
+            assert await made.publish(event(), [url], lane="sell") == 0
+        assert asked == []
+        assert made.counters["refused_relay"] == len(urls) - 1  # one had to be looked up
+        await made.stop()
+        # The user's own word is another matter.
+        made = MarketRelays(moment, own=(urls[0],))
+        assert await made.publish(event(), [urls[0]], lane="sell") == 0
+        assert asked == ["/x"]
+        await made.stop()
+
+
+async def test_a_relay_leads_nowhere_else() -> None:
+    """A redirect would have us ask for whatever this host reaches."""
+    async with (
+        counting() as (inside, asked),
+        counting(302, f"http://127.0.0.1:{inside}/reboot") as (port, first),
+    ):
+        made = MarketRelays(moment)
+        assert await made.publish(event(), [f"ws://127.0.0.1:{port}"], lane="sell") == 0
+        assert first == ["/"]
+        assert asked == []
+        await made.stop()
+
+
+async def test_strangers_name_few_relays_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the user find room whatever strangers name."""
+    monkeypatch.setattr(RelaySockets, "open", lambda self, url: None)  # for ever on the way
+    own = "ws://own.example"
+    made = MarketRelays(moment, own=(own,))
+    tasks = [
+        asyncio.create_task(made.publish(event(), [f"ws://r{n}.example"], lane="sell"))
+        for n in range(200)
+    ]
+    await asyncio.sleep(0)
+    assert len(made.status()) == market_relays.MAX_STRANGE
+    made.listen("sell", [own], {public_key(SELLER): SELLER}, lambda event, url: None)
+    assert own in {link["url"] for link in made.status()}
+    await made.stop()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

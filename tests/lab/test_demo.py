@@ -37,6 +37,27 @@ def test_the_demo_meets_transfers_and_leaves_nothing_behind() -> None:
         assert peer["rx_bytes"] + peer["tx_bytes"] > 10_000_000
 
 
+@pytest.mark.timeout(patient(200))
+def test_the_market_demo_ends_with_books_that_agree_and_leaves_nothing_behind() -> None:
+    done = subprocess.run(
+        python_module("nostrvpn", "lab", "market", "--json"),
+        capture_output=True,
+        text=True,
+        timeout=patient(180),
+    )
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout
+    told = json.loads(done.stdout)
+    assert told["disagreements"] == []
+    assert told["left_behind"] == []
+    locked, plain = told["leases"]
+    assert locked["mode"] == "locked"
+    assert locked["bytes"] > 66_000_000
+    assert plain["refund_sat"] > 0
+    accounts = told["accounts"]
+    assert accounts["bought"]["spent"] == -accounts["sold"]["earned"] > 60_000
+    assert any("pauses" in step["text"] for step in told["steps"])
+
+
 @pytest.mark.timeout(patient(60))
 def test_ctrl_c_ends_the_demo_and_leaves_nothing_behind() -> None:
     with subprocess.Popen(

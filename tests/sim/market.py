@@ -23,6 +23,7 @@ from nostrvpn.cashu.proof import Proof
 from nostrvpn.cashu.token import Token, render_token
 from nostrvpn.endpoint import IPAddress, parse_endpoint
 from nostrvpn.identity.keys import RootSecret, wireguard_public_key
+from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.machine import Entropy, Moment, Tick
 from nostrvpn.market.billing import bytes_left
 from nostrvpn.market.buyer import Buyer
@@ -33,10 +34,15 @@ from nostrvpn.market.effects import (
     GiveBack,
     GivenBack,
     Heard,
+    InvoiceMade,
+    InvoicePaid,
+    InvoiceSeen,
     Keep,
     Lock,
     Locked,
+    MakeInvoice,
     MarketEffect,
+    PayInvoice,
     PaymentFailed,
     Probe,
     Probed,
@@ -46,14 +52,16 @@ from nostrvpn.market.effects import (
     TakenOut,
     TakeOut,
     Tell,
+    WatchInvoice,
 )
 from nostrvpn.market.exit_service import ExitPlace, ExitService
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.seller import Seller, SellerSettings
-from nostrvpn.market.terms import Price, Terms
+from nostrvpn.market.terms import LIGHTNING, PayMode, Price, Terms
 from nostrvpn.market.wish import BuyerEvent, Candidate, Funds, Ranked, Wanted, Wish
 from nostrvpn.nostr.event import public_key
 from tests.cashu_mint import MemoryMint
+from tests.sim.lightning import LightningNetwork
 
 __all__ = ["MINT", "START", "Bank", "BuyerParty", "Crash", "Market", "SellerParty"]
 
@@ -73,6 +81,7 @@ class Bank:
         self.mint = MemoryMint(MINT, fee_ppk=fee_ppk)
         self.balances: Counter[str] = Counter()
         self.fees = 0
+        self.lightning = LightningNetwork()
         self.spent: set[str] = set()
         self.out: dict[str, Proof] = {}  # proofs that nobody spent yet, by secret
         self.done: dict[tuple[str, str], BuyerEvent] = {}
@@ -80,8 +89,10 @@ class Bank:
 
     @property
     def total(self) -> int:
-        """All sat there are: in wallets, as proofs that are out, and what the mint took."""
-        return sum(self.balances.values()) + sum(p.amount for p in self.out.values()) + self.fees
+        """All sat there are: in wallets, as proofs that are out, and what mint and nodes took."""
+        out = sum(p.amount for p in self.out.values())
+        by_lightning = sum(self.lightning.balances.values())
+        return sum(self.balances.values()) + out + by_lightning + self.fees
 
     def do(
         self, owner: str, effect: MarketEffect, keys: tuple[bytes, ...], now: float
@@ -93,6 +104,11 @@ class Bank:
             return known
         if self.is_down:
             return PaymentFailed(ref, "unreachable", "it does not answer", True)
+        match effect:
+            case MakeInvoice(ref, msat, expiry):
+                return InvoiceMade(ref, self.lightning.make(owner, msat, int(now), expiry))
+            case WatchInvoice(ref, payment_hash):
+                return InvoiceSeen(ref, payment_hash in self.lightning.paid)
         made = self._do(owner, effect, keys, now)
         if not (isinstance(made, PaymentFailed) and made.may_retry):
             self.done[owner, ref] = made
@@ -118,9 +134,25 @@ class Bank:
                 if proofs is None:
                     return PaymentFailed(ref, "insufficient", "the wallet has too little", False)
                 return GivenBack(ref, render_token(Token(MINT, proofs)), fee)
+            case PayInvoice(ref, source, text, max_fee):
+                return self._pay(owner, ref, source, (text, max_fee), now)
             case Redeem(ref, _, proofs) | Reclaim(ref, _, proofs):
                 return self._pay_in(owner, ref, proofs, keys, now)
         raise AssertionError(effect)
+
+    def _pay(
+        self, owner: str, ref: str, source: str, what: tuple[str, int], now: float
+    ) -> BuyerEvent:
+        text, fee = what[0], self.lightning.fee_sat
+        wallet = self.lightning.balances if source == LIGHTNING else self.balances
+        need = parse_invoice(text).amount_sat + fee
+        if wallet[owner] < need or (fee > what[1] and source != LIGHTNING):
+            return PaymentFailed(ref, "insufficient", "the wallet has too little", False)
+        if not self.lightning.pay(text, int(now)):
+            return PaymentFailed(ref, "refused", "paid before, or expired", False)
+        wallet[owner] -= need
+        self.fees += fee
+        return InvoicePaid(ref, fee)
 
     def _pay_out(
         self, owner: str, amounts: tuple[int, ...], lock: LockOf | None
@@ -216,6 +248,8 @@ class Party:
                     self.market.send(self, effect)
                 case Lock() | TakeOut() | GiveBack() | Redeem() | Reclaim():
                     self.ask_wallet(effect)
+                case MakeInvoice() | WatchInvoice() | PayInvoice():
+                    self.ask_wallet(effect)
                 case Probe(lease_id):
                     self.probe(lease_id)
                 case _:
@@ -257,7 +291,9 @@ class SellerParty(Party):
         self.secret = self.root.market_key()
         self.public = public_key(self.secret)
         self.wg_key = wireguard_public_key(self.root.market_wireguard_key())
-        self.terms = Terms(Price.parse(price, str(more.get("hourly", "0sat/h"))), (MINT,))
+        hourly = str(more.get("hourly", "0sat/h"))
+        pay = (PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11)
+        self.terms = Terms(Price.parse(price, hourly), (MINT,), pay)
         self.country, self.true_country = "DE", "DE"
         self.serves = True
         self.counters: dict[str, list[int]] = {}
@@ -343,6 +379,7 @@ class BuyerParty(Party):
         self.root = RootSecret(market.random.randbytes(32))
         self.wish = wish or Wish()
         self.bps = 1_000_000
+        self.pays_by_wallet = False  # what it has is in its Lightning wallet
         self.moved: Counter[str] = Counter()
         self.address = ip_address(market.random.randbytes(4))
         self.lists: list[list[MarketEffect]] | None = None  # all effects, if somebody looks
@@ -365,7 +402,7 @@ class BuyerParty(Party):
         self.machine.mints = {MINT: self.market.bank.mint.keys}
 
         def go_on() -> None:
-            self.step(Funds({MINT: self.market.bank.balances[self.name]}))
+            self.step(self.funds())
             self.step(Ranked(self.market.ranking(self)))
             self.step(Tick())
 
@@ -376,7 +413,14 @@ class BuyerParty(Party):
         self.step(Wanted(wish))
 
     def after_wallet(self) -> None:
-        self.step(Funds({MINT: self.market.bank.balances[self.name]}))
+        self.step(self.funds())
+
+    def funds(self) -> Funds:
+        """What its wallets have."""
+        bank = self.market.bank
+        return Funds(
+            {MINT: bank.balances[self.name], LIGHTNING: bank.lightning.balances[self.name]}
+        )
 
     def machine_step(self, event: BuyerEvent) -> list[MarketEffect]:
         effects = self.machine.step(event, self.moment())

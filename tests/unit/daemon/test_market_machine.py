@@ -102,6 +102,32 @@ async def test_a_deadline_brings_a_tick() -> None:
     assert isinstance(room.machine.events[0], Tick)
 
 
+async def test_a_fault_of_ours_ends_one_event_and_not_the_market(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(market_machine, "FAULT_S", 0.01)
+    room = Room([Probe("bad"), Probe("x")], [ServiceChanged()])
+    step, perform = room.machine.step, room.runner._perform
+
+    def stumble(event: object, moment: Moment) -> list[MarketEffect]:
+        if event == "poison":
+            raise ValueError("nobody foresaw this")
+        return step(event, moment)
+
+    def refuse(effect: MarketEffect) -> None:
+        if effect == Probe("bad"):
+            raise AssertionError("nor this")
+        perform(effect)
+
+    monkeypatch.setattr(room.machine, "step", stumble)
+    monkeypatch.setattr(room.runner, "_perform", refuse)
+    for event in ("poison", "one", "poison", "two"):
+        room.runner.offer(event)
+    await room.until(lambda: len(room.done) == 2)
+    assert room.done == ["Probe", "ServiceChanged"]
+    assert room.runner.faults == 3
+
+
 def test_more_than_can_wait_is_dropped_and_said() -> None:
     room = Room()
     assert all(room.runner.offer(number) for number in range(MAX_WAITING))

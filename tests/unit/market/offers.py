@@ -40,6 +40,7 @@ def offer(number: int = 1, **changes: Any) -> Offer:
         pow_bits=12,
         max_sessions=50,
         network_class="datacenter",
+        contact="abuse@example.org",
         asn=64500,
         down_bps=10**9,
         up_bps=10**8,

@@ -8,26 +8,34 @@ It is in the books as "unused", never as "lost".
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nostrvpn.market.terms import PayMode
+from nostrvpn.market.terms import LIGHTNING, PayMode, Price
 from nostrvpn.market.wish import Wish
 from tests.sim.market import MINT, BuyerParty, Market, SellerParty
 
 SAT = 400
+PRICE = Price.parse("20sat/GiB")
 # Two steps (more than ten seconds of 4 MB/s), and by how much counts may differ: 11 % and 20 MB.
 LEFT_MSAT = 3000
-MODES = [PayMode.LOCKED, PayMode.PLAIN]
+BY_WALLET = "bolt11 by a connected wallet"
+MODES = [PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, BY_WALLET]
 
 
 def market(seed, mode, fee_ppk=0):
     made = Market(seed, fee_ppk)
     made.sellers.append(SellerParty(made, "seller"))
-    buyer = BuyerParty(made, "buyer", SAT, Wish(modes=(mode,)))
-    buyer.bps = 4_000_000
+    by_wallet = mode == BY_WALLET
+    wish = Wish(modes=(PayMode.BOLT11 if by_wallet else mode,))
+    buyer = BuyerParty(made, "buyer", 0 if by_wallet else SAT, wish)
+    buyer.pays_by_wallet = by_wallet
+    made.bank.lightning.balances["buyer"] = SAT if by_wallet else 0
+    # The least invoice is worth many small slices: so it takes as many payments.
+    buyer.bps = 40_000_000 if PayMode.BOLT11 in wish.modes else 4_000_000
     made.buyers.append(buyer)
     return made
 
@@ -53,8 +61,10 @@ def check_books(made):
     assert buyer.machine.ledger.check() == []
     assert seller.machine.problems() == []
     ours, theirs = buyer.machine.ledger, seller.machine.ledger
-    assert ours.balance(f"wallet:{MINT}") == 1000 * (bank.balances["buyer"] - SAT)
-    assert theirs.balance(f"wallet:{MINT}") == 1000 * bank.balances["seller"]
+    paid_in = Counter({LIGHTNING if buyer.pays_by_wallet else MINT: SAT})
+    for place, has in ((MINT, bank.balances), (LIGHTNING, bank.lightning.balances)):
+        assert ours.balance(f"wallet:{place}") == 1000 * (has["buyer"] - paid_in[place])
+        assert theirs.balance(f"wallet:{place}") == 1000 * has["seller"]
     left = {name for name in ours.accounts() if name.startswith(("locked:", "lease:"))}
     assert not left
     assert ours.balance("lost") == theirs.balance("lost") == 0
@@ -64,7 +74,8 @@ def check_books(made):
     # What the seller credited is what the buyer counts as spent or unused; the rest the mint took.
     assert unused == 0
     assert fees == 1000 * bank.fees
-    assert ours.balance("unused") <= sum(1000 * n + LEFT_MSAT for n in buyer.last_slice.values())
+    unused_msat = max(LEFT_MSAT, PRICE.due(13 * buyer.bps, 0))
+    assert ours.balance("unused") <= sum(1000 * n + unused_msat for n in buyer.last_slice.values())
     assert not buyer.machine.pocket.spending.refs()
 
 

@@ -12,7 +12,7 @@ from nostrvpn.market.attest import signed
 from nostrvpn.market.ceilings import HOUR, Ceilings
 from nostrvpn.market.deal import check_quote
 from nostrvpn.market.effects import Heard, Keep, Tell
-from nostrvpn.market.messages import Low, Notice, Quote, Usage, parse_message, render_message
+from nostrvpn.market.messages import Grant, Low, Notice, Quote, Usage, parse_message, render_message
 from nostrvpn.market.terms import PayMode
 from nostrvpn.market.wish import AUTO, Ranked, Wish
 from tests.sim.market import MINT, BuyerParty, Market, SellerParty
@@ -79,6 +79,22 @@ class ServesNothing(SellerParty):
     def __init__(self, *args):
         super().__init__(*args)
         self.serves = False
+
+
+class LeadsElsewhere(SellerParty):
+    """Grants a way into the buyer's own network."""
+
+    def carry_out(self, effects):
+        super().carry_out([self._bend(effect) for effect in effects])
+
+    def _bend(self, effect):
+        message = parse_message(effect.text) if isinstance(effect, Tell) else None
+        if not isinstance(message, Grant):
+            return effect
+        bent = msgspec.structs.replace(
+            message, access={**message.access, "control": ["192.168.1.1"]}
+        )
+        return replace(effect, text=render_message(bent))
 
 
 class TakesAndIsSilent(SellerParty):
@@ -183,6 +199,19 @@ def test_take_money_no_service_costs_a_first_slice_and_the_next_seller_serves():
 def test_a_tunnel_that_nothing_comes_through_is_never_paid():
     made = market(ServesNothing)
     made.run(90)
+    assert seller_in_use(made) == "seller1"
+    assert ("seller0", "no-service") in outcomes(made)
+    assert shown_to(made, "seller0") == 0
+
+
+def test_a_grant_that_leads_into_the_buyers_network_is_refused_before_a_link_is_made():
+    made = market(LeadsElsewhere)
+    links = []
+    for _ in range(60):
+        made.run(1)
+        links += made.buyers[0].machine.links()
+    assert links
+    assert all(str(ip).startswith(("198.18.", "fd")) for one in links for ip in one.control)
     assert seller_in_use(made) == "seller1"
     assert ("seller0", "no-service") in outcomes(made)
     assert shown_to(made, "seller0") == 0

@@ -86,6 +86,7 @@ class Rig:
                 self.boots += 1
         if what in ("crash", "boot"):
             self.spending = Spending(self.moment, str(self.boots), json.loads(self.stored))
+            self.store()  # as a buyer's first step does: what time it is now is known from then on
 
     def ask(self, sat):
         allowed = self.spending.allowed(SMALL, self.wallet, self.moment)

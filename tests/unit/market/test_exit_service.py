@@ -17,7 +17,7 @@ from nostrvpn.market.terms import MIB, PayMode
 from tests.market_shop import PLACE, Buyer, Shop, books
 
 ENTROPY = Entropy(b"service")
-KEYS = [chr(ord("A") + n) * 42 + "A=" for n in range(8)]
+KEYS = [chr(ord("B") + n) * 42 + "A=" for n in range(8)]
 
 
 def test_each_lease_has_addresses_and_a_key_of_its_own():
@@ -90,6 +90,8 @@ def test_a_lease_of_an_earlier_run_is_the_same():
         {"mtu": 100},
         {"port": 0},
         {"dns": ["1.2.3.4"] * 5},
+        {"control": ["fd00:5::1%lo"]},
+        {"ipv6": "fd00:5::2%lo"},
     ],
 )
 def test_access_from_outside_is_checked(change):
@@ -97,6 +99,42 @@ def test_access_from_outside_is_checked(change):
     assert ExitAccess.parse(access or {}).mtu == 1420
     with pytest.raises(PeerMisbehaved):
         ExitAccess.parse({**(access or {}), **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {"endpoints": ["203.0.113.5:51821", f"{ip}:51820"]}
+            for ip in (
+                *("127.0.0.1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "100.64.0.1", "0.0.0.0"),
+                *("169.254.169.254", "224.0.0.1", "255.255.255.255", "198.18.0.9", "[::1]"),
+                *("[fe80::1]", "[ff02::1]", "[fd00::1]", "[::ffff:192.168.1.1]", "[fd00:ec2::254]"),
+                *("[64:ff9b::c0a8:101]", "[2002:c0a8:101::1]"),
+            )
+        ),
+        *({"ipv4": ip} for ip in ("127.0.0.1", "192.168.1.1", "10.64.0.1", "8.8.8.8", "224.0.0.1")),
+        *({"ipv6": ip} for ip in ("::1", "2001:db8::1", "fe80::2", "ff02::1", "::ffff:10.0.0.1")),
+        *(
+            {"control": [ip]}
+            for ip in (
+                *("192.168.1.1", "8.8.8.8", "127.0.0.1", "198.19.0.1", "::1", "fd00:6::1"),
+                *("2001:db8::1", "fe80::1", "198.18.0.2", "fd00:5::2"),
+            )
+        ),
+        {"key": "A" * 43 + "="},
+        *({"dns": [ip]} for ip in ("192.168.1.1", "127.0.0.53", "fd00:6::1", "fe80::1")),
+    ],
+)
+def test_a_grant_leads_nowhere_but_to_the_seller_and_its_tunnel(change):
+    """What a seller says becomes addresses, routes and packets of the buyer's host."""
+    access = ExitService(2, PLACE).activate("a", KEYS[0], Allowance(1), ENTROPY)
+    ExitAccess.parse(access or {}).check()
+    ExitAccess.parse({**(access or {}), "dns": ["9.9.9.9"]}).check()
+    hostile = ExitAccess.parse({**(access or {}), **change})
+    with pytest.raises(PeerMisbehaved) as caught:
+        hostile.check()
+    assert caught.value.code == "hostile_access"
 
 
 class Jukebox:

@@ -28,7 +28,7 @@ TAGS = {
     *("d", "v", "t", "service", "metric", "step_size", "price_per_step", "price_per_hour"),
     *("receiver_pubkey", "pay", "free_bytes", "grace_bytes", "max_slice_sat", "ip", "policy"),
     *("relay", "L", "l", "ln", "network_class", "max_sessions", "asn", "pow", "down_bps"),
-    *("up_bps", "expiration", "alt"),
+    *("up_bps", "contact", "expiration", "alt"),
 }
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,31}", fullmatch=True)
@@ -68,6 +68,7 @@ offers = st.builds(
     asn=st.integers(0, 0xFFFF_FFFF),
     down_bps=st.integers(0, 10**13),
     up_bps=st.integers(0, 10**13),
+    contact=st.sampled_from(["", "abuse@example.org", "https://example.org/abuse · Müller"]),
 )
 
 
@@ -95,7 +96,7 @@ def test_no_endpoint_and_no_wireguard_key_are_in_it() -> None:
     assert {field.name for field in fields(Offer)} == {
         *("seller", "offer_id", "terms", "receiver_pubkey", "relays", "country", "versions"),
         *("policies", "pow_bits", "max_sessions", "network_class", "asn", "down_bps", "up_bps"),
-        *("created_at", "expires_at", "event_id"),
+        *("contact", "created_at", "expires_at", "event_id"),
     }
 
 
@@ -152,6 +153,11 @@ BAD = [
     ("relay", [(f"wss://r{n}.example",) for n in range(9)], "malformed_tag"),
     ("network_class", [("palace",)], "malformed_tag"),
     ("pow", [("29",)], "malformed_tag"),
+    ("contact", [("x" * 201,)], "malformed_tag"),
+    ("contact", [("a\nb",)], "malformed_tag"),
+    ("contact", [("\x1b[2J",)], "malformed_tag"),
+    ("contact", [("\u202eevil",)], "malformed_tag"),
+    ("contact", [("a",), ("b",)], "malformed_tag"),
     ("asn", [(str(1 << 32),)], "malformed_tag"),
     ("expiration", [], "malformed_tag"),
     ("expiration", [(str(NOW),)], "expired"),

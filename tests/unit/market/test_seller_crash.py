@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from nostrvpn.market.terms import MIB, PayMode
 from tests.market_shop import Buyer, Shop, amount_of, books, lease_of
 
+# What is paid, one after the other (sat): as proofs, or over invoices.
+TOKENS, INVOICES = [(4,), (4, 2), (8,)], [(10,), (11,), (12,)]
+
 
 def story(mode, crashes=(), fee_ppk=0):
     """Try, pay, use, top up, run out, be suspended, top up, use, close; killed at these effects."""
@@ -25,17 +28,27 @@ def story(mode, crashes=(), fee_ppk=0):
     buyer.fund("", seq=0)  # the trial
     arm()
     shop.move(buyer, MIB // 2)
-    paid = [(4,), (4, 2), (8,)]
-    buyer.fund(buyer.token(*paid[0]), seq=1)
+    by_invoice = mode is PayMode.BOLT11
+    paid = INVOICES if by_invoice else TOKENS
+
+    def pay(seq):
+        if by_invoice:
+            buyer.pay_invoice(paid[seq - 1][0], seq)
+        elif seq == 1:
+            buyer.fund(buyer.token(*paid[0]), seq)
+        else:
+            buyer.top_up(buyer.token(*paid[seq - 1]), seq)
+
+    pay(1)
     arm()
     shop.move(buyer, 2 * MIB)
-    buyer.top_up(buyer.token(*paid[1]), 2)
+    pay(2)
     arm()
-    shop.move(buyer, 20 * MIB)
+    shop.move(buyer, 40 * MIB)
     shop.wait(5)
     assert lease_of(shop, buyer).suspended_at
     arm()
-    buyer.top_up(buyer.token(*paid[2]), 3)
+    pay(3)
     shop.move(buyer, 3 * MIB)
     arm()
     receipt = buyer.close()
@@ -48,7 +61,7 @@ def story(mode, crashes=(), fee_ppk=0):
 
 def outcome(shop, buyer, receipt):
     found = books(shop)
-    sold = sum((4, 4, 2, 8))
+    sold = sum(map(sum, INVOICES if shop.mode is PayMode.BOLT11 else TOKENS))
     assert receipt.rx + receipt.tx == buyer.used  # every byte that went through is on the bill
     back = amount_of(receipt.token)
     # Money: what was issued is in the seller's wallet, was given back, or was the mint's fee.
@@ -65,6 +78,7 @@ def outcome(shop, buyer, receipt):
 
 
 MODES = [(PayMode.LOCKED, 0), (PayMode.PLAIN, 0), (PayMode.PLAIN, 100), (PayMode.LOCKED, 100)]
+MODES.append((PayMode.BOLT11, 0))
 
 
 @pytest.mark.parametrize(("mode", "fee_ppk"), MODES)
@@ -74,7 +88,7 @@ def test_an_honest_run(mode, fee_ppk):
     assert due == shop.seller.leases[0].price.due(used - MIB, 0)
     assert accounts["earned"] == -due
     if not fee_ppk:
-        assert paid == 18_000
+        assert paid == (33_000 if mode is PayMode.BOLT11 else 18_000)
         assert spent == 0
     if mode is PayMode.PLAIN:
         assert back == (paid - due) // 1000 - (fee_ppk > 0)
@@ -85,7 +99,7 @@ def test_an_honest_run(mode, fee_ppk):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("mode", "fee_ppk"), MODES[1:3] + MODES[:1])
+@pytest.mark.parametrize(("mode", "fee_ppk"), MODES[1:3] + MODES[:1] + MODES[4:])
 def test_killed_before_any_effect(mode, fee_ppk):
     expected = outcome(*story(mode, fee_ppk=fee_ppk))
     total = story(mode, fee_ppk=fee_ppk)[0].effects
@@ -100,7 +114,7 @@ def test_killed_before_any_effect(mode, fee_ppk):
 @pytest.mark.timeout(300)
 @settings(max_examples=15, deadline=None)
 @given(
-    mode=st.sampled_from([PayMode.LOCKED, PayMode.PLAIN]),
+    mode=st.sampled_from([PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11]),
     crashes=st.lists(st.integers(0, 40), min_size=2, max_size=6),
 )
 def test_killed_again_and_again(mode, crashes):

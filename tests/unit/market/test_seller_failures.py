@@ -366,10 +366,11 @@ def test_forgotten_after_a_day_but_for_the_statement():
     past = [value for (space, _), value in shop.disk.items() if space == "sold_session"]
     assert sessions((), past) == (row,)
     assert (row.due_msat, row.paid_msat, row.refund_sat) == (2000, 8000, 6)
-    [day] = earnings(shop.seller.ledger)
+    [day] = earnings(shop.seller.ledger, [row])
     assert (day.day, day.received, day.earned, day.refunds) == ("2026-09-21", 8000, 2000, 6000)
+    assert day.bytes == row.billable > 0
     assert csv_text([row]).splitlines()[0].startswith("lease,buyer,offer,state")
-    assert csv_text([day]).splitlines()[1] == "2026-09-21,1,8000,2000,0,6000,0,0"
+    assert csv_text([day]).splitlines()[1] == f"2026-09-21,1,8000,2000,0,6000,0,0,{row.billable}"
     assert csv_text([]) == ""
 
 

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from ipaddress import ip_address
 
 import pytest
+from coincurve import PrivateKey
+from msgspec import structs
 
 from nostrvpn.cashu.blind import y_of
-from nostrvpn.cashu.conditions import Lock
+from nostrvpn.cashu.conditions import Lock, lock_key
 from nostrvpn.cashu.token import Token, parse_token, render_token
+from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.identity.keys import RootSecret
+from nostrvpn.market import payments
+from nostrvpn.market.bought_lease import BoughtLease
 from nostrvpn.market.effects import Heard, Redeem, Tick
-from nostrvpn.market.messages import Close, Fund, Low, Notice, TopUp, Usage, render_message
+from nostrvpn.market.introduction import _digest, introduced, prepare_request
+from nostrvpn.market.messages import (
+    Close,
+    Fund,
+    Low,
+    Notice,
+    Quote,
+    Receipt,
+    TopUp,
+    Usage,
+    render_message,
+)
 from nostrvpn.market.money_in import redeem_by
+from nostrvpn.market.offer import Offer
+from nostrvpn.market.payment_check import MAX_PROOFS
+from nostrvpn.market.saying import request_of
 from nostrvpn.market.terms import MIB, PayMode, Price
 from nostrvpn.market.trials import TrialBudget
 from nostrvpn.market.work import with_work
+from nostrvpn.nostr.event import public_key
 from tests.cashu_mint import MemoryMint
-from tests.market_shop import SETTINGS, START, Buyer, Shop, books, lease_of
+from tests.market_shop import (
+    PAYMENT,
+    PLACE,
+    SETTINGS,
+    START,
+    TERMS,
+    URL,
+    Buyer,
+    Shop,
+    books,
+    lease_of,
+)
 
 SPENT, INVALID = "payment-error-token-spent", "payment-error-invalid-token"
 LOCKED, PLAIN = PayMode.LOCKED, PayMode.PLAIN
@@ -520,6 +554,118 @@ def test_unwanted_buyers_are_refused():
     shop.seller.settings = replace(SETTINGS, allow=frozenset({bad.pubkey}))
     assert Buyer(shop, "third").notice(Buyer(shop, "third").request()) == ["policy-denied"]
     bad.ask()
+
+
+def introduction(buyer, shop, root, *, to=None):
+    """A request in which a lasting key vouches for the buyer's."""
+    request = buyer.request()
+    digest = _digest(request.key, buyer.pubkey, to or shop.seller.pubkey)
+    signature = PrivateKey(root.reveal()).sign_schnorr(digest, bytes(32)).hex()
+    return structs.replace(request, who=root.public_key, who_sig=signature)
+
+
+def test_friends_are_known_whatever_key_their_lease_has():
+    friend, other = RootSecret(sha256(b"friend").digest()), RootSecret(sha256(b"other").digest())
+    shop = Shop(LOCKED, settings=replace(SETTINGS, allow=frozenset({friend.public_key})))
+    buyer, thief = Buyer(shop, "fresh"), Buyer(shop, "thief")
+    assert buyer.notice(buyer.request()) == ["policy-denied"]
+    assert thief.notice(introduction(thief, shop, other)) == ["policy-denied"]
+    # Said for another lease's key, to another seller, or with a signature that is none.
+    said = introduction(buyer, shop, friend)
+    stolen = structs.replace(said, wg_pub=thief.wg_pub, refund=thief.refund)
+    assert thief.notice(stolen) == ["policy-denied"]
+    assert buyer.notice(introduction(buyer, shop, friend, to="ab" * 32)) == ["policy-denied"]
+    for change in ({"who_sig": ""}, {"who_sig": "0" * 128}, {"who": other.public_key}):
+        bent = structs.replace(introduction(buyer, shop, friend), **change)
+        assert buyer.notice(bent) == ["policy-denied"]
+    assert isinstance(buyer.say(said)[0], Quote)
+
+
+def test_a_buyer_that_is_asked_to_says_who_it_is():
+    """And else nobody could tell: the request holds nothing that lasts."""
+    root, shop = RootSecret(sha256(b"friend").digest()), Shop(LOCKED)
+    offer = Offer(shop.seller.pubkey, "home", TERMS, lock_key(PAYMENT), event_id="0" * 64)
+    for as_me in (True, False):
+        lease = BoughtLease("ab" * 16, 3, offer, PLACE.key, lock_key(PAYMENT), LOCKED, URL, 0)
+        prepare_request(lease, root, (), as_me=as_me)
+        request = request_of(lease, ())
+        known = introduced(request, public_key(root.lease_key(3)), offer.seller)
+        assert known == (root.public_key if as_me else "")
+        assert (root.public_key in render_message(request)) is as_me
+
+
+def test_who_is_denied_is_served_no_longer_and_gets_back_what_is_unused():
+    """By the key of the lease, and by the one that vouched for it: then under every other key too."""
+    root = RootSecret(sha256(b"nuisance").digest())
+    for names in (lambda buyer: {buyer.pubkey}, lambda buyer: {root.public_key}):
+        shop = Shop(LOCKED)
+        buyer, good = Buyer(shop), Buyer(shop, "good")
+        [quote] = buyer.say(introduction(buyer, shop, root))
+        buyer.lease_id, buyer.quote = quote.lease_id, quote
+        buyer.fund(buyer.token(8))
+        good.ask()
+        good.fund(good.token(8))
+        shop.seller.settings = replace(SETTINGS, deny=frozenset(names(buyer)))
+        shop.perform(shop.seller.end_unwelcome(shop.moment))
+        receipt = buyer.until(Close(lease_id=buyer.lease_id), Receipt)
+        assert (receipt.reason, receipt.refund_sat) == ("policy-denied", 8)
+        assert lease_of(shop, good).is_live
+        assert buyer.notice(introduction(buyer, shop, root)) == ["policy-denied"]
+
+
+@pytest.mark.parametrize("point", [0, 1, 2**255 - 20, 2**255 - 19, 2**255, None])
+def test_a_wireguard_key_that_is_none_is_refused(point):
+    """The kernel cannot hold it; one lease with it would stand in the way of all."""
+    shop = Shop(LOCKED)
+    buyer = Buyer(shop)
+    raw = None if point is None else point.to_bytes(32, "little")
+    buyer.wg_pub = PLACE.key if raw is None else b64encode(raw).decode()
+    assert buyer.notice(buyer.request()) == ["policy-denied"]
+    assert shop.seller.leases == ()
+
+
+def test_work_for_a_trial_cannot_be_done_long_before():
+    """Work is for one event of the offer, and those are published anew every ten minutes."""
+    shop = Shop(LOCKED, settings=replace(SETTINGS, pow_bits=4, events=frozenset({"ab" * 32})))
+    buyer = Buyer(shop)
+    old, new = (
+        with_work(buyer.request(offer_event=event), buyer.pubkey, shop.seller.pubkey, 4)
+        for event in ("cd" * 32, "ab" * 32)
+    )
+    assert buyer.notice(old) == ["price-changed"]
+    assert isinstance(buyer.say(new)[0], Quote)
+
+
+def test_looking_at_made_up_tokens_costs_a_bounded_effort(monkeypatch):
+    """A quote is free, and each proof that is shown takes a millisecond to check."""
+    shop = Shop(LOCKED)
+    good, thief = Buyer(shop), Buyer(shop, "thief")
+    good.ask()
+    good.fund(good.token(8))
+    looked = []
+
+    def look(_text, lease, *_rest):
+        looked.append(lease.id)
+        raise PeerMisbehaved("bad_token", "it is none")
+
+    monkeypatch.setattr(payments, "examine", look)
+    thief.ask()
+    bad = "cashuB" + "x" * 400 * MAX_PROOFS
+    said = [thief.notice(Fund(lease_id=thief.lease_id, seq=n, token=bad)) for n in range(1, 101)]
+    small = "cashuB" + "x" * 400
+    assert looked.count(thief.lease_id) <= 4
+    said += [
+        thief.notice(Fund(lease_id=thief.lease_id, seq=n, token=small)) for n in range(101, 150)
+    ]
+    assert said[-1] == ["too-busy"]
+    # Who paid is heard meanwhile, and who pays for the first time a moment later.
+    good.notice(TopUp(lease_id=good.lease_id, seq=9, token=small))
+    assert looked[-1] == good.lease_id
+    shop.now += 2
+    new = Buyer(shop, "new")
+    new.ask()
+    new.notice(Fund(lease_id=new.lease_id, seq=1, token=small))
+    assert looked[-1] == new.lease_id
 
 
 def test_slice_is_bounded():

@@ -1,0 +1,116 @@
+"""Leases paid by Lightning: what the market's machines ask of the connected wallet (NIP-47).
+
+No answer of a wallet is taken for "not paid": what may have been paid is looked up before anything else
+is done about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from nostrvpn.daemon.wallet_answers import WalletFailed
+from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
+from nostrvpn.lightning.bolt11 import Invoice, parse_invoice
+from nostrvpn.lightning.nwc import WalletError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nostrvpn.daemon.lightning_service import LightningService
+
+__all__ = ["LightningRail"]
+
+# Refusals of now: the same may be asked again.
+_LATER: Final = frozenset({"RATE_LIMITED", "INTERNAL", "OTHER"})
+# How long after its end an invoice that a wallet does not know of may be on its way yet (seconds).
+_CLOCKS_S: Final = 120
+_SELLS: Final = frozenset({"make_invoice", "lookup_invoice"})
+_BUYS: Final = frozenset({"pay_invoice", "lookup_invoice", "get_balance"})
+
+_log = logging.getLogger("nostrvpn.market")
+
+
+class LightningRail:
+    """``sat``: what the connected wallet had when it was last asked, less what was paid since."""
+
+    def __init__(self, lightning: LightningService) -> None:
+        self._lightning = lightning
+        self.sat = 0
+
+    @property
+    def can_sell(self) -> bool:
+        """Whether the connected wallet makes invoices and knows what became of them."""
+        return self._lightning.methods >= _SELLS
+
+    async def look(self) -> None:
+        """Ask for the balance; a wallet that refuses to tell it is not paid from."""
+        if not self._lightning.methods >= _BUYS:
+            self.sat = 0
+            return
+        try:
+            self.sat = await self._lightning.connected().balance() // 1000
+        except UserError:
+            self.sat = 0
+        except NostrvpnError as exc:  # what was known stands: a lease is not left for this
+            _log.info("the Lightning wallet's balance: %s", exc)
+
+    async def make(self, msat: int, expiry_s: int) -> str:
+        """Return an invoice over ``msat``; asked twice if the connection was lost."""
+        client = self._lightning.connected
+        try:
+            return (await client().make_invoice(msat, "nostrvpn", expiry_s)).text
+        except SystemRefused:
+            return (await client().make_invoice(msat, "nostrvpn", expiry_s)).text
+
+    async def is_paid(self, payment_hash: str) -> bool:
+        """Tell whether an invoice of the connected wallet is paid, for good."""
+        return _is_settled(await self._lightning.connected().lookup_invoice(payment_hash))
+
+    async def pay(self, text: str, *, is_again: bool) -> int:
+        """Pay an invoice; return the fee (sat, rounded up).
+
+        WalletFailed: with ``may_retry`` it may be paid, or be paid yet; without, it never will be.
+        """
+        invoice = parse_invoice(text)
+        fee = await self._paid_before(invoice) if is_again else None
+        if fee is None:
+            fee = await self._pay(invoice)
+        self.sat = max(0, self.sat - invoice.amount_sat - fee)
+        return fee
+
+    async def _pay(self, invoice: Invoice) -> int:
+        client = self._lightning.connected()
+        try:
+            _, fee_msat = await client.pay_invoice(invoice)
+        except WalletError as exc:
+            raise WalletFailed(str(exc), may_retry=exc.code in _LATER) from exc
+        except UserError:
+            raise  # nothing was asked
+        except NostrvpnError as exc:
+            raise WalletFailed(str(exc), may_retry=True) from exc
+        return -(-fee_msat // 1000)
+
+    async def _paid_before(self, invoice: Invoice) -> int | None:
+        """Return the fee of what was paid already, None if it may be paid now."""
+        try:
+            found = await self._lightning.connected().lookup_invoice(invoice.payment_hash)
+        except WalletError as exc:
+            if exc.code != "NOT_FOUND":
+                raise WalletFailed(str(exc), may_retry=True) from exc
+            if time.time() > invoice.expires_at + _CLOCKS_S:
+                raise WalletFailed("the invoice expired, and was not paid") from exc
+            return None
+        except NostrvpnError as exc:  # disconnected, perhaps for ever: it may be paid all the same
+            raise WalletFailed(str(exc), may_retry=True) from exc
+        if _is_settled(found):
+            fees = found.get("fees_paid")
+            return -(-fees // 1000) if type(fees) is int and fees > 0 else 0
+        if found.get("state") in ("failed", "expired"):
+            raise WalletFailed("the Lightning wallet could not pay it")
+        raise WalletFailed("the Lightning wallet is paying yet", may_retry=True)
+
+
+def _is_settled(found: Mapping[str, Any]) -> bool:
+    return found.get("state") == "settled" or bool(found.get("settled_at"))

@@ -1,0 +1,91 @@
+"""What is said of the market: how a sale stands, and what is added to the node's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from nostrvpn.endpoint import Endpoint
+from nostrvpn.market.offer import Offer
+from nostrvpn.market.sale import Sale
+from nostrvpn.node.problems import problem
+
+__all__ = ["NOT_SOLD", "added", "sale_document"]
+
+_Json = dict[str, Any]
+# By the purchase's state (market/buyer_state.py); the others go on by themselves.
+_PURCHASE = {"short": "purchase_short", "paused": "purchase_paused", "looking": "purchase_waits"}
+
+NOT_SOLD: Final[_Json] = {"state": "off", "text": "nothing is sold", "lines": [], "leases": 0}
+
+
+def sale_document(
+    sale: Sale,
+    offer: Offer,
+    endpoints: Sequence[Endpoint],
+    live: int,
+    taken: int,
+    error: str | None,
+) -> _Json:
+    """Return how a sale stands, for people and programs.
+
+    ``live``: leases that run; ``taken``: relays that have the offer; ``error``: why nobody can use it.
+    """
+    state, text = "on", "this exit is for sale"
+    if error is not None:
+        state, text = "failed", error
+    elif not taken:
+        state, text = "waiting", "this exit is for sale once a relay has taken the offer"
+    price = sale.terms.price
+    lines = [
+        f"{round(price.per_gib_msat / 1000, 2):g} sat/GiB"
+        + (f" and {price.hour_msat / 1000:g} sat/h" if price.hour_msat else ""),
+        f"tokens of {', '.join(sale.terms.mints)}",
+        f"policy {sale.policy.name}" + (f", country {sale.country}" if sale.country else ""),
+    ]
+    if endpoints:
+        lines.append(f"buyers come to {', '.join(map(str, endpoints))}")
+    lines.append(f"{live} of at most {sale.max_sessions} buyers; {taken} relays have the offer")
+    return {
+        "state": state,
+        "text": text,
+        "lines": lines,
+        "leases": live,
+        "offer": offer.ref,
+        "seller": offer.seller,
+        "relays": taken,
+        "endpoints": list(map(str, endpoints)),
+        "sale": sale.to_json(),
+    }
+
+
+def added(name: str, answer: _Json, purchase: _Json, sale: _Json, free_sat: int) -> _Json:
+    """Return the answer to command ``name`` with what the market adds.
+
+    ``purchase`` and ``sale``: the documents of customer and shop; ``free_sat``: what can be spent.
+    """
+    match name:
+        case "exit_status":
+            return answer | {"purchase": purchase}
+        case "exit_list":
+            return answer | {"wallet_sat": free_sat}
+        case "status":
+            known = answer["problems"]
+            if purchase["state"] == "looking":
+                # Nobody is asked yet who could be silent: the market knows better what is missing.
+                known = [one for one in known if one["code"] != "exit_unreachable"]
+            return answer | {"problems": [*known, *_problems(purchase, sale)]}
+        case _:
+            return answer
+
+
+def _problems(purchase: _Json, sale: _Json) -> list[_Json]:
+    found = []
+    code = _PURCHASE.get(purchase["state"])
+    if code is not None:
+        found.append(problem(code, reason=purchase["reason"] or "it is only beginning to look"))
+    if sale["state"] == "failed":
+        found.append(problem("sale_failed", reason=sale["text"]))
+    elif sale["state"] == "waiting":
+        found.append(problem("sale_unlisted"))
+    return [one.to_json() for one in found]
