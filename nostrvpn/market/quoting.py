@@ -54,7 +54,9 @@ class Quoting:
     def _refusal(self, buyer: str, request: QuoteRequest, of_buyer: int) -> str | None:
         stall, settings = self._stall, self._stall.settings
         leases = stall.leases.values()
-        if not stall.welcomes(buyer, request) or any(x.request.wg_pub == request.wg_pub for x in leases):
+        if not stall.welcomes(buyer, request) or any(
+            x.request.wg_pub == request.wg_pub for x in leases
+        ):
             return "policy-denied"
         if request.offer_id != settings.offer_id:
             return "price-changed"

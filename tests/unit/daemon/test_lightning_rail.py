@@ -116,6 +116,7 @@ async def test_paid(client: Client, again: bool, text: str, expected: MarketEven
         (Client(pay=WalletError("", "RATE_LIMITED", "")), False, TEXT, True),
         (Client(pay=WalletSilent("no answer")), False, TEXT, True),
         (Client(pay=SystemRefused("no relay")), False, TEXT, True),
+        (Client(pay=UserError("it knows no pay_invoice")), False, TEXT, False),
         (None, False, TEXT, False),  # nothing was asked of anybody
         (None, True, TEXT, True),  # it was, before it was disconnected
         (Client(lookup={"state": "pending"}), True, OLD, True),
