@@ -29,6 +29,8 @@ DEFAULT_CONNECTIONS = 100
 _MAX = 1 << 60
 # Nobody's share is so small that nothing works; with very many guests the total holds all the same.
 _LEAST_SHARE = 32_000
+# Of a budget: some dozens of packets.
+_LAST = 65_536
 # Who had nine tenths of a share would have taken more.
 _HUNGRY = 0.9
 
@@ -121,8 +123,11 @@ class Ledger:
         return more
 
     def is_spent(self, budget: int) -> bool:
-        """Whether a month's budget (bytes, 0: none) is used up."""
-        return bool(budget) and self.used >= budget
+        """Whether a budget is used up, but for what is too little to be worth going on.
+
+        The kernel counts packets that it drops too, so the last bytes are never seen as used.
+        """
+        return budget > 0 and self.used >= budget - min(_LAST, budget // 16)
 
     def to_json(self) -> dict[str, object]:
         """Return what is stored."""

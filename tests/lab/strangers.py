@@ -104,7 +104,7 @@ class Strangers(Market):
             evidence=books.text,
             poll=0.2,
         )
-        assert disagreements(books) == [], books.text()
+        assert disagreements(books) == []
         return books
 
     def snapshot(self) -> HostSnapshot:

@@ -417,7 +417,7 @@ def test_the_host_is_left_as_it_was(how: str) -> None:
         lab.first.query("join", lab.client.query("invite", lab.first.npub)["link"])
         lab.client.wait_for_peer(lab.first.npub, path="direct")
         share(lab, lab.first)
-        assert answers(lab.client, BOX4)
+        wait_until(lambda: answers(lab.client, BOX4), "the network behind", timeout=LIMIT)
         assert answers(lab.client, BOX6)
         routing = lab.first.namespace.run("sysctl", "-n", *SETTINGS).stdout.split()
         assert routing == ["0", "1", "1", "2"]

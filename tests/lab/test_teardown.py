@@ -108,7 +108,7 @@ def use(lab: Recorded, kill_switch: str = "on") -> None:
 
 
 def carries(lab: Recorded) -> None:
-    wait_until(lambda: state(lab.laptop) == "connected", "an exit that carries", timeout=LIMIT)
+    wait_until(lambda: state(lab.laptop) == "connected", "an exit that carries", timeout=2 * LIMIT)
     wait_until(
         lambda: "127.0.0.9" not in uncommented(lab), "no other resolver is left", timeout=LIMIT
     )
@@ -205,6 +205,11 @@ def start_with(lab: Recorded, number: int, fault: str) -> None:
     path = f"{place}:{os.environ['PATH']}"
     with suppress(UserError) if fault is KILL else nullcontext():
         lab.laptop.start(PATH=path)
-    wait_until(lambda: counter.read_text().count("\n") >= number, f"call {number} of nft")
+    # What was refused is tried again after 30 s at the latest.
+    wait_until(
+        lambda: counter.read_text().count("\n") >= number,
+        f"call {number} of nft",
+        timeout=3 * LIMIT,
+    )
     if fault is KILL:
         wait_until(lambda: not lab.laptop.process.alive, "the daemon's end", timeout=LIMIT)
