@@ -58,8 +58,8 @@ class UserspaceBackend:
         self._implementation = (
             implementation or os.environ.get(_IMPLEMENTATION_VARIABLE) or _DEFAULT_IMPLEMENTATION
         )
-        # Implementations that stay in the foreground are our children until they exit.
-        self._children: list[subprocess.Popen[bytes]] = []
+        # By interface. Most exit once a second process runs; one that does not is the device.
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def name(self) -> Literal["userspace"]:
@@ -148,7 +148,7 @@ class UserspaceBackend:
             _wait_until(lambda: not _answers(path), _EXIT_TIMEOUT_S)
         if not _answers(path):
             path.unlink(missing_ok=True)
-        self._children = [child for child in self._children if child.poll() is None]
+        self._reap(interface)
 
     def _is_well(self, interface: str) -> bool:
         try:
@@ -156,7 +156,13 @@ class UserspaceBackend:
         except SystemRefused:
             return False
 
+    def _reap(self, interface: str) -> None:
+        child = self._children.pop(interface, None)
+        if child is not None and not _wait_until(lambda: child.poll() is not None, _EXIT_TIMEOUT_S):
+            self._children[interface] = child
+
     def _start(self, interface: str) -> None:
+        self._reap(interface)
         program = shutil.which(self._implementation)
         if program is None:
             raise SystemRefused(
@@ -177,13 +183,14 @@ class UserspaceBackend:
                 )
             except OSError as exc:
                 raise SystemRefused(f"starting {program}: {exc.strerror}") from exc
+            self._children[interface] = process
             is_ready = self._wait_ready(interface, process)
             if is_ready:
                 return
             output.seek(0)
             lines = output.read(4096).decode(errors="replace").strip().splitlines()
         process.kill()
-        process.wait()
+        self._reap(interface)
         reason = lines[-1].strip() if lines else "it did not answer"
         raise SystemRefused(
             f"{self._implementation} did not bring up {interface}: {reason}",
@@ -202,10 +209,8 @@ class UserspaceBackend:
         _wait_until(is_settled, _START_TIMEOUT_S)
         if not self._is_well(interface):
             return False
-        # Most start a second process and exit; one that does not is itself the device.
+        # Most start a second process and exit, and are no zombies then.
         _wait_until(lambda: process.poll() is not None, 1.0)
-        if process.poll() is None:
-            self._children.append(process)
         return True
 
 

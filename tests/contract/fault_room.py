@@ -138,6 +138,8 @@ class Room:
 
     def close(self) -> None:
         self.cleanup()
+        # Which also waits for a process that nobody waited for, as the agent was killed.
+        self.netns.call(self.backend.delete, self.interface)
         self.reconciler.close()
         for one in (*self._sockets.values(), self._marked):
             one.close()
