@@ -22,6 +22,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from nostrvpn.lab.namespaces import Namespace
+from tests.warm_python import WarmPython
+
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
@@ -193,3 +196,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(
             f"NOT RUN: {len(tests)} tests, this machine lacks {what}", red=True
         )
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[None]:
+    """The agent's programs in labs are forked from one that has imported it, which is most of a start.
+
+    With ``NOSTRVPN_LAB_COLD=1`` each is started from the disk, as users start it.
+    """
+    if os.environ.get("NOSTRVPN_LAB_COLD") == "1":
+        yield
+        return
+    Namespace.forks = WarmPython()
+    yield
+    Namespace.forks.close()
+    Namespace.forks = None

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from nostrvpn import __version__
 from nostrvpn.cli.choosing import with_network
 from nostrvpn.cli.output import show_error
 from nostrvpn.config.options import (
@@ -131,6 +132,7 @@ class _LazyGroup(click.Group):
     envvar="NOSTRVPN_NETWORK",
     help="Which network is meant.  [default: as nostrvpn network switch said]",
 )
+@click.version_option(__version__, message="nostrvpn %(version)s")
 @click.pass_context
 def group(
     ctx: click.Context,

@@ -13,13 +13,14 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar, Protocol
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.lab.patience import LabTimeout, patient, wait_until
 
-__all__ = ["Echo", "Namespace", "run_command"]
+__all__ = ["Child", "Echo", "Forks", "Namespace", "run_command"]
 
 Echo = Callable[[str], None]
 """Receives one line per command that the lab runs."""
@@ -30,20 +31,65 @@ CLONE_NEWNET = 0x40000000
 """From linux/sched.h."""
 
 
+class Child(Protocol):
+    """A running program: what ``subprocess.Popen`` says of it."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class Forks(Protocol):
+    """An interpreter that forks the agent's programs faster than they could be started."""
+
+    def runs(self, argv: tuple[str, ...]) -> bool:
+        """Whether this command line is one that it can run."""
+
+    def popen(
+        self,
+        argv: tuple[str, ...],
+        *,
+        netns: Path,
+        files: tuple[int, int, int],
+        environment: Mapping[str, str],
+    ) -> Child:
+        """Start it in a network namespace, as ``ip netns exec`` would; ``files``: 0, 1, 2."""
+
+    def run(
+        self, argv: tuple[str, ...], *, netns: Path, stdin: str | None, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end; ``subprocess.TimeoutExpired`` if it takes longer (seconds)."""
+
+
 def run_command(
     argv: tuple[str, ...], *, stdin: str | None = None, check: bool = True, timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; raise SystemRefused if it fails and ``check`` is set."""
-    try:
-        done = subprocess.run(
+
+    def run(allowed: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             argv,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=patient(timeout),
+            timeout=allowed,
         )
+
+    return _finished(argv, run, check=check, timeout=timeout)
+
+
+def _finished(
+    argv: tuple[str, ...],
+    run: Callable[[float], subprocess.CompletedProcess[str]],
+    *,
+    check: bool,
+    timeout: float,
+) -> subprocess.CompletedProcess[str]:
+    try:
+        done = run(patient(timeout))
     except FileNotFoundError as exc:
         raise SystemRefused(
             f"the lab needs the program {argv[0]!r}",
@@ -59,6 +105,9 @@ def run_command(
 
 class Namespace:
     """A named network namespace; ``label`` is its short name (``laptop-a``) for people."""
+
+    forks: ClassVar[Forks | None] = None
+    """What the agent's own programs are forked from; without it they are started like all others."""
 
     def __init__(self, name: str, *, label: str = "", echo: Echo | None = None) -> None:
         self.name = name
@@ -114,24 +163,32 @@ class Namespace:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program inside to its end; raise SystemRefused if it fails and ``check`` is set."""
         self._say(shlex.join(argv))
-        return run_command(self._inside(argv), stdin=stdin, check=check, timeout=timeout)
+        if self.forks is None or not self.forks.runs(argv):
+            return run_command(self._inside(argv), stdin=stdin, check=check, timeout=timeout)
+        run = partial(self.forks.run, argv, netns=self.path, stdin=stdin)
+        return _finished(argv, lambda allowed: run(timeout=allowed), check=check, timeout=timeout)
 
     def popen(
         self,
         argv: tuple[str, ...],
         *,
-        output: IO[bytes] | int = subprocess.DEVNULL,
+        output: IO[bytes],
         environment: dict[str, str] | None = None,
-    ) -> subprocess.Popen[bytes]:
+    ) -> Child:
         """Start a program inside, in its own session, both outputs to ``output``."""
         self._say(shlex.join(argv) + " &")
+        variables = {**os.environ, **(environment or {})}
+        if self.forks is not None and self.forks.runs(argv):
+            with Path(os.devnull).open("rb") as nothing:
+                files = (nothing.fileno(), output.fileno(), output.fileno())
+                return self.forks.popen(argv, netns=self.path, files=files, environment=variables)
         return subprocess.Popen(
             self._inside(argv),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            env=variables,
         )
 
     def ip(self, *commands: str, family: int = 4) -> None:

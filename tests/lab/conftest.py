@@ -16,6 +16,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="NOT RUN: the lab needs root"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs(warm_python: None) -> None:
+    """Programs of a lab are forked."""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

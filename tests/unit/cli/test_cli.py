@@ -627,6 +627,7 @@ def test_export(run: Run, daemon: FakeDaemon, places: Path) -> None:
 
 def test_version_help_and_completion(run: Run) -> None:
     assert run("version").out.startswith("nostrvpn ")
+    assert run("--version").out == run("version").out
     assert set(run("version", "--json").json) == {"version", "python", "system"}
     shown = run("--help")
     assert shown.code == 0
