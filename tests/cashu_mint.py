@@ -31,6 +31,7 @@ from nostrvpn.cashu.proof import BlindedMessage, BlindSignature, Dleq, Keyset, M
 from nostrvpn.cashu.secrets import LockedSource, SeedSource
 from nostrvpn.cashu.wire import parse_proofs, parse_signature
 from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.lightning.bolt11 import parse_invoice
 
 __all__ = ["MemoryMint", "MintDown", "blind_sign", "prove"]
 
@@ -270,8 +271,10 @@ class MemoryMint:
                 "request": invoice,
                 "state": "PAID" if self.pays_at_once else "UNPAID",
             }
-        else:  # lnbc-21-… is an invoice over 21 sat
-            amount = int(body["request"].split("-")[1])
+        else:  # lnbc-21-… is an invoice over 21 sat, too
+            text = body["request"]
+            is_short = text.startswith("lnbc-")
+            amount = int(text.split("-")[1]) if is_short else parse_invoice(text).amount_sat
             made = {"fee_reserve": self.reserve, "state": "UNPAID", "request": body["request"]}
         made |= {"quote": name, "amount": amount, "unit": "sat", "expiry": int(self.now) + 3600}
         self.quotes[name] = made

@@ -89,12 +89,12 @@ def prepare_outputs(
 ) -> Outputs:
     """Return an output for each amount; uses the counters ``counter`` … ``counter + len(amounts) - 1``.
 
-    ValueError for an amount that the keyset has no key for: ask :mod:`nostrvpn.cashu.amounts`.
+    ``wrong-amount`` for an amount that the keyset has no key for.
     """
     made = []
     for number, amount in enumerate(amounts, counter):
         if amount not in keyset.keys:
-            raise ValueError(f"this keyset signs no {amount}")
+            raise PeerMisbehaved("wrong-amount", f"the mint has no key for {amount}")
         made.append(make_output(keyset.id, amount, *source.output(keyset.id, number)))
     return tuple(made)
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.daemon.wallet import Wallet
 from nostrvpn.errors import NostrvpnError, PeerMisbehaved, SystemRefused, UserError
 from nostrvpn.host.state import FWMARK
@@ -22,6 +23,7 @@ from nostrvpn.io.nwc import LightningWallet, WalletSilent
 from nostrvpn.io.store import Record, Store
 from nostrvpn.lightning.bolt11 import Invoice, parse_invoice
 from nostrvpn.lightning.nwc import WalletError, WalletLink, parse_wallet_link
+from nostrvpn.machine import Moment
 
 if TYPE_CHECKING:
     from nostrvpn.io.proxy import SocksProxy
@@ -56,6 +58,7 @@ class LightningService:
         self,
         store: Store,
         wallet: Wallet,
+        moment: Callable[[], Moment],
         *,
         proxy: SocksProxy | None = None,
         mark: int = FWMARK,
@@ -63,11 +66,11 @@ class LightningService:
     ) -> None:
         """``reserved``: what buyers may get back yet, in sat by mint: it is not paid out."""
         self._reserved = reserved
-        self._store, self._wallet = store, wallet
+        self._store, self._wallet, self._moment = store, wallet, moment
         self._proxy, self._mark = proxy, mark
         self._link: WalletLink | None = None
         self._client: LightningWallet | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Supervisor()
         self._not_before: dict[str, float] = {}
         self.payout_error: str | None = None
 
@@ -77,14 +80,11 @@ class LightningService:
         if isinstance(text, str):
             with suppress(UserError):
                 self._link = parse_wallet_link(text)
-        self._task = asyncio.get_running_loop().create_task(self._pay_out_forever())
+        self._tasks.start("payouts", self._pay_out_forever())
 
     async def stop(self) -> None:
         """End; what was asked of a wallet may be done all the same."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.stop()
         await self._disconnect()
 
     # -- a connected wallet ---------------------------------------------------------------------
@@ -92,15 +92,14 @@ class LightningService:
     async def connect(self, text: str) -> _Json:
         """Use the wallet behind ``nostr+walletconnect://…`` from now on, if it answers."""
         link = parse_wallet_link(text)
-        client = LightningWallet(link, proxy=self._proxy, mark=self._mark)
+        client = LightningWallet(link, self._moment, proxy=self._proxy, mark=self._mark)
         try:
-            info = await client.info()
+            methods = sorted((await client.info()).methods)
+            known = Record(LIGHTNING_SPACE, "methods", methods)
+            self._store.put([Record(LIGHTNING_SPACE, "link", text.strip()), known])
         except BaseException:
             await client.close()
             raise
-        methods = sorted(info.methods)
-        known = Record(LIGHTNING_SPACE, "methods", methods)
-        self._store.put([Record(LIGHTNING_SPACE, "link", text.strip()), known])
         await self._disconnect()
         self._link, self._client = link, client
         return {"connected": True, "methods": methods, "relays": list(link.relays)}
@@ -245,7 +244,7 @@ class LightningService:
 
     async def _invoice(self, to: str, amount: int) -> Invoice:
         if to:
-            return await invoice_of(to, amount * 1000, proxy=self._proxy)
+            return await invoice_of(to, amount * 1000, proxy=self._proxy, mark=self._mark)
         return await self.connected().make_invoice(amount * 1000, "nostrvpn", INVOICE_S)
 
     async def _pay(self, invoice: Invoice) -> None:
@@ -270,7 +269,9 @@ class LightningService:
                 "no Lightning wallet is connected", "connect one: nostrvpn wallet connect"
             )
         if self._client is None:
-            self._client = LightningWallet(self._link, proxy=self._proxy, mark=self._mark)
+            self._client = LightningWallet(
+                self._link, self._moment, proxy=self._proxy, mark=self._mark
+            )
         return self._client
 
     async def _disconnect(self) -> None:

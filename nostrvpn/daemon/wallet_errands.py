@@ -55,6 +55,10 @@ TROUBLE: Final = 0
 # Proofs or outputs in one question.
 BATCH: Final = 100
 EMPTY_BATCHES: Final = 3
+# More than any wallet makes in years, and more than one holds, which keeps few proofs: a mint could
+# sign whatever it is asked about, for ever.
+MAX_NUMBERS: Final = 1 << 20
+MAX_FOUND: Final = 10_000
 # An invoice that was paid in its last second is known to the mint by then.
 PAYMENT_DELAY_S: Final = 3600
 
@@ -79,7 +83,7 @@ class Errands:
                 return await self._melt(operation, is_new)
             return await self._swap(operation, is_new)
         except MintBusy as error:
-            if is_new:
+            if is_new and not error.may_have_arrived:
                 self._book.drop(operation)
             raise WalletFailed(str(error), error.hint, may_retry=True) from error
         except MintUnreachable as error:
@@ -119,6 +123,7 @@ class Errands:
         """Return what is unspent of all that ``source`` ever had signed from number ``first`` on.
 
         And the first number that is not used; three empty batches of a hundred end it (NUT-13).
+        PeerMisbehaved where nothing ends it.
         """
         found: list[Proof] = []
         start, unused = first, first
@@ -133,6 +138,10 @@ class Errands:
             states = await self.states(mint, signed)
             found += [p for p, s in zip(signed, states, strict=True) if s is ProofState.UNSPENT]
             start += BATCH
+            if start - first > MAX_NUMBERS or len(found) > MAX_FOUND:
+                raise PeerMisbehaved(
+                    "bad-answer", "the mint says that it signed all there could be"
+                )
         return found, unused
 
     async def catch_up(self, mint: str, keyset: Keyset) -> int:
@@ -299,7 +308,8 @@ class Errands:
 
     async def _paid(self, operation: Operation, quote: MeltQuote) -> Operation:
         change: Sequence[Proof] = ()
-        if quote.change:
+        # Where none was asked for, none is anybody's.
+        if quote.change and operation.outputs:
             keyset = self._keyset(operation.mint, operation.outputs)
             change = finish_change(operation.outputs, quote.change, keyset)
         elif operation.outputs:

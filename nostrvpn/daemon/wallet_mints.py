@@ -7,6 +7,7 @@ no longer good.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,8 +34,12 @@ UNIT: Final = "sat"
 REFRESH_S: Final = 3600.0
 # What the wallet cannot do without: states, DLEQ; and, to pay a stranger, locks.
 NEEDED_NUTS: Final = {7: "states", 9: "restore", 10: "conditions", 11: "locks", 12: "DLEQ"}
-# Keysets of which the wallet takes and makes money; Nutshell rotates rarely.
+# Keysets of which the wallet takes and makes money; Nutshell rotates rarely. Those that a mint no longer
+# lists are kept too, until there are too many to write down as one record (3 MB).
 MAX_KEYSETS: Final = 200
+MAX_KNOWN: Final = 500
+# For all their keys together: each question by itself may take the client's whole patience.
+KEYS_S: Final = 60.0
 
 
 class UnknownMint(UserError):
@@ -150,17 +155,20 @@ async def _ask_keys(client: MintClient, known: MintKeys) -> MintKeys:
     PeerMisbehaved(``bad-keyset``) if an id is not the hash of its keys. What the mint no longer lists
     is kept as inactive: proofs of it may still be ours.
     """
-    infos = parse_keysets(await client.get("/v1/keysets"))
     found = {id: replace(keyset, is_active=False) for id, keyset in known.keysets.items()}
-    for info in infos[:MAX_KEYSETS]:
-        if info.unit != UNIT:
-            continue
-        before = known.keysets.get(info.id)
-        found[info.id] = (
-            parse_keys(await client.get(f"/v1/keys/{info.id}"), info)
-            if before is None
-            else _updated(before, info)
-        )
+    try:
+        async with asyncio.timeout(KEYS_S):
+            infos = parse_keysets(await client.get("/v1/keysets"))
+            for info in infos[:MAX_KEYSETS]:
+                before = known.keysets.get(info.id)
+                if info.unit != UNIT:
+                    continue
+                if before is not None:
+                    found[info.id] = _updated(before, info)
+                elif len(found) < MAX_KNOWN:
+                    found[info.id] = parse_keys(await client.get(f"/v1/keys/{info.id}"), info)
+    except TimeoutError as error:
+        raise MintUnreachable(f"{client.url} does not tell its keys in time") from error
     return MintKeys(client.url, found)
 
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from nostrvpn.config.addresses import check_relay_url
 from nostrvpn.errors import PeerMisbehaved
-from nostrvpn.exits.policy import is_public
 from nostrvpn.host.state import FWMARK
+from nostrvpn.io.http_way import is_inside
 from nostrvpn.io.market_link import Fetch, MarketLink
 from nostrvpn.io.relays import RelaySockets
 from nostrvpn.machine import Moment, earliest
@@ -227,12 +225,8 @@ class MarketRelays:
                 return False
         except ValueError:
             return False
-        host = urlsplit(url).hostname or ""
-        with suppress(ValueError):
-            if not is_public(ip_address(host)):
-                return False
-        if host == "localhost" or host.endswith((".localhost", ".local")):
-            return False  # the proxy would look them up
+        if is_inside(urlsplit(url).hostname or ""):
+            return False
         for name in [name for name, link in self._links.items() if link.is_quiet]:
             if self._is_strange(name.partition("#")[0]):
                 del self._links[name]

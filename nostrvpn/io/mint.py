@@ -1,17 +1,18 @@
 """HTTP with Cashu mints: JSON there, JSON back, and what went wrong in three kinds.
 
 A mint is asked and never believed: what it answers is checked by whoever asked. An answer is bounded in
-size and time, and only the mint itself gives it (no redirects). What was sent and has no answer may
+size and time, and only the mint itself gives it (no redirects). It is reached around an exit: what pays
+for one must not depend on it. What was sent and has no answer may
 have been done; ``MintUnreachable.may_have_arrived`` says whether that can be.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -19,6 +20,7 @@ import aiohttp
 from nostrvpn.cashu.answers import parse_refusal
 from nostrvpn.errors import NostrvpnError, one_line
 from nostrvpn.host.state import FWMARK
+from nostrvpn.io.http_way import PLAIN, TooLong, body_of, connector_for
 
 if TYPE_CHECKING:
     from nostrvpn.io.proxy import SocksProxy
@@ -65,16 +67,20 @@ class MintUnreachable(NostrvpnError):
 
 
 class MintBusy(NostrvpnError):
-    """The mint takes no more calls for ``retry_after_s`` seconds (429, or 503 that says so)."""
+    """The mint takes no more calls for ``retry_after_s`` seconds (429, or 503 that says so).
+
+    ``may_have_arrived``: a gateway says 503 also of what it passed on and heard nothing of.
+    """
 
     code = "mint_busy"
 
-    def __init__(self, retry_after_s: float) -> None:
+    def __init__(self, retry_after_s: float, *, may_have_arrived: bool = False) -> None:
         super().__init__(
             f"the mint takes no more calls for now, for about {retry_after_s:.0f} s",
             "nothing is lost: it is asked again",
         )
         self.retry_after_s = retry_after_s
+        self.may_have_arrived = may_have_arrived
 
 
 class MintClient:
@@ -88,6 +94,7 @@ class MintClient:
         self._proxy = proxy
         self._mark = mark
         self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
         # Whoever waits for its turn has not left, and its time has not begun.
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
 
@@ -101,7 +108,8 @@ class MintClient:
         return await self._ask("POST", path, body, timeout)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections for good: who still waits, or asks, is told so."""
+        self._is_closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -109,7 +117,7 @@ class MintClient:
     async def _ask(self, method: str, path: str, body: object, timeout_s: float) -> Any:
         try:
             async with (
-                self._turns,
+                self._turn(),
                 self._connected().request(
                     method,
                     self.url + path,
@@ -118,16 +126,25 @@ class MintClient:
                     timeout=aiohttp.ClientTimeout(total=timeout_s),
                 ) as response,
             ):
-                text = await _bounded(response)
-                return _answer(response, text)
+                return _answer(response, await body_of(response, MAX_ANSWER))
         except TimeoutError as error:
             raise MintUnreachable(f"{self.url} does not answer in time") from error
+        except TooLong as error:
+            text = f"the mint answers with more than {MAX_ANSWER} bytes"
+            raise MintUnreachable(text) from error
         except (aiohttp.ClientError, OSError, ssl.SSLError, ValueError) as error:
             raise self._unreachable(error) from error
         except Exception as error:
             if self._proxy is not None and isinstance(error, self._proxy.errors):
                 raise self._unreachable(error) from error
             raise
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self._turns:
+            if self._is_closed:
+                raise MintUnreachable(f"{self.url} is asked no more", may_have_arrived=False)
+            yield
 
     def _unreachable(self, error: Exception) -> MintUnreachable:
         by_proxy = self._proxy.describe(error) if self._proxy is not None else None
@@ -142,49 +159,27 @@ class MintClient:
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector: aiohttp.BaseConnector
-            if self._proxy is not None:
-                connector = self._proxy.connector(f"mint {self.url}")
-            else:
-                connector = aiohttp.TCPConnector(
-                    limit=MAX_CONNECTIONS,
-                    keepalive_timeout=KEEPALIVE_S,
-                    use_dns_cache=False,
-                    socket_factory=self._socket,
-                )
+            connector = connector_for(
+                f"mint {self.url}",
+                self._proxy,
+                self._mark,
+                limit=MAX_CONNECTIONS,
+                keepalive_s=KEEPALIVE_S,
+            )
             self._session = aiohttp.ClientSession(
                 connector=connector,
-                headers={"Accept": "application/json"},
+                headers={"Accept": "application/json", **PLAIN},
                 cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
             )
         return self._session
-
-    def _socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, _ = target
-        made = socket.socket(family, kind, protocol)
-        if self._mark:
-            # Around an exit: what pays for it must not depend on it. Nobody without CAP_NET_ADMIN
-            # uses one.
-            with contextlib.suppress(PermissionError):
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
-        return made
-
-
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > MAX_ANSWER:
-            response.close()
-            raise MintUnreachable(f"the mint answers with more than {MAX_ANSWER} bytes")
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _answer(response: aiohttp.ClientResponse, text: bytes) -> Any:
     status = response.status
     if status == 429 or (status == 503 and "Retry-After" in response.headers):
-        raise MintBusy(_retry_after(response.headers.get("Retry-After", "")))
+        seconds = _retry_after(response.headers.get("Retry-After", ""))
+        raise MintBusy(seconds, may_have_arrived=status == 503)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,8 @@
-"""Asking a domain for the public key of one of its names (NIP-05), over HTTPS."""
+"""Asking a domain for the public key of one of its names (NIP-05), over HTTPS.
+
+It goes the way of any program of this host, through an exit too: whoever asks shows the answer to the
+user, and nothing that keeps a tunnel up depends on it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import ssl
 import aiohttp
 
 from nostrvpn.errors import SystemRefused, one_line
+from nostrvpn.io.http_way import PLAIN, TooLong, body_of
 from nostrvpn.nostr.nip05 import MAX_DOCUMENT, Identifier, read_document
 
 __all__ = ["ask_domain"]
@@ -22,18 +27,17 @@ async def ask_domain(identifier: Identifier, connector: aiohttp.BaseConnector | 
     """
     try:
         async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT, connector=connector) as session,
+            aiohttp.ClientSession(
+                timeout=_TIMEOUT, connector=connector, headers=PLAIN, auto_decompress=False
+            ) as session,
             session.get(identifier.url, allow_redirects=False) as response,
         ):
             if response.status != 200:
                 raise SystemRefused(f"{identifier.domain} answers with status {response.status}")
-            text = await response.content.read(MAX_DOCUMENT)
-            while len(text) < MAX_DOCUMENT and not response.content.at_eof():
-                text += await response.content.read(MAX_DOCUMENT - len(text))
-            if not response.content.at_eof():
-                raise SystemRefused(
-                    f"{identifier.domain} answers with more than {MAX_DOCUMENT} bytes"
-                )
+            text = await body_of(response, MAX_DOCUMENT)
+    except TooLong as exc:
+        too_much = f"{identifier.domain} answers with more than {MAX_DOCUMENT} bytes"
+        raise SystemRefused(too_much) from exc
     except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError, ValueError) as exc:
         reason = one_line(str(exc)) or "it took too long"
         raise SystemRefused(f"{identifier.domain} cannot be asked: {reason}") from exc

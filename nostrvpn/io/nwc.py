@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -33,7 +31,7 @@ from nostrvpn.lightning.nwc import (
     parse_response,
     request_event,
 )
-from nostrvpn.machine import Entropy, Moment
+from nostrvpn.machine import Moment
 from nostrvpn.nostr.event import Event, verify_event
 from nostrvpn.nostr.frames import render_event
 from nostrvpn.nostr.nip59 import fresh_secret
@@ -79,12 +77,13 @@ class LightningWallet:
     def __init__(
         self,
         link: WalletLink,
+        moment: Callable[[], Moment],
         *,
         proxy: SocksProxy | None = None,
         mark: int = 0,
         notified: Callable[[Notification], None] | None = None,
     ) -> None:
-        self._link = link
+        self._link, self._moment = link, moment
         self._sockets = RelaySockets(self._take, proxy, mark)
         self._notified = notified
         self._connecting = asyncio.Lock()
@@ -166,7 +165,7 @@ class LightningWallet:
         methods = (await self.info()).methods
         if methods and method not in methods:
             raise UserError(f"this Lightning wallet does not know {method}")
-        moment = _moment()
+        moment = self._moment()
         event = request_event(self._link, method, params, moment)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[event.id] = answer
@@ -211,7 +210,7 @@ class LightningWallet:
     async def _take(self, event: RelayOpened | RelayClosed | RelayText) -> None:
         if event.url != self._url:
             return
-        moment = _moment()
+        moment = self._moment()
         match event:
             case RelayOpened():
                 self._relay = RelayConnection(
@@ -307,7 +306,3 @@ def _msat(result: Mapping[str, Any], name: str, otherwise: int | None = None) ->
     if type(value) is not int or value < 0:
         raise PeerMisbehaved("bad_wallet_answer", f"no {name} in the answer")
     return value
-
-
-def _moment() -> Moment:
-    return Moment(time.clock_gettime(time.CLOCK_BOOTTIME), time.time(), Entropy(os.urandom(32)))

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -24,9 +22,8 @@ import aiohttp
 
 from nostrvpn import __version__
 from nostrvpn.endpoint import IPAddress
-from nostrvpn.exits.policy import is_public
 from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
-from nostrvpn.io.resolver import HostLookup
+from nostrvpn.io.http_way import connector_for
 from nostrvpn.io.source_address import is_ours, source_towards
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText
 
@@ -90,26 +87,12 @@ class RelaySockets:
     def _session_for(self, url: str) -> aiohttp.ClientSession:
         """Return the session to connect with: one for all, and behind a proxy one for each lane."""
         if self.proxy is not None:
-            return _new_session(self.proxy.connector(url.partition("#")[2] or "relays"))
+            return _new_session(connector_for(url.partition("#")[2] or "relays", self.proxy))
         is_strange = self._is_strange(url.partition("#")[0])
         if is_strange not in self._sessions:
-            # No cache: a lookup that waits for a name server of the last network would be shared.
-            connector = aiohttp.TCPConnector(
-                resolver=HostLookup(),
-                use_dns_cache=False,
-                socket_factory=partial(self._socket, is_strange),
-            )
+            connector = connector_for("relays", mark=self._mark, public_only=is_strange)
             self._sessions[is_strange] = _new_session(connector)
         return self._sessions[is_strange]
-
-    def _socket(self, is_strange: bool, target: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, address = target
-        if is_strange and not is_public(ip_address(str(address[0]).partition("%")[0])):
-            raise OSError(errno.EACCES, "no public address")
-        made = socket.socket(family, kind, protocol)
-        if self._mark:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
-        return made
 
     def close(self, url: str) -> None:
         """Close a connection or stop connecting; ``RelayClosed`` follows. Nothing if unknown."""

@@ -40,6 +40,7 @@ _AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 _slots = threading.BoundedSemaphore(MAX_LOOKUPS)
 _HOSTS = Path("/etc/hosts")
 _MAX_HOSTS = 1 << 20
+_LOOPBACK = ("127.0.0.1", "::1")
 
 # One host, one resolver: whoever looks a name up in this process must know the way.
 _outside: Callable[[], Way | None] = lambda: None  # noqa: E731
@@ -142,9 +143,12 @@ def _address_info(ip: IPAddress, port: int, kind: int, protocol: int) -> _Addres
 
 
 def _known_here(host: str) -> list[IPAddress]:
-    """Return an address as itself, and what /etc/hosts says of a name."""
+    """Return an address as itself, this host for its own name, and what /etc/hosts says of a name."""
     with suppress(ValueError):
         return [ip_address(host)]
+    # Spec: RFC 6761 section 6.3: nobody is asked for it.
+    if host.lower().rstrip(".").rpartition(".")[2] == "localhost":
+        return list(map(ip_address, _LOOPBACK))
     try:
         with _HOSTS.open("rb") as file:
             text = file.read(_MAX_HOSTS).decode("utf-8", "replace")

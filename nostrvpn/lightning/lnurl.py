@@ -90,9 +90,12 @@ def check_invoice(terms: PayTerms, amount_msat: int, body: object) -> Invoice:
 def _is_callback(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        parts.port  # noqa: B018 (ValueError for one that is none)
     except ValueError:
         return False
-    return len(url) <= _MAX_URL and bool(parts.netloc) and parts.scheme == _scheme(parts.netloc)
+    # With a user name in front, what looks like the host is none.
+    is_plain = bool(parts.netloc) and "@" not in parts.netloc
+    return len(url) <= _MAX_URL and is_plain and parts.scheme == _scheme(parts.netloc)
 
 
 def _scheme(host: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,21 @@ from nostrvpn.cashu.proof import MintKeys, Proof
 from nostrvpn.daemon.wallet import Wallet
 from nostrvpn.io.mint import MintClient
 from nostrvpn.io.store import Store
+from nostrvpn.lab.mint import Mint, MintSettings
 
 _refs = itertools.count()
+
+
+@contextmanager
+def two_mints(place: Path) -> Iterator[tuple[Mint, Mint]]:
+    """Run a mint that is ours, and one whose invoices we pay."""
+    made = []
+    for name in ("ours", "theirs"):
+        (place / name).mkdir()
+        made.append(Mint(place / name, settings=MintSettings(seed=name)))
+    ours, theirs = made
+    with ours, theirs:
+        yield ours, theirs
 
 
 class Crash(BaseException):

@@ -11,13 +11,15 @@ from aiohttp import web
 
 from nostrvpn.daemon import lightning_service
 from nostrvpn.daemon.lightning_service import LIGHTNING_SPACE, LightningService, Payout
+from nostrvpn.daemon.loop import moment
 from nostrvpn.daemon.wallet import Wallet
 from nostrvpn.errors import NostrvpnError, UserError
 from nostrvpn.io.embedded_relay import EmbeddedRelay
 from nostrvpn.io.mint import MintClient
 from nostrvpn.io.store import Store
-from nostrvpn.lab.mint import Mint, MintSettings
+from nostrvpn.lab.mint import Mint
 from nostrvpn.lightning.bolt11 import parse_invoice
+from tests.contract.mint_room import two_mints
 from tests.lightning_wallet import LightningService as Service
 
 NOBODY = "aa" * 32
@@ -26,14 +28,8 @@ NOBODY = "aa" * 32
 @pytest.fixture(scope="module")
 def mints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mint, Mint]]:
     """One that is ours, and one whose invoices we pay."""
-    place: Path = tmp_path_factory.mktemp("mints")
-    (place / "a").mkdir()
-    (place / "b").mkdir()
-    with (
-        Mint(place / "a", settings=MintSettings(seed="ours")) as ours,
-        Mint(place / "b", settings=MintSettings(seed="theirs")) as theirs,
-    ):
-        yield ours, theirs
+    with two_mints(tmp_path_factory.mktemp("mints")) as made:
+        yield made
 
 
 class Desk:
@@ -43,7 +39,7 @@ class Desk:
         self.mint, self.other = ours, service
         self.store = Store.open(str(place / "market.db"), secret_spaces=[LIGHTNING_SPACE])
         self.wallet = Wallet(self.store, bytes(range(16)))
-        self.lightning = LightningService(self.store, self.wallet)
+        self.lightning = LightningService(self.store, self.wallet, moment)
 
     async def open(self) -> None:
         await self.wallet.trust(self.mint)
@@ -90,7 +86,7 @@ async def desk(mints: tuple[Mint, Mint], tmp_path: Path) -> AsyncIterator[Desk]:
     made = Desk(tmp_path, ours.url, service)
     # Each test has money of its own: its words are derived from where it is.
     made.wallet = Wallet(made.store, str(tmp_path).encode()[-16:])
-    made.lightning = LightningService(made.store, made.wallet)
+    made.lightning = LightningService(made.store, made.wallet, moment)
     await made.open()
     yield made
     await made.close()
@@ -121,7 +117,7 @@ async def test_a_payment_whose_answer_was_lost_is_looked_up(
 async def test_the_connection_outlives_a_restart_and_is_forgotten_when_asked(desk: Desk) -> None:
     await desk.lightning.connect(desk.other.link)
     await desk.lightning.stop()
-    desk.lightning = LightningService(desk.store, desk.wallet)
+    desk.lightning = LightningService(desk.store, desk.wallet, moment)
     desk.lightning.start()
     assert (await desk.lightning.fund(desk.mint, 32, by_wallet=True))["paid_by_wallet"]
     await desk.lightning.disconnect()
@@ -188,7 +184,7 @@ async def test_above_a_threshold_it_goes_by_itself(
     await desk.lightning.connect(desk.other.link)
     desk.lightning.set_payout(Payout(100))
     await desk.lightning.stop()  # it goes on after a restart
-    desk.lightning = LightningService(desk.store, desk.wallet)
+    desk.lightning = LightningService(desk.store, desk.wallet, moment)
     await desk.fill(99)
     desk.lightning.start()
     assert desk.free == 99
@@ -228,7 +224,9 @@ async def test_what_buyers_may_get_back_is_not_withdrawn(desk: Desk) -> None:
     await desk.lightning.connect(desk.other.link)
     await desk.fill(200)
     await desk.lightning.stop()
-    desk.lightning = LightningService(desk.store, desk.wallet, reserved=lambda: {desk.mint: 150})
+    desk.lightning = LightningService(
+        desk.store, desk.wallet, moment, reserved=lambda: {desk.mint: 150}
+    )
     desk.lightning.start()
     done = await desk.lightning.withdraw(desk.mint, None, "")
     assert done["amount"] + done["fee"] <= 50

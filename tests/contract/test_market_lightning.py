@@ -10,12 +10,13 @@ import pytest
 
 from nostrvpn.daemon.lightning_rail import LightningRail
 from nostrvpn.daemon.lightning_service import LIGHTNING_SPACE, LightningService
+from nostrvpn.daemon.loop import moment
 from nostrvpn.daemon.market_cashier import Cashier, Request
 from nostrvpn.daemon.wallet import Wallet
 from nostrvpn.io.embedded_relay import EmbeddedRelay
 from nostrvpn.io.mint import MintClient
 from nostrvpn.io.store import Store
-from nostrvpn.lab.mint import Mint, MintSettings
+from nostrvpn.lab.mint import Mint
 from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.market.effects import (
     InvoiceMade,
@@ -28,20 +29,15 @@ from nostrvpn.market.effects import (
     WatchInvoice,
 )
 from nostrvpn.market.terms import LIGHTNING
+from tests.contract.mint_room import two_mints
 from tests.lightning_wallet import LightningService as Service
 
 
 @pytest.fixture(scope="module")
 def mints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mint, Mint]]:
     """The buyer's, and one that makes the invoices of the seller's Lightning wallet."""
-    place: Path = tmp_path_factory.mktemp("mints")
-    (place / "a").mkdir()
-    (place / "b").mkdir()
-    with (
-        Mint(place / "a", settings=MintSettings(seed="buyer")) as ours,
-        Mint(place / "b", settings=MintSettings(seed="node")) as theirs,
-    ):
-        yield ours, theirs
+    with two_mints(tmp_path_factory.mktemp("mints")) as made:
+        yield made
 
 
 class Side:
@@ -50,7 +46,7 @@ class Side:
     def __init__(self, place: Path, service: Service) -> None:
         self.store = Store.open(str(place), secret_spaces=[LIGHTNING_SPACE])
         self.wallet = Wallet(self.store, str(place).encode()[-16:])
-        self.lightning = LightningService(self.store, self.wallet)
+        self.lightning = LightningService(self.store, self.wallet, moment)
         self.rail = LightningRail(self.lightning)
         self.cashier, self.service = Cashier(self.wallet, self.rail), service
 

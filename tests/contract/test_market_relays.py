@@ -393,7 +393,7 @@ async def test_a_stranger_leads_to_public_addresses_only(monkeypatch: pytest.Mon
         async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
             return await super().resolve("127.0.0.1", port, socket.AF_INET)
 
-    monkeypatch.setattr("nostrvpn.io.relays.HostLookup", Everywhere)
+    monkeypatch.setattr("nostrvpn.io.http_way.HostLookup", Everywhere)
     async with counting() as (port, asked):
         urls = [
             *(f"ws://{host}:{port}/x" for host in ("127.0.0.1", "localhost", "relay.example")),

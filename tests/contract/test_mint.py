@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,6 +138,16 @@ async def test_answers_of_what_is_no_mint(status, body, kind, words):
             await asked.get("/v1/info")
 
 
+async def test_nothing_compressed_is_asked_for_or_taken():
+    """Of a small answer nobody knows how large it is."""
+    packed = gzip.compress(b'{"name": "a mint"}')
+    async with server(http("200 OK", packed, "Content-Encoding: gzip")) as (url, heard):
+        async with client(url) as asked:
+            with pytest.raises(MintUnreachable, match="no JSON"):
+                await asked.get("/v1/info")
+        assert b"Accept-Encoding: identity\r\n" in heard[0]
+
+
 async def test_a_busy_mint_is_believed_up_to_a_limit():
     for text, seconds in (("7", 7.0), ("99999", 600.0), ("soon", 20.0)):
         answer = http("429 Too Many", b"{}", f"Retry-After: {text}")
@@ -154,18 +166,18 @@ async def test_nobody_is_led_to_another_host():
         assert not asked_there
 
 
-async def test_packets_carry_our_mark_so_that_paying_does_not_depend_on_the_exit(mint):
+async def test_packets_carry_our_mark_so_that_paying_does_not_depend_on_the_exit(mint, monkeypatch):
     made: list[socket.socket] = []
 
-    class Watched(MintClient):
-        def _socket(self, target):
-            made.append(super()._socket(target))
-            return made[-1]
+    class Watched(socket.socket):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
 
-    asked = Watched(mint.url)
-    await asked.get("/v1/info")
-    assert [one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for one in made] == [FWMARK]
-    await asked.close()
+    monkeypatch.setattr("nostrvpn.io.http_way.socket.socket", Watched)
+    async with client(mint.url) as asked:
+        await asked.get("/v1/info")
+        assert [one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for one in made] == [FWMARK]
 
 
 @pytest.mark.skipif(shutil.which("microsocks") is None, reason="needs the package microsocks")

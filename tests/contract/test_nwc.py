@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from nostrvpn.daemon.loop import moment
 from nostrvpn.errors import PeerMisbehaved, SystemRefused, UserError
 from nostrvpn.io import nwc
 from nostrvpn.io.embedded_relay import EmbeddedRelay
@@ -42,7 +43,7 @@ async def service() -> AsyncIterator[LightningService]:
 
 @pytest.fixture
 async def wallet(service: LightningService) -> AsyncIterator[LightningWallet]:
-    made = LightningWallet(parse_wallet_link(service.link))
+    made = LightningWallet(parse_wallet_link(service.link), moment)
     yield made
     await made.close()
 
@@ -105,7 +106,7 @@ async def test_a_wallet_with_nip_04_only_is_refused() -> None:
     service = LightningService(relay.url, coffee)
     service.encryption = "nip04"
     await service.start()
-    wallet = LightningWallet(parse_wallet_link(service.link))
+    wallet = LightningWallet(parse_wallet_link(service.link), moment)
     with pytest.raises(UserError, match="NIP-04"):
         await wallet.balance()
     await wallet.close()
@@ -115,7 +116,7 @@ async def test_a_wallet_with_nip_04_only_is_refused() -> None:
 
 async def test_the_next_relay_is_taken_where_one_is_dead(service: LightningService) -> None:
     link = service.link.replace("?relay=", "?relay=ws://127.0.0.1:9&relay=")
-    wallet = LightningWallet(parse_wallet_link(link))
+    wallet = LightningWallet(parse_wallet_link(link), moment)
     assert await wallet.balance() == 10**9
     await wallet.close()
 
@@ -123,7 +124,7 @@ async def test_the_next_relay_is_taken_where_one_is_dead(service: LightningServi
 async def test_no_relay_at_all_is_said() -> None:
     key = public_key(bytes([7]) * 32)
     text = f"nostr+walletconnect://{key}?relay=ws://127.0.0.1:9&secret={'07' * 32}"
-    wallet = LightningWallet(parse_wallet_link(text))
+    wallet = LightningWallet(parse_wallet_link(text), moment)
     with pytest.raises(SystemRefused, match="cannot be reached"):
         await wallet.balance()
     await wallet.close()
@@ -131,7 +132,7 @@ async def test_no_relay_at_all_is_said() -> None:
 
 async def test_notifications_are_told_once(service: LightningService) -> None:
     heard: list[Notification] = []
-    wallet = LightningWallet(parse_wallet_link(service.link), notified=heard.append)
+    wallet = LightningWallet(parse_wallet_link(service.link), moment, notified=heard.append)
     await wallet.balance()
     await service.notify("payment_received", {"amount": 5})
     await wallet.balance()

@@ -142,6 +142,14 @@ async def test_names_in_the_hosts_file_are_asked_of_nobody(outside):
         assert (await look_up("example", 443, socket.SOCK_STREAM))[0][4][0] == "198.51.100.7"
 
 
+async def test_this_host_is_asked_of_nobody(outside):
+    async with name_server(lambda query, _: [reply(query, "198.51.100.7")]) as server:
+        ask_outside(lambda: Way((server,)))
+        for host in ("localhost", "LocalHost.", "mint.localhost"):
+            found = await look_up(host, 443, socket.SOCK_STREAM)
+            assert [item[4][0] for item in found] == ["127.0.0.1", "::1"]
+
+
 async def test_a_name_that_no_server_outside_knows_is_said_so(outside):
     async with name_server(lambda query, _: [reply(query, rcode=3)]) as server:
         ask_outside(lambda: Way((server,)))
