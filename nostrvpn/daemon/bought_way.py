@@ -6,15 +6,16 @@ Blocking; used by the reconciler's worker thread only.
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
+from nostrvpn.daemon.own_link import OwnLink
+from nostrvpn.daemon.settled import Settled
 from nostrvpn.daemon.sold_way import counted
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import SystemRefused
-from nostrvpn.host import diff as host_diff
 from nostrvpn.host.bought import (
     Bought,
     bought_interfaces,
@@ -23,17 +24,13 @@ from nostrvpn.host.bought import (
     render_bought,
 )
 from nostrvpn.host.state import ALIAS_MARK, FWMARK, HostState, IPNetwork
-from nostrvpn.io.netlink import apply_host, find_link, observe_host
 from nostrvpn.io.nftables import apply_ruleset, delete_table, has_marks
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.market.effects import Counted
-from nostrvpn.wireguard import diff as wireguard_diff
 from nostrvpn.wireguard.device import Device, Peer, SecretKey
 
 __all__ = ["BoughtWay"]
 
-# As for everything else that the reconciler found as desired.
-TRUSTED_S = 20.0
 _EVERYWHERE = frozenset({ip_network("0.0.0.0/0"), ip_network("::/0")})
 
 _log = logging.getLogger(__name__)
@@ -44,41 +41,47 @@ class BoughtWay:
 
     def __init__(self, backend: Backend, interface: str) -> None:
         self._backend, self._interface = backend, interface
-        self._found: tuple[tuple[Bought, ...], float] | None = None
-        self._applied: dict[str, dict[str, int]] = {}
+        names = bought_interfaces(interface)
+        self._links = {name: OwnLink(backend, name) for name in names}
+        self._settled = Settled[tuple[Bought, ...]](
+            "the way to an exit that was bought could not be set: %s",
+            refusals=(SystemRefused, OSError, ValueError),  # what strangers said is in it
+        )
+        self._sessions: dict[str, int] = {}
         self._is_there: bool | None = None
-        self.error: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        """Why it is not as desired, in words."""
+        return self._settled.error
 
     def distrust(self) -> None:
         """Look at all of it the next time."""
-        self._found = None
+        self._settled.forget()
 
-    def settle(self, bought: tuple[Bought, ...]) -> None:
-        """Have these links and no others. What fails is told in ``error``."""
+    def settle(self, bought: tuple[Bought, ...]) -> bool:
+        """Have these links and no others; return whether some may be new. What fails is told in
+        ``error``."""
         if not bought:
-            self.error = None
+            self._settled.end()
             if self._is_there is not False:
                 with suppress(SystemRefused):
                     self.end(self._interface)
-            return
-        now, held = time.monotonic(), self._found
-        if held is not None and held[0] == bought and now - held[1] < TRUSTED_S:
-            return
-        self._found, self._is_there = None, True
-        try:
+            return False
+        if self._settled.holds(bought):
+            return False
+        self._is_there = True
+        with self._settled.making(bought):
             self._settle(bought)
-        except (SystemRefused, OSError, ValueError) as exc:  # what strangers said is in it
-            if self.error is None:
-                _log.warning("the way to an exit that was bought could not be set: %s", exc)
-            self.error = str(exc)
-        else:
-            self.error, self._found = None, (bought, now)
+        return True
 
     def end(self, _interface: str) -> None:
         """Remove the links, then the table; SystemRefused by the kernel."""
-        self._remove_links(bought_interfaces(self._interface))
+        for link in self._links.values():
+            link.remove()
         delete_table(bought_table(self._interface))
-        self._is_there, self._found, self._applied = False, None, {}
+        self._is_there = False
+        self._settled.forget()
 
     def read(self, link: str) -> Counted | None:
         """Return what WireGuard counted on one link; None without it. SystemRefused."""
@@ -90,7 +93,8 @@ class BoughtWay:
             apply_ruleset(render_bought(bought, self._interface))
             _log.info("[#] nft: table inet %s: %d exits bought", name, len(bought))
         wanted = {one.link for one in bought}
-        self._remove_links(set(bought_interfaces(self._interface)) - wanted)
+        for unwanted in self._links.keys() - wanted:
+            self._links[unwanted].remove()
         # Sellers choose their addresses: of two alike, that of the exit in use is reached. The other
         # link lets go of it first.
         taken = frozenset[IPAddress]().union(*(one.seller for one in bought if one.used))
@@ -99,34 +103,18 @@ class BoughtWay:
             self._make_link(one, frozenset(map(ip_network, seller)))
             taken |= one.seller
 
-    def _remove_links(self, names: set[str] | tuple[str, ...]) -> None:
-        for name in sorted(names):
-            link = find_link(name)
-            if link is not None and link.is_ours:
-                _log.info("[#] ip link delete dev %s", name)
-                self._backend.delete(name)
-            self._applied.pop(name, None)
-
     def _make_link(self, one: Bought, routes: frozenset[IPNetwork]) -> None:
-        name, device = one.link, _device(one)
-        if find_link(name) is None:
-            self._applied.pop(name, None)
-        self._backend.create(name, one.mtu)
-        observed = self._backend.observe(name)
-        applied = self._applied.get(name, {})
-        operations = wireguard_diff.diff(observed, device, applied, interface=name)
-        for operation in operations:
-            _log.info("[#] %s", operation)
-        if operations:
-            self._backend.apply(name, operations, device)
-        self._applied[name] = wireguard_diff.applied_generations(device)
-        state = HostState(name, one.mtu, one.addresses, routes, alias=ALIAS_MARK)
-        changes = host_diff.diff(observe_host(name), state)
-        for change in changes:
-            _log.info("[#] %s", change)
-        apply_host(changes)
+        host = HostState(one.link, one.mtu, one.addresses, routes, alias=ALIAS_MARK)
+        link, device = self._links[one.link], _device(one)
+        is_anew = self._sessions.get(one.link, one.session) != one.session
+        if is_anew and (found := link.find()) is not None:
+            # A peer that is made anew shakes hands at once; an old one sends into the void for 15 s.
+            link.set_device(found, replace(device, peers=()))
+        self._sessions[one.link] = one.session
+        link.settle(device, host)
         with suppress(OSError):  # what answers a probe comes in by a link that no route leads to
-            Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("2", encoding="ascii")
+            path = Path(f"/proc/sys/net/ipv4/conf/{one.link}/rp_filter")
+            path.write_text("2", encoding="ascii")
 
 
 def _device(one: Bought) -> Device:

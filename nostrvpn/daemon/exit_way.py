@@ -9,6 +9,7 @@ import logging
 import time
 from dataclasses import replace
 
+from nostrvpn.daemon.settled import TRUSTED_S, Settled
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.shield import Shield, ShieldKind, shield_table
@@ -20,9 +21,6 @@ from nostrvpn.io.relay_routing import RoutingMemory
 from nostrvpn.io.shield import apply_shield
 
 __all__ = ["ExitWay"]
-
-# As for everything else that the reconciler found as desired.
-TRUSTED_S = 20.0
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +36,10 @@ class ExitWay:
     def __init__(self, interface: str) -> None:
         self._interface = interface
         self._memory = RoutingMemory(shield_table(interface))
-        self._shield: tuple[Shield, float] | None = None
-        self._routing: tuple[ExitRouting, float] | None = None
-        self._shield_error: str | None = None
-        self._routing_error: str | None = None
+        self._shield = Settled[Shield](
+            "what may leave beside the exit could not be set: %s", level=logging.ERROR
+        )
+        self._routing = Settled[ExitRouting]("nothing leads to the exit: %s", level=logging.ERROR)
         self._kind: ShieldKind | None = None
         self._beside: frozenset[tuple[str, IPNetwork]] = frozenset()
         self._looked_at = float("-inf")
@@ -52,22 +50,22 @@ class ExitWay:
     @property
     def error(self) -> str | None:
         """Why the kernel is not as desired, in words."""
-        return self._shield_error or self._routing_error
+        return self._shield.error or self._routing.error
 
     @property
-    def found(self) -> tuple[tuple[object, float] | None, ...]:
-        """What was found as desired, each with when that was (monotonic seconds); None: not now."""
+    def since(self) -> tuple[float | None, ...]:
+        """When things were found as desired (monotonic seconds); None: not now."""
         # Who was refused looks again soon, whether it was told of a change or not.
-        refused = None if self.rival is None else (self.rival, self._looked_at - TRUSTED_S)
-        return (self._shield, self._routing, refused)
+        refused = None if self.rival is None else self._looked_at - TRUSTED_S
+        return (self._shield.since, self._routing.since, refused)
 
     def distrust_table(self) -> None:
         """Look at the table the next time; somebody may have removed it."""
-        self._shield = None
+        self._shield.forget()
 
     def distrust_routing(self) -> None:
         """Look at rules and routes the next time; somebody may have removed them, or the link."""
-        self._routing = None
+        self._routing.forget()
         self._looked_at = float("-inf")
 
     def close(self, shield: Shield, routing: ExitRouting) -> None:
@@ -89,7 +87,7 @@ class ExitWay:
 
     def open(self, shield: Shield) -> None:
         """Hold nothing back any more, if that is desired and nothing of the rest failed."""
-        refused = self._routing_error is not None or self._is_refused(self._asked)
+        refused = self._routing.error is not None or self._is_refused(self._asked)
         if shield.kind is ShieldKind.OPEN and not refused:
             self._apply_shield(shield)
 
@@ -131,49 +129,28 @@ class ExitWay:
     def _apply_shield(self, shield: Shield) -> None:
         if not shield.is_empty:
             shield = replace(shield, beside=self._beside)
-        if _holds(self._shield, shield):
+        if self._shield.holds(shield):
             return
-        self._shield = None
-        try:
+        with self._shield.making(shield):
             if apply_shield(shield, self._interface, self._memory):
-                _log.info(
-                    "[#] nft: table inet %s: %s", shield_table(self._interface), shield.summary
-                )
-        except SystemRefused as exc:
-            if self._shield_error is None:
-                _log.error("what may leave beside the exit could not be set: %s", exc)
-            self._shield_error = str(exc)
-        else:
-            self._shield_error = None
-            self._shield = shield, time.monotonic()
+                table = shield_table(self._interface)
+                _log.info("[#] nft: table inet %s: %s", table, shield.summary)
 
     def _route(self, shield: Shield, routing: ExitRouting, *, is_final: bool) -> None:
-        if self._shield_error is not None and shield.kind is not ShieldKind.OPEN:
+        if self._shield.error is not None and shield.kind is not ShieldKind.OPEN:
             if not routing.active:
                 # What leads nowhere now may lead out then.
                 return
             routing = replace(routing, versions=frozenset(), diverts=False)
         if routing.active:
             routing = replace(routing, beside=frozenset(network for _, network in self._beside))
-        if _holds(self._routing, routing):
+        if self._routing.holds(routing):
             return
-        self._routing = None
-        try:
+        with self._routing.making(routing):
             if apply_exit_routing(routing, self._interface):
                 _log.info("[#] ip rule: %s", routing.summary)
                 # Another network may have taken the exit in the same moment.
                 self._looked_at = float("-inf")
                 self._look(shield, routing)
-        except SystemRefused as exc:
-            if self._routing_error is None:
-                _log.error("nothing leads to the exit: %s", exc)
-            self._routing_error = str(exc)
-        else:
-            self._routing_error = None
-            if is_final:
-                self._routing = routing, time.monotonic()
-
-
-def _holds(found: tuple[object, float] | None, desired: object) -> bool:
-    """Whether ``desired`` was found or made so a moment ago (monotonic seconds)."""
-    return found is not None and found[0] == desired and time.monotonic() - found[1] < TRUSTED_S
+        if not is_final:
+            self._routing.forget()

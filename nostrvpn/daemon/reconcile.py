@@ -18,6 +18,8 @@ from typing import TypeVar
 from nostrvpn.daemon.booth_way import Booths
 from nostrvpn.daemon.bought_way import BoughtWay
 from nostrvpn.daemon.exit_way import ExitWay
+from nostrvpn.daemon.own_link import OwnLink
+from nostrvpn.daemon.settled import Settled
 from nostrvpn.daemon.sold_way import SoldWay
 from nostrvpn.daemon.upstream_way import UpstreamWay
 from nostrvpn.errors import NostrvpnError, SystemRefused
@@ -40,17 +42,12 @@ from nostrvpn.io.subnet_gateway import apply_gateway
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.node.desired import Desired
 from nostrvpn.node.events import ReconcileFinished
-from nostrvpn.wireguard import diff as wireguard_diff
 from nostrvpn.wireguard.device import ObservedDevice
 
 __all__ = ["Reconciler"]
 
 # Everything is looked at this often, whether the kernel told of a change or not.
 LOOK_AGAIN_S = 30.0
-# Less than that, so that one run looks at everything. In between, what was found as desired is not read
-# again: routes and addresses take six dumps, a table of the packet filter a process, and while a mesh
-# starts there are several runs a second.
-TRUSTED_S = 20.0
 SHIELD_AGAIN_S = 1.0
 # Reading all tables of the host takes a process; other firewalls change rarely.
 LOOK_EVERY_S = 300.0
@@ -62,12 +59,11 @@ _log = logging.getLogger(__name__)
 class Reconciler:
     """The single writer of one interface.
 
-    ``firewall_error`` says why the packet filter is not as desired (nftables is not installed, say);
-    None if it is. Everything else goes on without it. ``inbound_error`` says why permissions are not
-    enforced: with ``must_filter`` nothing more is done then, without it the tunnel stands all the same.
-    ``gateway_error`` says why nothing is forwarded into networks behind this host. ``shield_error`` says
-    why what may leave beside an exit, or the way to it, is not as desired: no more leaves then. ``sold``
-    and ``bought``: what strangers pay for, and what is paid for, each with its ``error`` and counters.
+    Where permissions cannot be enforced (nftables is not installed, say), nothing more is done with
+    ``must_filter``; without it the tunnel stands all the same. Everything else goes on without what
+    failed, which ``finished`` tells. ``shield_error`` says why what may leave beside an exit, or the way
+    to it, is not as desired: no more leaves then. ``sold`` and ``bought``: what strangers pay for, and
+    what is paid for, each with its ``error`` and counters.
     """
 
     def __init__(
@@ -76,29 +72,27 @@ class Reconciler:
         self._backend = backend
         self._interface = interface
         self._mtu = mtu
-        self._applied: dict[str, int] = {}
+        self._link = OwnLink(backend, interface)
         self._ready = False
-        self._host: tuple[HostState, float] | None = None
+        self._host = Settled[HostState]()
         self._host_moved = self._tables_moved = False
-        self._firewall: tuple[Firewall, float] | None = None
+        self._firewall = Settled[Firewall]("the packet filter could not be set: %s")
         self._must_filter = must_filter
-        self._inbound: tuple[Inbound, float] | None = None
+        self._inbound = Settled[Inbound]("permissions cannot be enforced: %s")
         self._is_judged = False
-        self.firewall_error: str | None = None
-        self.inbound_error: str | None = None
         self.obstacle: Obstacle | None = None
-        self._gateway: tuple[Gateway, float] | None = None
+        self._gateway = Settled[Gateway](
+            "networks behind this host cannot be reached through it: %s"
+        )
         self._routing = RoutingMemory(gateway_table(interface))
-        self.gateway_error: str | None = None
         self.forward_obstacle: Obstacle | None = None
         self._exit_way = ExitWay(interface)
         self._booths = Booths(interface)
         self._upstream = UpstreamWay(backend, interface)
         self.sold = SoldWay(backend, interface)
         self.bought = BoughtWay(backend, interface)
-        self._meter: tuple[ExitMeter, float] | None = None
+        self._meter = Settled[ExitMeter]("guests cannot be measured, and are not let through: %s")
         self._has_metered = False
-        self.meter_error: str | None = None
         self._looked_at: float | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
 
@@ -118,25 +112,26 @@ class Reconciler:
         """Return what the node is told of a run that ended with ``error``."""
         return ReconcileFinished(
             error,
-            self.firewall_error,
-            self.inbound_error,
+            self._firewall.error,
+            self._inbound.error,
             _told(self.obstacle),
-            self.gateway_error,
+            self._gateway.error,
             _told(self.forward_obstacle),
             self.shield_error,
-            self.meter_error or self._upstream.error,
+            self._meter.error or self._upstream.error,
             self.exit_rival,
             booths=self._booths.present,
         )
 
     def reconcile_now(self, desired: Desired) -> None:
         """The same, in the calling thread; NostrvpnError says what the kernel refused."""
-        name = self._interface
         was_judged = self._is_judged
         has_moved = self._tables_moved or self._host_moved
         if self._tables_moved:
             self._tables_moved = False
-            self._firewall = self._inbound = self._gateway = self._meter = self._looked_at = None
+            self._looked_at = None
+            for one in (self._firewall, self._inbound, self._gateway, self._meter):
+                one.forget()
             self._exit_way.distrust_table()
         if self._host_moved:
             self._exit_way.distrust_routing()
@@ -147,24 +142,24 @@ class Reconciler:
         self._exit_way.close(desired.shield, desired.exit_routing)
         self._booths.close(desired.booths)
         # The link is there before routes lead to it, and where it was left it goes.
-        self.bought.settle(desired.bought)
+        if self.bought.settle(desired.bought):
+            self._exit_way.distrust_routing()
         desired = self._upstream.prepare(self._metered(desired))
         if not was_judged:
             # Before there is a link: what comes out of it is judged from the first packet on.
             self._apply_inbound(desired.inbound)
-        observed = self._find() if self._ready else None
+        observed = self._link.find() if self._ready else None
         if observed is None:
-            # Idempotent: adopts a device of ours, replaces one whose process hangs.
-            self._backend.create(name, self._mtu)
-            self._ready, self._applied, self._host = True, {}, None
-            observed = self._backend.observe(name)
+            observed = self._link.make(self._mtu)
+            self._ready = True
+            self._host.forget()
         host_operations = self._host_operations(desired.host)
         for host_operation in host_operations:
             _log.info("[#] %s", host_operation)
         # Before an endpoint changes, what guards the change is in place.
         self._apply_firewall(desired.firewall)
         # The device is ready before the link comes up and routes lead to it.
-        self._apply_device(observed, desired)
+        self._link.set_device(observed, desired.device)
         apply_host(host_operations)
         if host_operations:
             self._exit_way.distrust_routing()
@@ -199,8 +194,8 @@ class Reconciler:
     @property
     def is_applied(self) -> bool:
         """Whether the packet filter and what hangs on it were as desired after the last run."""
-        errors = (self.inbound_error, self.gateway_error, self.shield_error, self._booths.error)
-        return all(error is None for error in errors)
+        ways = (self._inbound, self._gateway, self._exit_way, self._booths)
+        return all(way.error is None for way in ways)
 
     @property
     def due_in_s(self) -> float:
@@ -210,9 +205,9 @@ class Reconciler:
         """
         if self.shield_error is not None:
             return SHIELD_AGAIN_S
-        found = (self._host, self._firewall, self._inbound, self._gateway, *self._exit_way.found)
-        found += self._booths.found
-        oldest = min((one[1] for one in found if one is not None), default=time.monotonic())
+        things = (self._host, self._firewall, self._inbound, self._gateway, self._booths)
+        found = [*(one.since for one in things), *self._exit_way.since]
+        oldest = min((at for at in found if at is not None), default=time.monotonic())
         return max(1.0, oldest + LOOK_AGAIN_S - time.monotonic())
 
     def tables_changed(self) -> None:
@@ -224,100 +219,61 @@ class Reconciler:
         self._host_moved = True
 
     def _host_operations(self, desired: HostState) -> list[HostOp]:
-        if not self._host_moved and _holds(self._host, desired):
+        if not self._host_moved and self._host.holds(desired):
             return []
-        self._host, self._host_moved = None, False
-        now = time.monotonic()
+        self._host.forget()
+        self._host_moved = False
         operations = host_diff.diff(observe_host(self._interface), desired)
         if not operations:
-            self._host = desired, now
+            self._host.found(desired)
         return operations
 
-    def _find(self) -> ObservedDevice | None:
-        try:
-            return self._backend.observe(self._interface)
-        except SystemRefused as exc:
-            _log.warning("the tunnel does not answer and is made anew: %s", exc)
-            return None
-
     def _apply_firewall(self, firewall: Firewall) -> None:
-        if _holds(self._firewall, firewall):
+        if self._firewall.holds(firewall):
             return
-        self._firewall = None
-        try:
+        with self._firewall.making(firewall):
             if apply_firewall(firewall, self._interface):
-                _log.info(
-                    "[#] nft: table inet %s: %s", table_name(self._interface), firewall.summary
-                )
-        except SystemRefused as exc:
-            if self.firewall_error is None:
-                _log.warning("the packet filter could not be set: %s", exc)
-            self.firewall_error = str(exc)
-        else:
-            self.firewall_error = None
-            self._firewall = firewall, time.monotonic()
+                table = table_name(self._interface)
+                _log.info("[#] nft: table inet %s: %s", table, firewall.summary)
 
     def _apply_inbound(self, inbound: Inbound | None) -> None:
-        if inbound is None or _holds(self._inbound, inbound):
+        if inbound is None or self._inbound.holds(inbound):
             return
-        self._inbound = None
-        try:
+        with self._inbound.making(inbound):
             if apply_inbound(inbound, self._interface):
                 table = inbound_table(self._interface)
                 _log.info("[#] nft: table inet %s: %s", table, inbound.summary)
-        except SystemRefused as exc:
-            if self.inbound_error is None:
-                _log.warning("permissions cannot be enforced: %s", exc)
-            self.inbound_error = str(exc)
-            if self._must_filter:
-                hint = "install nftables, or set permissions.enforce: best-effort"
-                raise SystemRefused(f"permissions cannot be enforced: {exc}", hint) from exc
-        else:
-            self.inbound_error = None
-            self._is_judged, self._inbound = True, (inbound, time.monotonic())
+            self._is_judged = True
+        if self._inbound.error is not None and self._must_filter:
+            hint = "install nftables, or set permissions.enforce: best-effort"
+            raise SystemRefused(f"permissions cannot be enforced: {self._inbound.error}", hint)
 
     def _metered(self, desired: Desired) -> Desired:
         """Measure guests before any is let through; if that fails, none is."""
         meter = desired.exit_meter
-        if not _holds(self._meter, meter):
-            self._meter = None
-            try:
+        if not self._meter.holds(meter):
+            with self._meter.making(meter):
                 # What an earlier run counted is not known; the month's account was stored.
                 if apply_meter(meter, self._interface, anew=not self._has_metered):
                     table = meter_table(self._interface)
                     _log.info("[#] nft: table inet %s: %s", table, meter.summary)
-            except SystemRefused as exc:
-                if self.meter_error is None:
-                    _log.warning("guests cannot be measured, and are not let through: %s", exc)
-                self.meter_error = str(exc)
-            else:
-                self.meter_error = None
                 self._has_metered = self._has_metered or bool(meter.guests)
-                self._meter = meter, time.monotonic()
-        if self.meter_error is None or desired.inbound is None:
+        if self._meter.error is None or desired.inbound is None:
             return desired
         return replace(desired, inbound=replace(desired.inbound, exit=NO_GUESTS))
 
     def _apply_gateway(self, gateway: Gateway) -> None:
-        if _holds(self._gateway, gateway):
+        if self._gateway.holds(gateway):
             return
-        before, self._gateway = self._gateway, None
-        if before is None or before[0] != gateway:
+        if self._gateway.value != gateway:
             self._looked_at = None
-        try:
-            if not gateway.is_empty and self.inbound_error is not None:
+        with self._gateway.making(gateway):
+            if not gateway.is_empty and self._inbound.error is not None:
                 # Whoever came out of the tunnel would be let through.
-                raise SystemRefused(f"permissions cannot be enforced: {self.inbound_error}")
+                raise SystemRefused(f"permissions cannot be enforced: {self._inbound.error}")
             if apply_gateway(gateway, self._interface, self._routing):
                 table = gateway_table(self._interface)
                 _log.info("[#] nft: table inet %s: %s", table, gateway.summary)
-        except SystemRefused as exc:
-            if self.gateway_error is None:
-                _log.warning("networks behind this host cannot be reached through it: %s", exc)
-            self.gateway_error = str(exc)
-        else:
-            self.gateway_error = None
-            self._gateway = gateway, time.monotonic()
 
     def _look_around(self, gateway: Gateway) -> None:
         """Look, now and then, whether another firewall drops what members may send."""
@@ -333,15 +289,6 @@ class Reconciler:
                 self.forward_obstacle = forward_obstacle(self._interface, gateway.versions)
         except Exception as exc:  # only advice, out of what others wrote
             _log.error("other firewalls are not understood: %r", exc, exc_info=exc)
-
-    def _apply_device(self, observed: ObservedDevice | None, desired: Desired) -> None:
-        name = self._interface
-        operations = wireguard_diff.diff(observed, desired.device, self._applied, interface=name)
-        for operation in operations:
-            _log.info("[#] %s", operation)
-        if operations:
-            self._backend.apply(name, operations, desired.device)
-        self._applied = wireguard_diff.applied_generations(desired.device)
 
     async def observe(self) -> ObservedDevice | None:
         """Return what WireGuard says now; None if the device is gone or does not answer."""
@@ -379,8 +326,3 @@ class Reconciler:
 
 def _told(obstacle: Obstacle | None) -> tuple[str, str] | None:
     return None if obstacle is None else (obstacle.where, obstacle.remedy)
-
-
-def _holds(found: tuple[_T, float] | None, desired: _T) -> bool:
-    """Whether ``desired`` was found or made so a moment ago (monotonic seconds)."""
-    return found is not None and found[0] == desired and time.monotonic() - found[1] < TRUSTED_S

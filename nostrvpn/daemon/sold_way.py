@@ -12,22 +12,23 @@ from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 
+from nostrvpn.daemon.own_link import OwnLink
+from nostrvpn.daemon.settled import Settled
 from nostrvpn.errors import SystemRefused
-from nostrvpn.host import diff as host_diff
 from nostrvpn.host.sold import Sold, SoldLease, sold_interface, sold_table
 from nostrvpn.host.state import ALIAS_MARK, FWMARK, HostState
-from nostrvpn.io.netlink import apply_host, find_link, observe_host
 from nostrvpn.io.sold import SoldTable
 from nostrvpn.io.wireguard import Backend
 from nostrvpn.market.effects import Counted, Counters
-from nostrvpn.wireguard import diff as wireguard_diff
 from nostrvpn.wireguard.device import Device, ObservedDevice, Peer, SecretKey
 
 __all__ = ["SoldWay", "counted"]
 
-# As for everything else that the reconciler found as desired.
-TRUSTED_S = 20.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_COMPLAINT = "what is sold could not be set: %s"
+# What strangers said is in it.
+_REFUSALS = (SystemRefused, OSError, ValueError)
 
 _log = logging.getLogger(__name__)
 
@@ -38,85 +39,55 @@ class SoldWay:
     def __init__(self, backend: Backend, interface: str) -> None:
         self._backend, self._interface = backend, interface
         self._table = SoldTable(interface)
-        self._link: tuple[tuple[object, ...], float] | None = None
-        self._applied: dict[str, int] = {}
+        self._link = OwnLink(backend, sold_interface(interface))
+        # The table is looked at by its own rules, so here are only its errors.
+        self._closed = Settled[Sold](_COMPLAINT, refusals=_REFUSALS)
+        self._opened = Settled[tuple[object, ...]](_COMPLAINT, refusals=_REFUSALS)
         self._is_there: bool | None = None
-        self.error: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        """Why what is sold is not as desired, in words."""
+        return self._closed.error or self._opened.error
 
     def distrust(self) -> None:
         """Look at all of it the next time."""
-        self._link = None
+        self._opened.forget()
         self._table.distrust()
 
     def settle(self, sold: Sold | None) -> None:
         """Sell what ``sold`` says, and nothing without it. What fails is told in ``error``."""
         if sold is None:
-            self.error = None
+            self._closed.end()
+            self._opened.end()
             if self._is_there is not False:
                 with suppress(SystemRefused):
                     self.end(self._interface)
             return
-        try:
-            self._settle(sold)
-        except (SystemRefused, OSError, ValueError) as exc:  # what strangers said is in it
-            if self.error is None:
-                _log.warning("what is sold could not be set: %s", exc)
-            self.error = str(exc)
-        else:
-            self.error = None
+        self._is_there, now = True, time.monotonic()
+        # First: nothing that comes out of the link goes unjudged.
+        with self._closed.making(sold):
+            if self._table.close(sold, now):
+                _log.info("[#] nft: table inet %s: %s", sold_table(self._interface), sold.summary)
+        wanted = _wanted(sold)
+        if self._closed.error is not None or self._opened.holds(wanted):
+            return
+        with self._opened.making(wanted):
+            host = HostState(sold.link, sold.mtu, sold.addresses, sold.networks, alias=ALIAS_MARK)
+            self._link.settle(_device(sold), host)
+            if self._table.forward(sold, now):
+                _log.info("[#] %s is forwarded to the internet", sold.link)
 
     def end(self, _interface: str) -> None:
         """Remove the link, the table and what it remembers; SystemRefused by the kernel."""
-        name = sold_interface(self._interface)
-        link = find_link(name)
-        if link is not None and link.is_ours:
-            self._backend.delete(name)
+        self._link.remove()
         self._table.remove()
-        self._is_there, self._link, self._applied = False, None, {}
+        self._is_there = False
+        self._opened.forget()
 
     def read(self) -> Counted | None:
         """Return what WireGuard counted; None without the link. SystemRefused."""
         return counted(self._backend, sold_interface(self._interface))
-
-    def _settle(self, sold: Sold) -> None:
-        now = time.monotonic()
-        self._is_there = True
-        # First: nothing that comes out of the link goes unjudged.
-        if self._table.close(sold, now):
-            _log.info("[#] nft: table inet %s: %s", sold_table(self._interface), sold.summary)
-        wanted = _wanted(sold)
-        held = self._link
-        if held is not None and held[0] == wanted and now - held[1] < TRUSTED_S:
-            return
-        self._link = None
-        self._make_link(sold)
-        if self._table.forward(sold, now):
-            _log.info("[#] %s is forwarded to the internet", sold.link)
-        self._link = wanted, now
-
-    def _make_link(self, sold: Sold) -> None:
-        name = sold.link
-        observed = self._backend.observe(name) if self._is_ours(name) else None
-        if observed is None:
-            self._backend.create(name, sold.mtu)
-            self._applied = {}
-            observed = self._backend.observe(name)
-        device = _device(sold)
-        operations = wireguard_diff.diff(observed, device, self._applied, interface=name)
-        for operation in operations:
-            _log.info("[#] %s", operation)
-        if operations:
-            self._backend.apply(name, operations, device)
-        self._applied = wireguard_diff.applied_generations(device)
-        state = HostState(name, sold.mtu, sold.addresses, sold.networks, alias=ALIAS_MARK)
-        changes = host_diff.diff(observe_host(name), state)
-        for change in changes:
-            _log.info("[#] %s", change)
-        apply_host(changes)
-
-    def _is_ours(self, name: str) -> bool:
-        link = find_link(name)
-        return link is not None and link.is_ours
 
 
 def counted(backend: Backend, link: str) -> Counted | None:

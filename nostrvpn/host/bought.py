@@ -39,7 +39,8 @@ _ERRORS = "meta l4proto { icmp, icmpv6 } ct state related accept"
 @dataclass(frozen=True, slots=True)
 class Bought:
     """One lease. ``peer_key``: the seller's WireGuard public key (base64), that listens at ``endpoint``;
-    ``generation`` counts the endpoints that were told. ``addresses``: the lease's, /32 and /128.
+    ``generation`` counts the endpoints that were told; ``session`` the lives of the seller's end, which
+    knows no handshake of before. ``addresses``: the lease's, /32 and /128.
     ``versions``: of IP, that it carries; ``seller``: where the seller is in the tunnel, which is reached
     whether or not the exit is in use. ``keepalive``: seconds, 0 is none. ``used``: it is the exit in
     use. Raises ValueError for an address with a network."""
@@ -56,6 +57,7 @@ class Bought:
     generation: int = 0
     keepalive: int = 0
     used: bool = False
+    session: int = 0
 
     def __post_init__(self) -> None:
         if any(one.network.prefixlen != one.max_prefixlen for one in self.addresses):

@@ -165,7 +165,9 @@ def _way(meter: ExitMeter, way: str, address: str) -> list[str]:
     for v, ip in _VERSIONS:
         if meter.connections and way == "up":
             most = f"limit rate over {meter.connections}/second burst {meter.connections} packets"
-            rules.append(f"ct state new update @conns{v} {{ {ip} {address} {most} }} drop")
+            # UDP is new until it is answered; only the first packet is not confirmed yet.
+            first = "ct state new ct status ! confirmed"
+            rules.append(f"{first} update @conns{v} {{ {ip} {address} {most} }} drop")
         if meter.rate:
             rules.append(f"update @rate_{way}{v} {{ {ip} {address} {_over(meter.rate)} }} drop")
     if meter.bandwidth:

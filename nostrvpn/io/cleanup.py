@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from nostrvpn.errors import SystemRefused
@@ -63,14 +64,17 @@ def remove_marked(interface: str | None = None, *, keep_shield: bool = False) ->
     # The links of commands first: what holds their packets back goes further down.
     removed = tries.do(delete_booths, interface) or []
     names = None if interface is None else own_links(interface)
-    found_links = tries.do(marked_interfaces) or ()
-    links = [link for link in found_links if names is None or link.name in names]
-    links += [left] if interface is not None and (left := tries.do(_unmarked, interface)) else []
-    removed += [link.name for link in links if tries.do(_delete, link)]
+    found_links = tries.do(marked_interfaces)
+    links = [link for link in found_links or () if names is None or link.name in names]
+    links += [left for name in names or () if (left := tries.do(_unmarked, name))]
+    gone = [link.name for link in links if tries.do(_delete, link)]
+    removed += gone
+    # What comes out of a link that is left is judged: this host may forward for others.
+    is_left = found_links is None or len(gone) < len(links)
     if interface is not None and tries.do(find_link, interface) is None:
         tries.do(UserspaceBackend().delete, interface)  # a socket, if its process was killed
     tries.do(forget_links, interface)
-    found = tries.do(tables_of, interface) or ()
+    found = tries.do(partial(tables_of, keep_judges=is_left), interface) or ()
     kept = shield_table(interface) if keep_shield and interface is not None else None
     tables = [name for name in found if name != kept and tries.do(_delete_table, name)]
     removals = (remove_limits, remove_exit_routing, remove_booth_routing, remove_upstream_routing)

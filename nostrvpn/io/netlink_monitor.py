@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 import struct
 from collections import deque
@@ -18,7 +17,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import SystemRefused
-from nostrvpn.io.table_notices import TableNotices, open_notices
+from nostrvpn.io import table_notices
+from nostrvpn.io.rtnetlink import refused
+from nostrvpn.io.table_notices import TableNotices
 
 __all__ = ["NetlinkMonitor"]
 
@@ -92,21 +93,12 @@ class NetlinkMonitor:
 
     def start(self) -> None:
         """Begin to watch; raise SystemRefused if the kernel gives no netlink socket."""
-        try:
-            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        except OSError as exc:
-            raise SystemRefused(f"watching the network: {os.strerror(exc.errno or 0)}") from exc
-        try:
-            sock.setblocking(False)
-            sock.bind((0, _GROUPS))
-        except OSError as exc:
-            sock.close()
-            raise SystemRefused(f"watching the network: {os.strerror(exc.errno or 0)}") from exc
+        self._socket = _listen("watching the network", socket.NETLINK_ROUTE, _GROUPS)
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._readable)
-        self._socket = sock
+        self._loop.add_reader(self._socket.fileno(), self._readable)
         with suppress(SystemRefused):
-            self._table_socket = open_notices()
+            protocol, groups = table_notices.PROTOCOL, table_notices.GROUPS
+            self._table_socket = _listen("watching nftables", protocol, groups)
             self._loop.add_reader(self._table_socket.fileno(), self._tables_readable)
 
     def stop(self) -> None:
@@ -172,6 +164,21 @@ class NetlinkMonitor:
             if kind == _ADDRESS_GONE and len(self._lost) < _MAX_LOST:
                 self._lost.update(_address(data[offset + _HEADER.size : offset + length]))
             offset += max(_HEADER.size, (length + 3) & ~3)
+
+
+def _listen(action: str, protocol: int, groups: int) -> socket.socket:
+    """Return a netlink socket that is told of changes; SystemRefused naming the action."""
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        try:
+            sock.setblocking(False)
+            sock.bind((0, groups))
+        except OSError:
+            sock.close()
+            raise
+    except OSError as exc:
+        raise refused(action, exc.errno or errno.EIO) from exc
+    return sock
 
 
 def _read_all(sock: socket.socket) -> Iterator[bytes | None]:

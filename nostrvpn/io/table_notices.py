@@ -5,18 +5,16 @@ Whoever removes and makes a table in one transaction, as we do, is not noticed.
 
 from __future__ import annotations
 
-import os
-import socket
 import struct
 from collections.abc import Collection
 
-from nostrvpn.errors import SystemRefused
-
-__all__ = ["TableNotices", "open_notices"]
+__all__ = ["GROUPS", "PROTOCOL", "TableNotices"]
 
 # Spec: linux/netlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
-_NETLINK_NETFILTER = 12
-_GROUP_NFTABLES = 1 << (7 - 1)
+PROTOCOL = 12
+"""Of the netlink socket that is told: NETLINK_NETFILTER."""
+GROUPS = 1 << (7 - 1)
+"""That it listens to: NFNLGRP_NFTABLES."""
 _SUBSYSTEM = 10
 _NEW_TABLE, _NEW_GENERATION = 0, 15
 _REMOVALS = frozenset({2, 5, 8})  # of a table, a chain, a rule
@@ -26,21 +24,6 @@ _FAMILY_BYTES = 4
 _ATTRIBUTE = struct.Struct("=HH")
 # The name of the table, in the messages of tables, chains and rules alike.
 _TABLE_NAME = 1
-
-
-def open_notices() -> socket.socket:
-    """Return a socket that hears of changes to nftables; SystemRefused if the kernel has none."""
-    try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-    except OSError as exc:
-        raise SystemRefused(f"watching nftables: {os.strerror(exc.errno or 0)}") from exc
-    try:
-        sock.setblocking(False)
-        sock.bind((0, _GROUP_NFTABLES))
-    except OSError as exc:
-        sock.close()
-        raise SystemRefused(f"watching nftables: {os.strerror(exc.errno or 0)}") from exc
-    return sock
 
 
 class TableNotices:

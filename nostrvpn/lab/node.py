@@ -24,7 +24,7 @@ from nostrvpn.lab.namespaces import Namespace
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import Process, python_module
 
-__all__ = ["LabNode", "Status"]
+__all__ = ["STATUS_POLL", "LabNode", "Status"]
 
 Status = dict[str, Any]
 """What ``nostrvpn status --json`` prints."""
@@ -74,6 +74,10 @@ class LabNode:
         }
         _merge(configuration, settings)
         self.config.write_text(yaml.safe_dump(configuration, sort_keys=False))
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make what such a node needs on its machine besides its directory."""
 
     def __repr__(self) -> str:
         return f"LabNode({self.name!r}, {self.interface!r})"

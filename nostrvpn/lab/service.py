@@ -11,12 +11,11 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from nostrvpn.io.privilege import ACCOUNT
 from nostrvpn.lab.leftovers import WIREGUARD_SOCKETS
-from nostrvpn.lab.namespaces import Namespace
 from nostrvpn.lab.node import LabNode
 
 __all__ = ["ServiceNode"]
@@ -46,25 +45,10 @@ class ServiceNode(LabNode):
     Its directories belong to the account from the start, as where the package made them.
     """
 
-    def __init__(
-        self,
-        namespace: Namespace,
-        *,
-        directory: Path,
-        interface: str,
-        relays: tuple[str, ...],
-        stun: tuple[str, ...],
-        settings: Mapping[str, object],
-    ) -> None:
-        super().__init__(
-            namespace,
-            directory=directory,
-            interface=interface,
-            relays=relays,
-            stun=stun,
-            settings=settings,
-        )
-        self._files = _NETNS_FILES / namespace.name
+    def prepare(self) -> None:
+        """Make the account and its directories."""
+        directory = self.directory
+        self._files = _NETNS_FILES / self.namespace.name
         self._files.mkdir(parents=True, exist_ok=True)
         for name, line in (
             ("passwd", f"{ACCOUNT}:x:{_ID}:{_ID}::/nonexistent:/usr/sbin/nologin"),

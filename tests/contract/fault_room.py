@@ -30,6 +30,7 @@ from nostrvpn.host.shield import Bypass, Shield, ShieldKind
 from nostrvpn.host.state import FWMARK, HostState
 from nostrvpn.host.subnet_gateway import Gateway
 from nostrvpn.io.cleanup import remove_marked
+from nostrvpn.io.wireguard import Backend
 from nostrvpn.io.wireguard_userspace import UserspaceBackend
 from nostrvpn.node.desired import Desired
 from nostrvpn.wireguard.device import Device, SecretKey
@@ -115,12 +116,18 @@ def everything_but_a_block(interface: str) -> Desired:
 class Room:
     """A host on a cable, a reconciler on it, and a program that tries to send."""
 
-    def __init__(self, make_netns: Callable[[], Any], interface: str, faults: Faults) -> None:
+    def __init__(
+        self,
+        make_netns: Callable[[], Any],
+        interface: str,
+        faults: Faults,
+        backend: Backend | None = None,
+    ) -> None:
         self.host = Host(make_netns)
         self.netns, self.interface, self.faults = self.host.netns, interface, faults
         self.netns.ip("link", "del", TUNNEL)
         self.host.sysctl(f"net.ipv6.conf.{CABLE}.accept_ra=1", f"net.ipv4.conf.{CABLE}.rp_filter=1")
-        self.backend = UserspaceBackend()
+        self.backend = backend or UserspaceBackend()
         self.reconciler = Reconciler(self.backend, interface, 1280)
         self._sockets = {
             (family, port): self._socket(family, port)
@@ -177,24 +184,33 @@ class Room:
         self.netns.call(remove_marked, self.interface)
 
     def looks(self) -> dict[str, list[str]]:
-        """All that a node could change, in no order; without what the kernel draws at random."""
-        return {
-            what: sorted(line for line in found if "fe80::" not in line)
-            for what, found in self._looks()
-        }
+        """All that a node could change."""
+        return looks(self.netns)
 
-    def _looks(self) -> Iterator[tuple[str, list[str]]]:
-        for version in ("-4", "-6"):
-            for words in (("rule",), ("route", "show", "table", "all")):
-                yield f"{version} {words[0]}", self.netns.ip(version, *words).splitlines()
-        links = self.netns.ip("-o", "addr").splitlines()
-        yield "addresses", [line.partition(":")[2] for line in links]
-        yield "links", self.netns.call(lambda: [name for _, name in socket.if_nameindex()])
-        ruleset = self.netns.run("nft", "-s", "list", "ruleset")
-        # Elements of sets are listed in any order.
-        tables = [f"table {text}" for text in re.split(r"^table ", ruleset, flags=re.M)[1:]]
-        yield "nft", [" ".join(sorted(re.findall(r"[^\s,]+", table))) for table in tables]
-        yield "sysctls", self.netns.call(_sysctls)
+
+def looks(netns: Any, *nft: str) -> dict[str, list[str]]:
+    """All that a node could change, in no order; without what the kernel draws at random.
+
+    ``nft``: more options of its listing.
+    """
+    return {
+        what: sorted(line for line in found if "fe80::" not in line)
+        for what, found in _looks(netns, nft)
+    }
+
+
+def _looks(netns: Any, nft: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    for version in ("-4", "-6"):
+        for words in (("rule",), ("route", "show", "table", "all")):
+            yield f"{version} {words[0]}", netns.ip(version, *words).splitlines()
+    links = netns.ip("-o", "addr").splitlines()
+    yield "addresses", [line.partition(":")[2] for line in links]
+    yield "links", netns.call(lambda: [name for _, name in socket.if_nameindex()])
+    ruleset = netns.run("nft", "-s", *nft, "list", "ruleset")
+    # Elements of sets are listed in any order.
+    tables = [f"table {text}" for text in re.split(r"^table ", ruleset, flags=re.M)[1:]]
+    yield "nft", [" ".join(sorted(re.findall(r"[^\s,]+", table))) for table in tables]
+    yield "sysctls", netns.call(_sysctls)
 
 
 def _sysctls() -> list[str]:

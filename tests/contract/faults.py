@@ -46,7 +46,7 @@ class Faults:
             made = self._sockets(getattr(pyroute, name), methods)
             monkeypatch.setattr(pyroute, name, made)
 
-    def run(self, work: Callable[[], None], number: int = -1, kind: str = REFUSED) -> list[str]:
+    def run(self, work: Callable[[], object], number: int = -1, kind: str = REFUSED) -> list[str]:
         """Do ``work`` with request ``number`` (from 0) refused, or never made as the agent is killed.
 
         Return what was asked for. Killed comes out of it.
@@ -58,6 +58,10 @@ class Faults:
         finally:
             self._is_counting = False
         return self.asked
+
+    def ask(self, what: str) -> None:
+        """Count a request that is made to something else."""
+        self._step(what, lambda: SystemRefused(f"{what}: out of luck"))
 
     def _step(self, what: str, refusal: Callable[[], Exception]) -> None:
         if not self._is_counting:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
+
+import pytest
 
 from nostrvpn.daemon.bought_way import BoughtWay
 from nostrvpn.daemon.sold_way import SoldWay
@@ -33,6 +36,9 @@ PORT, OPEN, CLOSED, CONTROL = 24000, 443, 25, 7117
 BOTH = frozenset({4, 6})
 LIMIT, PATIENCE = 10.0, 1.0
 QUIET = 0.4
+DATA = bytes(1000)
+# Spec: with the headers of IPv4 and UDP.
+PACKET = len(DATA) + 28
 # Spec: asm-generic/socket.h.
 SO_RCVBUFFORCE = 33
 PSK = SecretKey(b"\x33" * 32)
@@ -58,9 +64,8 @@ class Room:
         self.seller, self.buyer, self.world = (make_netns() for _ in range(3))
         for host, name, own in ((self.seller, "ws", SELLER), (self.buyer, "wb", BUYER)):
             self._cable(host, name, own)
-        for address in (*PUBLIC.values(), *PRIVATE):
-            more = ("nodad",) if ":" in address else ()
-            self.world.ip("addr", "add", address, "dev", "lo", *more)
+        everywhere = (f"addr add {one} dev lo" for one in (*PUBLIC.values(), *PRIVATE))
+        batch(self.world, *(f"{line} nodad" if ":" in line else line for line in everywhere))
         self.world.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         self.backend = UserspaceBackend() if KernelBackend().unavailable() else KernelBackend()
         self.interface = interface[:12]
@@ -71,18 +76,18 @@ class Room:
         self.world.ip(
             "link", "add", name, "type", "veth", "peer", "name", "wan", "netns", host.name
         )
+        here, there, routes = list[str](), list[str](), list[str]()
         for version, address in own.items():
-            length = 24 if version == 4 else 64
+            length, more = (24, "") if version == 4 else (64, " nodad")
             far = str(ip_interface(f"{address}/{length}").network[254])
-            more = ("nodad",) if version == 6 else ()
-            host.ip("addr", "add", f"{address}/{length}", "dev", "wan", *more)
-            self.world.ip("addr", "add", f"{far}/{length}", "dev", name, *more)
-        for netns, link in ((host, "wan"), (self.world, name), (host, "lo"), (self.world, "lo")):
-            netns.run("sysctl", "-qw", f"net.ipv6.conf.{link}.accept_dad=0")
-            netns.ip("link", "set", link, "up")
-        for version, address in own.items():
-            far = str(ip_interface(f"{address}/{24 if version == 4 else 64}").network[254])
-            host.ip(f"-{version}", "route", "add", "default", "via", far)
+            here.append(f"addr add {address}/{length} dev wan{more}")
+            there.append(f"addr add {far}/{length} dev {name}{more}")
+            routes.append(f"route add default via {far}")
+        for netns, link in ((host, "wan"), (self.world, name)):
+            off = (f"net.ipv6.conf.{one}.accept_dad=0" for one in (link, "lo"))
+            netns.run("sysctl", "-qw", *off)
+        batch(host, *here, "link set wan up", *routes)
+        batch(self.world, *there, f"link set {name} up")
 
     def close(self) -> None:
         self.seller.call(self.way.end, "")
@@ -131,6 +136,31 @@ class Room:
         self.buyer.call(self.bought.settle, bought)
         assert self.bought.error is None, self.bought.error
 
+    def connect(self, *addresses: str) -> str:
+        """Sell the first lease and buy it; return its link when the world is reached through it.
+
+        These addresses, too, are led into it: without a way there nothing leaves, not even by a device
+        of one's choice.
+        """
+        bought = self.lease_of()
+        self.sell(lease())
+        self.buy(bought)
+        for address in (PUBLIC[6], *addresses):
+            words = f"-{ip_address(address).version}", "route"
+            self.buyer.ip(*words, "add", address, "dev", bought.link)
+        for version, public in PUBLIC.items():
+            with (
+                self.hearing(self.world, public) as ear,
+                self.plug(self.buyer, socket.SOCK_DGRAM, version, bought.link) as sock,
+            ):
+                ends = time.monotonic() + LIMIT
+                while True:
+                    sock.sendto(b"x", (public, OPEN))
+                    if drain(ear, 0.1):
+                        break
+                    assert time.monotonic() < ends, "the tunnel never stood"
+        return bought.link
+
     # -- talking ------------------------------------------------------------------------------
 
     def plug(
@@ -145,6 +175,17 @@ class Room:
         if link and marked:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, FWMARK)
         return made
+
+    def send(self, link: str, count: int) -> int:
+        """Send so many datagrams of the buyer to the world; return how many arrive."""
+        with self.hearing(self.world, PUBLIC[4]) as ear:
+            with self.plug(self.buyer, socket.SOCK_DGRAM, 4, link) as sock:
+                found = 0
+                for number in range(1, count + 1):
+                    sock.sendto(DATA, (PUBLIC[4], OPEN))
+                    # A tunnel in user space loses of what comes all at once.
+                    found += drain(ear, 0.01) if number % 20 == 0 else 0
+            return found + drain(ear)
 
     def reaches(self, address: str, port: int = OPEN, link: str = "", **more: Any) -> bool:
         """Whether a TCP connection of the buyer gets there."""
@@ -199,10 +240,23 @@ class Room:
                 ("nft", "-s", "list", "ruleset"),
             )
         }
-        settings = netns.run("sysctl", "-a", check=False).splitlines()
-        words = ("forwarding", "accept_ra ", "rp_filter", "src_valid_mark", "ip_forward")
-        found["sysctl"] = "\n".join(line for line in settings if any(w in line for w in words))
+        names = "forwarding|accept_ra$|rp_filter|src_valid_mark|ip_forward"
+        found["sysctl"] = str(netns.run("sysctl", "-ar", names, check=False))
         return found
+
+
+def batch(netns: Any, *lines: str) -> None:
+    """Run lines of ``ip`` in a namespace, as one process: starting one takes longest."""
+    words = ("ip", "-n", netns.name, "-batch", "-")
+    subprocess.run(words, input="\n".join(lines), text=True, check=True, timeout=LIMIT)
+
+
+@pytest.fixture(name="room")
+def market_room(make_netns: Callable[[], Any], interface: str) -> Iterator[Room]:
+    """A room in which nothing is sold yet."""
+    made = Room(make_netns, interface)
+    yield made
+    made.close()
 
 
 def drain(ear: socket.socket, quiet: float = QUIET) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -110,7 +111,6 @@ def room(make_netns: Callable[[], Any], interface: str) -> Iterator[Buyer]:
     made.close()
 
 
-@pytest.mark.kernel
 def test_what_was_bought_carries_everything_and_the_mesh_stays_apart(room: Buyer) -> None:
     room.use(room.lease_of())
     with room.listening(room.world, OPEN) as (ear,):
@@ -292,3 +292,21 @@ def test_after_buying_the_host_is_as_it_was(room: Buyer, by: str) -> None:
         room.buyer.call(remove_marked, room.interface)
     assert room.interface not in str(room.looks(room.buyer))
     assert "nostrvpn" not in str(room.looks(room.buyer))
+
+
+def test_a_seller_that_began_anew_is_spoken_to_at_once(room: Buyer) -> None:
+    """WireGuard itself would go on with the keys of before for 15 s."""
+    bought = replace(room.lease_of(), keepalive=25)
+    room.use(bought)
+    with room.listening(room.world, OPEN):
+        room.until_reached(PUBLIC[4])
+        room.seller.call(room.way.end, "")
+        room.sell(lease(), lease(1))
+        room.use(replace(bought, session=1))
+        began = time.monotonic()
+        room.until_reached(PUBLIC[4])
+        assert time.monotonic() - began < 8
+        # The next lease has the same link, and another count.
+        room.use(None)
+        room.use(replace(room.lease_of(1), keepalive=25))
+        room.until_reached(PUBLIC[4])

@@ -373,6 +373,20 @@ def test_a_guest_opens_so_many_connections_a_second_and_no_more(hosts: Hosts) ->
     assert 10 <= arrived <= 25
 
 
+def test_a_connection_that_nobody_answers_is_one_all_the_same(hosts: Hosts) -> None:
+    """Else whoever sends and is sent nothing has no more packets than others have connections."""
+    hosts.offer(ExitPolicy("open"))
+    hosts.measure(replace(METER, connections=10))
+    with hosts.udp(hosts.world, PUBLIC4, 5300) as far:
+        with hosts.udp(hosts.guest, GUEST4) as near:
+            for _ in range(60):
+                near.sendto(b"x", (PUBLIC4, 5300))
+        assert counted(far) == 60
+        with hosts.udp(hosts.guest, GUEST4) as other:
+            other.sendto(b"x", (PUBLIC4, 5300))
+        assert counted(far) == 1
+
+
 def test_who_is_no_guest_goes_nowhere(hosts: Hosts) -> None:
     member = Inbound(OWN, dict.fromkeys(GUESTS, EVERYTHING))
     with ExitStack() as stack:

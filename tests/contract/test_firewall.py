@@ -303,8 +303,9 @@ class Side:
         device = Device(self.keys[self.name], PORT, FWMARK, (peer,))
         desired = Desired(device, host, firewall or Firewall())
         self.netns.call(self.reconciler.reconcile_now, desired)
-        assert (self.reconciler.firewall_error is None) == (not expect_error)
-        assert expect_error in (self.reconciler.firewall_error or "")
+        told = self.reconciler.finished(None).firewall_error
+        assert (told is None) == (not expect_error)
+        assert expect_error in (told or "")
 
     def endpoint(self) -> Endpoint | None:
         observed = self.netns.call(UserspaceBackend().observe, self.interface)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nostrvpn.daemon import reconcile
+from nostrvpn.daemon import reconcile, settled
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.endpoint import parse_endpoint
 from nostrvpn.host.firewall import Firewall, Guard
@@ -93,7 +93,7 @@ def test_everything_is_looked_at_again_after_a_while(
     tunnel.netns.ip("route", "del", ROUTE)
     tunnel.netns.run("nft", "flush", "ruleset")
     assert tunnel.netns.call(own_tables) == ()
-    monkeypatch.setattr(reconcile, "TRUSTED_S", 0.0)
+    monkeypatch.setattr(settled, "TRUSTED_S", 0.0)
     tunnel.settle(firewall=firewall)
     assert ROUTE in tunnel.routes()
     assert tunnel.netns.call(own_tables) != ()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -20,55 +18,28 @@ from tests.contract.market_room import (
     BUYER,
     CLOSED,
     CONTROL,
+    DATA,
     ELSEWHERE,
     FIRST,
     INSIDE,
     LIMIT,
     OPEN,
+    PACKET,
     PUBLIC,
     SELLER,
     Room,
     drain,
     lease,
+    market_room,
 )
 
-DATA = bytes(1000)
-# Spec: the headers of IPv4 and UDP.
-PACKET = len(DATA) + 28
-
-
-@pytest.fixture
-def room(make_netns: Callable[[], Any], interface: str) -> Iterator[Room]:
-    made = Room(make_netns, interface)
-    yield made
-    made.close()
+__all__ = ["market_room"]  # a fixture
 
 
 @pytest.fixture
 def link(room: Room) -> str:
     """The buyer's, through which the world is reached."""
-    bought = room.lease_of()
-    room.sell(lease())
-    room.buy(bought)
-    for address in (PUBLIC[6], SELLER[6], *(one for one in ELSEWHERE if ":" in one)):
-        # Without a way there nothing of IPv6 leaves, not even by a device of one's choice.
-        room.buyer.ip("-6", "route", "add", address, "dev", bought.link)
-    ends = time.monotonic() + LIMIT
-    while not send(room, bought.link, 1):
-        assert time.monotonic() < ends, "the tunnel never stood"
-    return bought.link
-
-
-def send(room: Room, link: str, count: int) -> int:
-    """Send so many datagrams to the world; return how many arrive."""
-    with room.hearing(room.world, PUBLIC[4]) as ear:
-        with room.plug(room.buyer, socket.SOCK_DGRAM, 4, link) as sock:
-            found = 0
-            for number in range(1, count + 1):
-                sock.sendto(DATA, (PUBLIC[4], OPEN))
-                # A tunnel in user space loses of what comes all at once.
-                found += drain(ear, 0.01) if number % 20 == 0 else 0
-        return found + drain(ear)
+    return room.connect(SELLER[6], *(one for one in ELSEWHERE if ":" in one))
 
 
 def quotas(room: Room) -> list[int]:
@@ -84,7 +55,6 @@ def rules(room: Room) -> list[str]:
     return [line for line in listed if "comment" in line]
 
 
-@pytest.mark.kernel
 @pytest.mark.parametrize("version", [4, 6])
 def test_who_has_paid_reaches_the_internet_with_the_sellers_address(
     room: Room, link: str, version: int
@@ -154,18 +124,18 @@ def test_who_has_not_paid_speaks_with_the_seller_and_with_nobody_else(
         assert room.reaches(INSIDE[6], CONTROL, link)
         for address in PUBLIC.values():
             assert not room.reaches(address, OPEN, link)
-        assert send(room, link, 3) == 0
+        assert room.send(link, 3) == 0
         room.sell(lease())
         assert room.reaches(PUBLIC[4], OPEN, link)
 
 
 def test_a_quota_ends_a_lease_to_the_packet_and_nobody_has_to_look(room: Room, link: str) -> None:
     room.sell(lease(quota_bytes=10 * PACKET))
-    assert send(room, link, 25) == 10
-    assert send(room, link, 5) == 0
+    assert room.send(link, 25) == 10
+    assert room.send(link, 5) == 0
     # What is paid on top begins at once.
     room.sell(lease(quota_bytes=3 * PACKET))
-    assert send(room, link, 25) == 3
+    assert room.send(link, 25) == 3
 
 
 def test_both_ways_are_taken_from_the_quota(room: Room, link: str) -> None:
@@ -185,8 +155,8 @@ def test_time_ends_a_lease_and_nobody_has_to_look(room: Room, link: str) -> None
     began = time.monotonic()
     room.sell(lease(seconds_left=2.0))
     with room.listening(room.world, OPEN), room.listening(room.seller, CONTROL):
-        assert send(room, link, 1) == 1
-        while send(room, link, 1):
+        assert room.send(link, 1) == 1
+        while room.send(link, 1):
             assert time.monotonic() - began < LIMIT
         assert time.monotonic() - began >= 1.9
         # The same words again, as when nothing happened since, are no new time.
@@ -204,8 +174,8 @@ def test_a_daemon_that_hangs_serves_nobody_for_longer(
     room.sell(lease(quota_bytes=10**8))
     began = time.monotonic()
     with room.listening(room.world, OPEN), room.listening(room.seller, CONTROL):
-        assert send(room, link, 1) == 1
-        while send(room, link, 1):
+        assert room.send(link, 1) == 1
+        while room.send(link, 1):
             assert time.monotonic() - began < LIMIT
         assert room.reaches(INSIDE[4], CONTROL, link)
         room.sell(lease(quota_bytes=10**8 + 1))
@@ -213,7 +183,7 @@ def test_a_daemon_that_hangs_serves_nobody_for_longer(
 
 
 def test_a_pause_keeps_the_counters_of_a_lease(room: Room, link: str) -> None:
-    assert send(room, link, 5) == 5
+    assert room.send(link, 5) == 5
     before = room.seller.call(room.way.read)
     room.sell(lease(serves=False))
     room.sell(lease())
@@ -228,22 +198,22 @@ def test_a_pause_keeps_the_counters_of_a_lease(room: Room, link: str) -> None:
 def test_a_change_of_one_lease_leaves_the_others_as_they_are(room: Room, link: str) -> None:
     room.sell(lease(), lease(1), lease(2))
     used = quotas(room)[0]
-    assert send(room, link, 3) == 3
+    assert room.send(link, 3) == 3
     assert quotas(room)[0] == used + 3 * PACKET
     room.sell(lease(), lease(1, quota_bytes=5), lease(3, mbit=1))
     room.sell(lease(), lease(3, mbit=2))
     assert quotas(room) == [used + 3 * PACKET, 0]
-    assert send(room, link, 1) == 1
+    assert room.send(link, 1) == 1
 
 
 def test_a_lease_has_its_rate_and_no_more(room: Room, link: str) -> None:
     sent = 400
-    assert send(room, link, sent) == sent
+    assert room.send(link, sent) == sent
     room.sell(lease(mbit=1))
     # What gathers is 64 KiB and a second's worth, and it goes on meanwhile.
-    assert send(room, link, sent) < sent
+    assert room.send(link, sent) < sent
     room.sell(lease(), rate=10**9)
-    assert send(room, link, sent) == sent
+    assert room.send(link, sent) == sent
 
 
 def test_a_table_that_others_flush_is_back_and_closed_meanwhile(room: Room, link: str) -> None:

@@ -7,9 +7,7 @@ import socket
 import struct
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -26,7 +24,10 @@ from tests.contract.market_room import (
     drain,
     key,
     lease,
+    market_room,
 )
+
+__all__ = ["market_room"]  # a fixture
 
 # Spec: what is left of a point of order 1, 4 and 8 (RFC 7748, section 6.1; Curve25519's small subgroup).
 _LOW = (
@@ -41,31 +42,12 @@ _MORE = (
 
 
 @pytest.fixture
-def room(make_netns: Callable[[], Any], interface: str) -> Iterator[Room]:
-    made = Room(make_netns, interface)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def link(room: Room) -> str:
     """The buyer's, through which the world is reached."""
-    bought = room.lease_of()
-    room.sell(lease())
-    room.buy(bought)
     for address in _MORE:
         more = ("nodad",) if ":" in address else ()
         room.world.ip("addr", "add", address, "dev", "lo", *more)
-    for address in (PUBLIC[6], *(one for one in (*ELSEWHERE, *_MORE) if ":" in one)):
-        room.buyer.ip("-6", "route", "add", address, "dev", bought.link)
-    for address in (PUBLIC[4], *(one for one in (*ELSEWHERE, *_MORE) if ":" not in one)):
-        room.buyer.ip("route", "add", address, "dev", bought.link)
-    for version in (4, 6):
-        with room.hearing(room.world, PUBLIC[version]) as ear:
-            ends = time.monotonic() + LIMIT
-            while not _arrive(room, bought.link, ear, version, PUBLIC[version], OPEN):
-                assert time.monotonic() < ends, "the tunnel never stood"
-    return bought.link
+    return room.connect(PUBLIC[4], *ELSEWHERE, *_MORE)
 
 
 def _arrive(

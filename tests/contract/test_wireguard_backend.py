@@ -19,6 +19,7 @@ import pytest
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.errors import SystemRefused
+from nostrvpn.host.links import SOLD, link_beside
 from nostrvpn.io.cleanup import remove_marked
 from nostrvpn.io.netlink import find_link
 from nostrvpn.io.wireguard import Backend
@@ -282,6 +283,16 @@ def test_cleanup_finds_a_device_that_was_never_marked_if_it_is_named(node: Any) 
     assert node.netns.call(remove_marked, node.interface) == (node.interface,)
     assert node.observe() is None
     assert not (SOCKETS / f"{node.interface}.sock").exists()
+
+
+def test_cleanup_finds_such_a_device_beside_the_named_one(
+    make_node: Callable[..., Any], netns: Any, backend: Backend, interface: str
+) -> None:
+    beside = make_node(netns, backend, link_beside(interface, SOLD))
+    beside.create()
+    netns.ip("link", "set", beside.interface, "alias", "")
+    assert netns.call(remove_marked, interface) == (beside.interface,)
+    assert beside.observe() is None
 
 
 async def test_works_in_a_worker_thread_beside_a_running_loop(node: Any) -> None:

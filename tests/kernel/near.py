@@ -1,7 +1,7 @@
 """Nodes and words for an emulated machine, where each start of Python takes seconds.
 
 The only programs are the daemons, the relay and the STUN server. The command line runs in this
-process, and statuses are asked for at the control sockets.
+process.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from nostrvpn.cli.entry import main
-from nostrvpn.control.client import ControlClient, DaemonNotRunning
-from nostrvpn.errors import UserError
-from nostrvpn.lab.node import COMMAND_TIMEOUT, LabNode, Status
-from nostrvpn.lab.patience import patient
-
-CONTROL_TIMEOUT = 10.0
+from nostrvpn.lab.node import COMMAND_TIMEOUT, LabNode
 
 
 class NearNode(LabNode):
@@ -34,16 +29,6 @@ class NearNode(LabNode):
         with self.namespace.enter(), redirect_stdout(out), redirect_stderr(err):
             code = main([*options, *arguments])
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-    def _try_status(self) -> Status | None:
-        if not self.process.alive:
-            raise UserError(f"the daemon of {self.name} ended early", self.process.tail())
-        client = ControlClient(self.environment["NOSTRVPN_RUNTIME_DIR"] + "/control.sock")
-        try:
-            self._status = client.call("status", timeout=patient(CONTROL_TIMEOUT))
-        except DaemonNotRunning:
-            self._status = None
-        return self._status
 
     def link(self) -> dict[str, Any]:
         """Return the WireGuard link as the kernel shows it; empty if there is none."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nostrvpn.daemon import exit_way, reconcile
+from nostrvpn.daemon import exit_way, reconcile, settled
 from nostrvpn.daemon.reconcile import Reconciler
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host.inbound import EVERYTHING, Inbound
@@ -100,7 +100,7 @@ def test_a_filter_that_stands_is_not_looked_at_again_for_a_while(
         reconciler.reconcile_now(desired(inbound))
     assert [step for step in kernel.done if isinstance(step, Inbound)] == [Inbound(), OTHER]
     assert kernel.done.count("look") == 1
-    monkeypatch.setattr(reconcile, "TRUSTED_S", 0.0)
+    monkeypatch.setattr(settled, "TRUSTED_S", 0.0)
     monkeypatch.setattr(reconcile, "LOOK_EVERY_S", 0.0)
     reconciler.reconcile_now(desired(OTHER))
     assert kernel.done.count(OTHER) == 2
