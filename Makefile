@@ -9,8 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 # What each Debian package is for is in docs/dependencies.md.
 PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools
-# A router's and a TURN server's daemons, which tests start by themselves; as services they stay off.
-TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn microsocks dnsmasq-base bind9-dnsutils dbus-daemon systemd
+# A router's and a TURN server's daemons and firewalls, which tests start by themselves; as services they stay off.
+TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn microsocks dnsmasq-base bind9-dnsutils dbus-daemon systemd \
+	ufw firewalld iptables
 # The kernel's package has another name on Ubuntu.
 KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)
@@ -90,7 +91,7 @@ package-test: package ## install, upgrade, remove and purge it, in a Debian of i
 	tests/package/run "$$(ls -t dist/nostrvpn_*.deb | head -n 1)"
 
 package-boot: package ## the same under systemd, in a booted machine (minutes of emulation)
-	@packaging/install-packages debootstrap iproute2 e2fsprogs $(KERNEL_PACKAGES)
+	@packaging/install-packages debootstrap iproute2 e2fsprogs tcpdump $(KERNEL_PACKAGES)
 	tests/package/boot "$$(ls -t dist/nostrvpn_*.deb | head -n 1)"
 
 bench: setup mint ## measure; ONLY=connect for one part; JSON in build/bench/

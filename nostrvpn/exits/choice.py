@@ -8,7 +8,8 @@ exit at a time is used, and the choice is deterministic: the same events give th
 - After ``LEAVE_LOSSES`` in a row an exit is left, but only for one that has answered meanwhile, and
   before the last ``LOST_SINCE`` were sent: while this host itself is cut off, nobody answers, and
   when it is back, everybody does. Where no other one answers, it counts as gone after ``LOSSES``.
-- Whoever was left so is shunned for a while, each time for longer, unless nobody else answers.
+- Whoever was left so is shunned for a while, each time for longer, unless nobody else answers; to it
+  the one in use is left only after ``DOUBTFUL_LOSSES``.
 - A better one takes over only if it is better by far and for a while: connections do not survive the
   change of exit.
 """
@@ -30,6 +31,10 @@ __all__ = ["ECHO_S", "LEAVE_LOSSES", "LOSSES", "MAX_CANDIDATES", "Candidate", "E
 # was left 25 times an hour by those three; by four of these 7 times, by five once, by six never. One
 # that is silent for 1 s each minute (exponential): 6.5 times by those three, 15, 11 and 8.5 by these.
 LEAVE_LOSSES = 6
+# From one that stalls to another one that does nobody gains: if all others fell lately, it takes more.
+# Where each exit is held up for 3 s once a minute, one was left 163 times an hour without this and is 24
+# times with it; for 1 s each 20 s (exponential), 20 and 12. An exit that dies there is left 0.4 s later.
+DOUBTFUL_LOSSES = 8
 # Three seconds of silence: then it does not carry, and a fixed exit is waited for with everything held.
 LOSSES = 10
 # Of a host that is back after a moment without a network, a packet may be lost like any other.
@@ -52,8 +57,8 @@ MARGIN = 1.3
 MARGIN_MS = 10.0
 STABLE_S = 60.0
 STAY_S = 300.0
-# After its first fall, doubled with each further one.
-SHUN_S = 60.0
+# After its first fall, doubled with each further one. A better one is not returned to sooner anyway.
+SHUN_S = 300.0
 MAX_SHUN_S = 3600.0
 # An exit that did not fall for so long starts anew.
 FORGIVEN_S = 6 * 3600.0
@@ -193,11 +198,14 @@ class ExitChoice:
             self._look_for_better(steady, candidates, now)
             return
         proven = [key for key in ready if self._is_proven(key, current)]
+        safe = [key for key in proven if key in steady]
         if not proven:
             return
         if current.answered is not None:
+            if not safe and current.losses < DOUBTFUL_LOSSES:
+                return
             self._fall(current, now)
-        self._use(self._best([k for k in proven if k in steady] or proven, candidates), now)
+        self._use(self._best(safe or proven, candidates), now)
 
     def _waits(self, candidates: Mapping[str, Candidate], now: float) -> bool:
         """Whether a nearer one may yet answer."""

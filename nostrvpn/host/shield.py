@@ -245,10 +245,10 @@ def _arriving(shield: Shield, interface: str) -> list[str]:
         "fib daddr . iif type != local counter name spoofed drop"
         for version, word in _VERSIONS
     ]
-    if shield.listen_port:
-        rules.append(
-            f'iifname != "{interface}" udp dport {shield.listen_port} fib daddr type local {_MARK}'
-        )
+    # Neighbours that answer with a public address, to reverse-path filters such as firewalld's.
+    marked = ["icmpv6 type nd-neighbor-advert ip6 hoplimit 255"]
+    marked += [f"udp dport {shield.listen_port}"] if shield.listen_port else []
+    rules += [f'iifname != "{interface}" {one} fib daddr type local {_MARK}' for one in marked]
     return rules
 
 
@@ -380,4 +380,10 @@ def _leaving(shield: Shield, interface: str) -> list[str]:
     rules += [
         f'iifname "{interface}" {word} daddr @behind{version} accept' for version, word in _VERSIONS
     ]
+    if shield.kind is ShieldKind.TUNNELLED:
+        # Answers to what was forwarded into the tunnel: those of containers.
+        rules += [
+            f'iifname "{shield.link or interface}" meta nfproto ipv{version} ct direction reply accept'
+            for version in sorted(shield.versions)
+        ]
     return [*rules, "jump lan"]

@@ -16,6 +16,9 @@ __all__ = ["LinkSleep"]
 
 # So long at least a link that was woken tries to reach a peer that does not answer.
 IN_VAIN = 60.0
+# Spec (WireGuard, section 6): what is not answered for KEEPALIVE_TIMEOUT and REKEY_TIMEOUT, 15 s in all,
+# starts a handshake. Asleep nothing is answered: the last echo of all would wake the link.
+UNANSWERED = 20.0
 
 
 class LinkSleep(LinkPath):
@@ -52,6 +55,8 @@ class LinkSleep(LinkPath):
         else:
             idle = self._selection.unused_for(now) if self.state in LIVE else 0.0
         if idle < after:
+            return []
+        if self.state in LIVE and self._selection.still_for(now) < min(UNANSWERED, after):
             return []
         self.announcer.rest()
         self._gather_until = None

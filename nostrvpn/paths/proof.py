@@ -25,6 +25,11 @@ SWALLOWED = 4096
 MUTE = 15.0
 
 
+# What two keepalives come to, one more than lies between two readings of a quiet tunnel: the rest is
+# data, or a handshake.
+KEEPALIVES = 64
+
+
 class TunnelProof:
     """Follows one peer's counters. ``proven``: WireGuard's packets came in since ``reset``."""
 
@@ -38,6 +43,7 @@ class TunnelProof:
         self._seen_at = 0.0
         self._level = 0.0
         self._used_at: float | None = None
+        self._moved_at = float("-inf")
         self._chosen_at = 0.0
         self._rx_moved_at = 0.0
         self._tx_since_rx = 0
@@ -71,6 +77,10 @@ class TunnelProof:
         """Return for how long it carried no more than keepalives, since its last path was chosen."""
         return now - max(self._chosen_at, self._used_at or self._chosen_at)
 
+    def still_for(self, now: float) -> float:
+        """Return for how long not even a little was seen to cross but keepalives."""
+        return now - self._moved_at
+
     def observe(self, now: float, handshake_age: float | None, rx: int, tx: int) -> None:
         """Take one reading of the counters."""
         if self._rx is None or rx < self._rx or tx < self._tx:
@@ -83,6 +93,8 @@ class TunnelProof:
         if self._level > OVERFLOW:
             self._used_at = now
             self._level = OVERFLOW
+        if max(moved_rx, moved_tx) > KEEPALIVES:
+            self._moved_at = now
         self._rx, self._tx, self._seen_at = rx, tx, now
         self.crossed = self.crossed or bool(moved_rx)
         if moved_rx:

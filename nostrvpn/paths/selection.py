@@ -91,6 +91,10 @@ class Selection:
         """Return for how long the tunnel carried nothing but keepalives, in seconds."""
         return self._proof.unused_for(now)
 
+    def still_for(self, now: float) -> float:
+        """Return for how long not even a little was seen to cross the tunnel, in seconds."""
+        return self._proof.still_for(now)
+
     @property
     def doubtful(self) -> bool:
         """Whether the selected pair left a check unanswered."""

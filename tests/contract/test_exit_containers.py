@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from nostrvpn.host.exit_routing import ExitRouting
 from nostrvpn.host.inbound import Inbound
 from nostrvpn.host.shield import ShieldKind
+from nostrvpn.io.exit_routing import apply_exit_routing
 from nostrvpn.io.nftables import apply_inbound
 from tests.contract.cable import (
     _TALK,
@@ -128,3 +131,46 @@ def test_nobody_sends_in_a_members_name(host: Containers) -> None:
         for packet in talk(PUBLIC[version], source=(MEMBER[version], 0))
     ]
     assert host.sends(forged) == (set(), set())
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_answers_come_back_to_containers_and_nothing_else_does(
+    host: Containers, version: int
+) -> None:
+    host.use(ShieldKind.TUNNELLED)
+    # Behind a shield the host's routes to its own networks stay in use.
+    routing = ExitRouting(True, OVERLAY, BOTH, allow_lan=True)
+    host.netns.call(apply_exit_routing, routing, TUNNEL)
+    family, length = ("-4", 32) if version == 4 else ("-6", 128)
+    public, within = PUBLIC[version], WITHIN[version][0]
+    nodad = ("nodad",) if version == 6 else ()
+    host.exit.ip("addr", "add", f"{public}/{length}", "dev", "e", *nodad)
+    host.exit.ip(family, "route", "add", "default", "dev", "e")
+
+    with udp(host.exit, public, 443) as site, udp(host.container, within, 0) as program:
+
+        def hears(sent: bytes, to: tuple[str, int]) -> bool:
+            site.sendto(sent, to)
+            try:
+                return program.recv(100) == sent
+            except TimeoutError:
+                return False
+
+        program.sendto(b"?", (public, 443))
+        _, seen = site.recvfrom(100)
+        assert seen[0] == INSIDE[version]
+        assert hears(b"answer", seen[:2])
+        # Not begun by the container, though the exit knows where it is.
+        assert not hears(b"unasked", (within, program.getsockname()[1]))
+        assert hears(b"another answer", seen[:2])
+        host.use(ShieldKind.BLOCKED)
+        host.netns.call(apply_exit_routing, routing, TUNNEL)
+        assert not hears(b"late", seen[:2])
+
+
+def udp(netns: Any, address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made: socket.socket = netns.call(socket.socket, family, socket.SOCK_DGRAM)
+    made.settimeout(1.0)
+    made.bind((address, port))
+    return made

@@ -71,10 +71,28 @@ def stalling(exits: Exits, rng: random.Random) -> _Delay:
     return delay
 
 
+def held_up(exits: Exits, rng: random.Random) -> _Delay:
+    """Each exit is held up for 3 s once a minute, at another moment than the others."""
+    since = {key: rng.uniform(0.0, 60.0) for key in (A, B, C)}
+
+    def delay(key: str, now: float) -> float:
+        left_over = 3.0 - (now + since[key]) % 60.0
+        return exits.rtts[key] + max(0.0, left_over) * 1000
+
+    return delay
+
+
 @pytest.mark.parametrize(
     ("kind", "most"),
-    [(losing(0.05), 0), (losing(0.2), 0), (losing(0.4), 8), (cut_off, 1), (stalling, 2)],
-    ids=["lossy", "very lossy", "hardly usable", "cut off", "stalling"],
+    [
+        (losing(0.05), 0),
+        (losing(0.2), 0),
+        (losing(0.4), 8),
+        (cut_off, 1),
+        (stalling, 2),
+        (held_up, 15),
+    ],
+    ids=["lossy", "very lossy", "hardly usable", "cut off", "stalling", "held up"],
 )
 def test_a_link_that_loses_packets_is_not_left_for_it(
     kind: Callable[[Exits, random.Random], _Delay], most: int

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from nostrvpn.exits.choice import (
+    DOUBTFUL_LOSSES,
     LEAVE_LOSSES,
     LOSSES,
     SETTLE_S,
@@ -226,6 +227,26 @@ def test_an_exit_is_left_before_it_counts_as_gone() -> None:
         assert choice.carries
         choice.review(AUTO, candidates, number * 0.3)
     assert choice.used == B
+
+
+def test_who_fell_lately_is_gone_to_only_after_a_longer_silence() -> None:
+    choice, candidates = two()
+
+    def falls_silent(one: str, other: str, now: float) -> int:
+        """Return after how many losses ``one`` is left."""
+        for number in range(1, LOSSES + 1):
+            now += 0.3
+            choice.probed(one, None, now)
+            choice.probed(other, 30.0, now)
+            choice.review(AUTO, candidates, now)
+            if choice.used == other:
+                return number
+        return 0
+
+    assert falls_silent(A, B, 0.0) == LEAVE_LOSSES
+    assert falls_silent(B, A, 10.0) == DOUBTFUL_LOSSES > LEAVE_LOSSES
+    # B has fallen once, and is forgiven.
+    assert falls_silent(A, B, 20.0 + SHUN_S) == LEAVE_LOSSES
 
 
 def test_an_answer_that_comes_late_is_an_answer() -> None:

@@ -104,6 +104,11 @@ def test_no_rule_of_a_closed_state_accepts_an_unmarked_packet_outside_beyond_the
             for ip in near
             if shield.allow_lan and not ip.is_global
         }
+        if shield.kind is ShieldKind.TUNNELLED:
+            answers = (
+                f'iifname "{shield.link or "nv0"}" meta nfproto ipv{{}} ct direction reply accept'
+            )
+            allowed |= {answers.format(version) for version in shield.versions}
         for rule in accepted(made, ends[0]):
             inside = rule.startswith(('oifname "lo" ', 'oifname "nv0" ', 'oifname "nv0b" '))
             assert inside or rule == f"{MARKED} accept" or rule in allowed, rule
