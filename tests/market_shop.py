@@ -16,6 +16,13 @@ from typing import Any
 
 from nostrvpn.cashu.amounts import split, swap_fee
 from nostrvpn.cashu.blind import y_of
+from nostrvpn.cashu.channel import (
+    channel_lock,
+    close_body,
+    finish_close,
+    open_channel,
+    sign_update,
+)
 from nostrvpn.cashu.conditions import Lock, lock_key, sign_inputs
 from nostrvpn.cashu.operations import (
     Outputs,
@@ -29,6 +36,7 @@ from nostrvpn.cashu.secrets import LockedSource, SeedSource
 from nostrvpn.cashu.token import Token, parse_token, render_token
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.machine import Entropy, Moment
+from nostrvpn.market.channel_effects import ChannelClosed, CloseChannel
 from nostrvpn.market.effects import (
     Counted,
     Counters,
@@ -72,7 +80,7 @@ from tests.sim.lightning import LightningNetwork
 URL = "https://mint.example"
 START = 1_790_000_000.0
 PRICE = Price(MIB, 1000)  # a sat a MiB
-TERMS = Terms(PRICE, (URL,), (PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11), max_slice_sat=64)
+TERMS = Terms(PRICE, (URL,), tuple(PayMode), max_slice_sat=64)
 SELLER, PAYMENT = sha256(b"seller").digest(), sha256(b"payment").digest()
 PLACE = ExitPlace(
     (Endpoint(ip_address("203.0.113.5"), 51821),),
@@ -96,6 +104,7 @@ class MemoryWallet:
         self.done = {}
         self.asked = []
         self.made = 0
+        self.closes = []  # balances at which channels closed
         self.lightning = LightningNetwork(fee_sat=0)
         self.now = 0.0
 
@@ -128,6 +137,8 @@ class MemoryWallet:
 
     def _do(self, effect):
         mint = self.mints[effect.mint]
+        if isinstance(effect, CloseChannel):
+            return self._close(mint, effect)
         if isinstance(effect, Redeem):
             inputs = sign_inputs(effect.proofs, self.key)
             fee = swap_fee(inputs, mint.keysets)
@@ -143,7 +154,7 @@ class MemoryWallet:
         fee = swap_fee(inputs, mint.keysets)
         rest = self.balance(mint.url) - fee - effect.amount_sat
         if rest < 0:
-            return PaymentFailed(effect.ref, "insufficient", "not enough", True)
+            return PaymentFailed(effect.ref, "insufficient", "not enough", False)
         lock = Lock(effect.receiver)
         amounts = split(effect.amount_sat)
         swapped = self._swap(mint, inputs, [(amounts, lock), (split(rest), None)])
@@ -153,6 +164,25 @@ class MemoryWallet:
         return GivenBack(
             effect.ref, render_token(Token(mint.url, tuple(swapped[: len(amounts)]))), fee
         )
+
+    def _close(self, mint, effect):
+        """Close a channel, or find how it was closed, and take in our part."""
+        channel = effect.channel
+        for update in effect.updates:
+            body = close_body(channel, update, self.key, mint.keyset)
+            status, answer = mint.handle("POST", "/v1/swap", body)
+            if status == 200:
+                self.closes.append(update.balance)
+            elif answer["code"] != 11003:
+                return PaymentFailed(effect.ref, str(answer["code"]), answer["detail"], False)
+            else:
+                continue
+            ours, _ = finish_close(channel, update.balance, parse_signatures(answer), mint.keyset)
+            inputs = sign_inputs(ours, self.key)
+            arrived = update.balance - swap_fee(inputs, mint.keysets)
+            self.proofs[mint.url] += tuple(self._swap(mint, inputs, [(split(arrived), None)]))
+            return ChannelClosed(effect.ref, update.balance, arrived, update.balance - arrived)
+        return PaymentFailed(effect.ref, "11003", "all are signed before", False)
 
     def _swap(self, mint, inputs, groups):
         """Return proofs as a list, or (code, text, may retry)."""
@@ -231,7 +261,7 @@ class Shop:
                     self.disk[space, key] = json.loads(json.dumps(value))
                 case Tell(to, text):
                     self.inbox.append((to, parse_message(text)))
-                case Redeem() | GiveBack() | MakeInvoice() | WatchInvoice():
+                case Redeem() | GiveBack() | CloseChannel() | MakeInvoice() | WatchInvoice():
                     answers.append(self.wallet.carry_out(effect))
                 case ServiceChanged():
                     self.apply()
@@ -307,6 +337,7 @@ class Buyer:
         self.refund = lock_key(sha256(b"refund" + name.encode()).digest())
         self.name, self.asked, self.used = name, 0, 0
         self.shown = 0
+        self.channel: Any = None
         self.lease_id = ""
         self.quote: Any = None
 
@@ -369,6 +400,37 @@ class Buyer:
     def top_up(self, token, seq):
         return self.until(TopUp(lease_id=self.lease_id, seq=seq, token=token), Grant)
 
+    def open_channel(self, capacity, **changes):
+        """Fund a channel by one proof; return the fields that open it in a payment."""
+        mint, until = self.shop.mint, int(START + self.shop.now) + 4000
+        own = lock_key(self.secret)
+        fields = {"payer": own, "receiver": self.quote.receiver, "locktime": until, "refund": own}
+        funding = mint.issue(split(capacity), channel_lock(**{**fields, **changes}))
+        seed = sha256(f"{self.name}{self.shown}".encode()).digest()
+        self.shown += 1
+        self.channel = open_channel(funding, seed, mint.keys.keysets, self.quote.receiver, 0)
+        return {"token": render_token(Token(mint.url, funding)), "seed": seed.hex()}
+
+    def token_of(self, proofs):
+        """Return proofs as text."""
+        return render_token(Token(self.shop.mint.url, proofs))
+
+    def update(self, balance):
+        """Return the fields of a payment that say what the seller has of the channel."""
+        signed = sign_update(self.channel, balance, self.secret)
+        return {"balance": balance, "signature": signed.signature}
+
+    def by_channel(self, balance, seq, **opening):
+        """Pay by a channel; ask for another quote if a crash took ours."""
+        fields = {"seq": seq, **opening, **self.update(balance)}
+        for _ in range(4):
+            kind = Fund if seq == 1 else TopUp
+            grant = self.until(kind(lease_id=self.lease_id, **fields), Grant)
+            if grant is not None:
+                return grant
+            self.ask()
+        raise AssertionError("never paid")
+
     def invoice(self, sat, seq):
         """Ask for an invoice; for another quote first if a crash took ours."""
         for _ in range(4):
@@ -408,8 +470,15 @@ def books(shop):
     assert shop.seller.problems() == []
     money = [value for (space, _), value in shop.disk.items() if space == "sold_money"]
     for url in shop.mints:
-        held = [one["msat"] for one in money if one["state"] == "held" and one["mint"] == url]
+        held = [
+            one["msat"]
+            for one in money
+            if one["state"] in ("held", "escrow") and one["mint"] == url
+        ]
         assert ledger.balance(f"locked:{url}") == sum(held)
+        open_ones = [one for one in shop.seller.channels if one.mint == url and one.is_unclosed]
+        has = sum(one.worth_msat(one.balance_sat) for one in open_ones)
+        assert ledger.balance(f"channel:{url}") == has
         assert ledger.balance(f"wallet:{url}") == 1000 * shop.wallet.balance(url)
         spent = shop.mints[url].spent
         assert not any(y_of(proof.secret) in spent for proof in shop.wallet.proofs[url])

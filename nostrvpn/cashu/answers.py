@@ -7,6 +7,7 @@ is not the hash of its keys, so that a mint cannot swap keys under a known name)
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -41,6 +42,7 @@ __all__ = [
 MAX_KEYSETS = 1000
 # Thousandths of a unit for each input: beyond it, a proof costs a whole unit and more.
 MAX_FEE_PPK = 100_000
+_NUTSHELL = re.compile(r"Nutshell/([0-9]{1,4})\.([0-9]{1,4})")
 _Text = Annotated[str, Meta(min_length=1, max_length=512)]
 _Invoice = Annotated[str, Meta(min_length=1, max_length=4096)]
 _Time = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
@@ -70,6 +72,17 @@ class MintInfo:
     name: str
     version: str
     nuts: frozenset[int]
+
+    @property
+    def signs_all(self) -> bool:
+        """Whether it knows signatures over whole swaps as NUT-11 has them now (SIG_ALL).
+
+        No number says so. Nutshell before 0.21 signs an older message: money that is locked so there
+        could never be spent.
+        """
+        found = _NUTSHELL.match(self.version)
+        is_old = found is not None and (int(found[1]), int(found[2])) < (0, 21)
+        return self.nuts >= {7, 9, 10, 11, 12} and not is_old
 
 
 @dataclass(frozen=True, slots=True)

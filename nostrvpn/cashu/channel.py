@@ -75,6 +75,18 @@ class Channel:
         """The key of who is paid."""
         return self.lock.pubkeys[0]
 
+    @classmethod
+    def known(cls, funding: tuple[Proof, ...], capacity: int, seed: bytes) -> Channel:
+        """Return a channel that was checked before, from what was kept of it."""
+        return cls(_channel_lock_of(funding), capacity, funding, seed)
+
+    def margin_sat(self, fee_ppk: int) -> int:
+        """Return what bringing any balance home costs the receiver at most: an input for each bit.
+
+        The same for all balances, so that each is worth more than the one before.
+        """
+        return fee(fee_ppk, self.capacity.bit_length())
+
 
 @dataclass(frozen=True, slots=True)
 class Update:

@@ -34,9 +34,11 @@ __all__ = [
     "sign_all",
     "sign_all_message",
     "sign_inputs",
+    "sign_secret",
     "signatures_of",
     "signed_by",
     "spendable_by",
+    "with_signature",
 ]
 
 # Unix time that every mint can hold.
@@ -228,7 +230,16 @@ def may_spend(lock: Lock, message: bytes, signatures: Sequence[str], now: float)
     return not lock.refund or _signers(lock.refund, message, signatures) >= lock.n_sigs_refund
 
 
-def _with_signature(proof: Proof, signature: str) -> Proof:
+def sign_secret(secret: str, secret_key: bytes) -> str:
+    """Return our signature for a proof under SIG_INPUTS, of whom one knows the secret alone.
+
+    It spends nothing without the proof itself (``C``), and the signatures of the others.
+    """
+    return _sign(secret_key, secret.encode())
+
+
+def with_signature(proof: Proof, signature: str) -> Proof:
+    """Return a proof with one more signature in its witness (128 hex digits)."""
     signatures = dict.fromkeys((*signatures_of(proof.witness), signature))
     return replace(proof, witness=json.dumps({"signatures": [*signatures]}, separators=(",", ":")))
 
@@ -244,7 +255,7 @@ def sign_inputs(proofs: Iterable[Proof], secret_key: bytes) -> tuple[Proof, ...]
         if lock is not None and lock.sigflag is SigFlag.INPUTS and _is_signer(x, lock):
             alone = lock.n_sigs == 1 and lock.n_sigs_refund == 1
             proof = replace(proof, witness="") if alone else proof
-            proof = _with_signature(proof, _sign(secret_key, proof.secret.encode()))
+            proof = with_signature(proof, _sign(secret_key, proof.secret.encode()))
         signed.append(proof)
     return tuple(signed)
 
@@ -269,7 +280,7 @@ def sign_all(
 ) -> tuple[Proof, ...]:
     """Return inputs under SIG_ALL with our signature added to the first (NUT-11)."""
     signature = _sign(secret_key, sign_all_message(inputs, outputs, quote_id))
-    return (_with_signature(inputs[0], signature), *inputs[1:])
+    return (with_signature(inputs[0], signature), *inputs[1:])
 
 
 def spendable_by(secret: str, keys: Iterable[str], now: float) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import json_option, show_json
+from nostrvpn.cli.output import count, json_option, show_json
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient, DaemonNotRunning
 from nostrvpn.errors import NostrvpnError
@@ -110,5 +110,5 @@ def _daemon(options: Options) -> Iterator[dict[str, str]]:
     if peers:
         severity = "ok" if reached == len(peers) else "warning"
         hint = "" if severity == "ok" else "see: nostrvpn why PEER"
-        text = f"{reached} of {len(peers)} peers can be reached, or sleep"
+        text = f"{reached} of {count(len(peers), 'peer')} can be reached, or sleep"
         yield _finding(severity, "peers", text, hint)

@@ -12,7 +12,7 @@ from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import UsageError, UserError
 
-__all__ = ["SALE_OPTIONS", "buy_command", "purchase_rows", "sale_options", "sell"]
+__all__ = ["SALE_OPTIONS", "buy_command", "purchase_rows", "sale_options", "sale_rows", "sell"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -24,6 +24,9 @@ _OPTIONS = (
     click.option("--price-time", default="", metavar="5sat/h", help="Of time, beside it."),
     click.option("--mint", multiple=True, metavar="URL", help="Whose tokens are taken."),
     click.option(
+        "--pay", multiple=True, type=click.Choice(["channel"]), help="Taken too; an experiment."
+    ),
+    click.option(
         "--endpoint", default="", metavar="HOST:PORT", help="Where buyers reach this host."
     ),
     click.option(
@@ -34,24 +37,24 @@ _OPTIONS = (
     click.option(
         "--pow", type=click.IntRange(0, 28), metavar="BITS", help="Work asked of a request."
     ),
+    click.option("--quiet", default="", metavar="01:00-07:00", help="Nobody is served then."),
     click.option("--contact", default="", metavar="ADDRESS", help="Where complaints go."),
     click.option("--mirror", is_flag=True, help="Also as a classified listing (NIP-99)."),
     click.option(
         "--only", multiple=True, metavar="NPUB", help="Sell to these, who say who they are."
     ),
     click.option("--never", multiple=True, metavar="NPUB", help="Never sell to these."),
+    click.option("--escrow", multiple=True, metavar="NPUB", help="Arbiters that buyers may name."),
     click.option("--i-understand", is_flag=True, help="I have read what selling asks of me."),
 )
 SALE_OPTIONS = (
     *("public", "price", "price_time", "mint", "endpoint", "port", "max_sessions", "free", "pow"),
-    *("contact", "mirror", "only", "never", "i_understand"),
+    *("pay", "quiet", "contact", "mirror", "only", "never", "escrow", "i_understand"),
 )
 # Beside waiting: mints and relays are asked.
 _CALL_S = 60.0
 # What is said to members only.
 _FOR_MEMBERS = {"to": "--to", "allow_lan": "--allow-lan", "upstream": "--upstream"}
-# Not enforced for strangers: what is not held is not promised.
-_OF_ALL = {"bandwidth": "--bandwidth", "budget": "--budget"}
 
 
 def sale_options(command: _Command) -> _Command:
@@ -70,10 +73,6 @@ def sell(options: Options, given: dict[str, Any], *, as_json: bool, stop: bool) 
         for key, option in _FOR_MEMBERS.items():
             if given.pop(key):
                 raise UsageError(f"{option} is for members", "strangers never get there")
-        for key, option in _OF_ALL.items():
-            if given.pop(key):
-                hint = "of strangers: --client-rate of each, --max-sessions of them"
-                raise UsageError(f"{option} is for members", hint)
         if not given["price"]:
             raise UsageError("--public needs a price", "for example: --price 20sat/GiB")
         if not given["mint"]:
@@ -100,7 +99,17 @@ def _words(given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--country", default="", metavar="CC", help="Only there.")
 @click.option("--mint", multiple=True, metavar="URL", help="Only with tokens of these.")
 @click.option("--ip-version", type=click.Choice(["4", "6"]), help="It must carry that.")
-@click.option("--pay", type=click.Choice(["locked", "plain", "bolt11"]), help="Only in this way.")
+@click.option(
+    "--pay",
+    type=click.Choice(["locked", "plain", "bolt11", "channel"]),
+    help="Only in this way; the last is an experiment.",
+)
+@click.option(
+    "--escrow",
+    multiple=True,
+    metavar="NPUB",
+    help="Paid in escrow with this arbiter, if he takes it.",
+)
 @click.option("--kill-switch", type=click.Choice(["on", "off", "lockdown"]))
 @click.option("--allow-lan/--no-allow-lan", default=None, help="The local network stays reachable.")
 @click.option("--as-me", is_flag=True, help="Tell sellers this node's npub: some sell to friends.")
@@ -132,6 +141,8 @@ def buy_command(options: Options, /, offer: str, as_json: bool, wait: int, **giv
 
 def purchase_rows(purchase: Any) -> dict[str, str]:
     """Return what ``exit status`` says of an exit that is paid for, by label."""
+    if purchase["state"] == "off":
+        return _coming_home(purchase)
     rows = {"Purchase": purchase["text"]}
     lease = purchase["lease"]
     if lease is not None:
@@ -147,8 +158,17 @@ def purchase_rows(purchase: Any) -> dict[str, str]:
     rows["Today"] = (
         f"{purchase['spent_day_sat']} of {purchase['budget_day_sat']} sat spent or aside"
     )
-    if purchase["coming_home_sat"]:
-        rows["Coming home"] = f"{purchase['coming_home_sat']} sat, not used and locked yet"
+    rows |= _coming_home(purchase)
     if purchase["error"]:
         rows["Disk"] = f"nothing more is paid until it can be written: {purchase['error']}"
     return rows
+
+
+def _coming_home(purchase: Any) -> dict[str, str]:
+    coming = purchase["coming_home_sat"]
+    return {"Coming home": f"{coming} sat, not used and locked yet"} if coming else {}
+
+
+def sale_rows(sale: Any) -> dict[str, str]:
+    """Return what ``exit status`` says of what this host sells, by label."""
+    return {} if sale["state"] == "off" else {"For sale": sale["text"]}

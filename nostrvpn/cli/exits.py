@@ -25,6 +25,7 @@ __all__ = ["exit_command"]
 _ELSEWHERE = {"offer": "exit_offer", "clients": "exit_offer", "buy": "exit_sale"}
 _KILL_SWITCH = click.Choice(["on", "off", "lockdown"])
 _WORDS = "CIDR|DOMAIN|uid:N|cgroup:PATH"
+_SHOWN_WITHOUT = ("Trusted", "This network", "Coming home", "For sale")
 _STATES = {
     "answers": "answers",
     "silent": "does not answer",
@@ -205,12 +206,12 @@ def status(options: Options, as_json: bool) -> None:
     if one is not None:
         country, rtt = _country(one), dash(one["rtt_ms"], "{} ms")
         rows = {"Exit": f"{one['name']}, {country}, {rtt}, {_STATES[one['state']]}"} | rows
-    if answer.get("purchase", {}).get("state", "off") != "off":
-        from nostrvpn.cli.exit_sale import purchase_rows
+    if "purchase" in answer:
+        from nostrvpn.cli.exit_sale import purchase_rows, sale_rows
 
-        rows = purchase_rows(answer["purchase"]) | rows
+        rows = purchase_rows(answer["purchase"]) | rows | sale_rows(answer["sale"])
     for label, value in rows.items():
-        if value and (answer["state"] != "off" or label in ("Trusted", "This network")):
+        if value and (answer["state"] != "off" or label in _SHOWN_WITHOUT):
             click.echo(f"  {label:<14} {value}")
 
 

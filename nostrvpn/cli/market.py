@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, dash, json_option, shown_as_json, table
+from nostrvpn.cli.output import console, count, dash, json_option, shown_as_json, table
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 
@@ -25,18 +25,21 @@ _REMOVE = click.option("--remove", is_flag=True, help="Take it off the list agai
 
 
 # In a module of its own: imported when it is asked for.
-_STATEMENTS = ("selling", "sessions", "earnings")
+_ELSEWHERE = {
+    **dict.fromkeys(("selling", "sessions", "earnings"), "nostrvpn.cli.statements"),
+    **dict.fromkeys(("arbitrate", "dispute"), "nostrvpn.cli.arbitration"),
+}
 
 
 class _MarketGroup(click.Group):
     """``market`` with the commands about what was sold and bought."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, *_STATEMENTS]
+        return [*self.commands, *_ELSEWHERE]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _STATEMENTS:
-            command = getattr(import_module("nostrvpn.cli.statements"), f"{cmd_name}_command")
+        if cmd_name in _ELSEWHERE:
+            command = getattr(import_module(_ELSEWHERE[cmd_name]), f"{cmd_name}_command")
             assert isinstance(command, click.Command)
             return command
         return super().get_command(ctx, cmd_name)
@@ -70,7 +73,8 @@ def market_command() -> None:
 def list_offers(options: Options, /, as_json: bool, **asked: Any) -> None:
     """List the exits on offer; those that cannot be bought come last, with the reason.
 
-    Country, rates and network are the seller's own words.
+    Country is the seller's own word; seen is where it was when this host used it. Latency is of the
+    fastest connection through its tunnel; in brackets, how soon it answered when it was asked.
     """
     version = asked.pop("ip_version")
     asked |= {"country": list(asked["country"]), "mint": list(asked["mint"])}
@@ -83,7 +87,8 @@ def list_offers(options: Options, /, as_json: bool, **asked: Any) -> None:
         click.echo("No offers. Ask for less, or for other relays: market.relays")
         return
     made = table(
-        "offer", "country", ">sat/GiB", ">sat/h", ">trust", ">latency", "pay", "IP", "why not"
+        *("offer", "country", "seen", ">sat/GiB", ">sat/h", ">trust", ">latency", "pay", "IP"),
+        "why not",
     )
     for one in answer["offers"]:
         cells = _cells(one)
@@ -102,14 +107,19 @@ def _cells(one: Any) -> list[str]:
     return [
         one["ref"],
         dash(one["country"]),
+        dash(one["country_seen"]),
         price,
         _sat(one["hour_msat"]),
         f"{one['trust']:.2f}",
-        dash(one["rtt_ms"], "{:.0f} ms"),
+        _latency(one["rtt_ms"], one["quote_ms"]),
         ", ".join(one.get("pay", ())) or "-",
         ", ".join(str(version) for version in one["ip_versions"]) or "-",
         "; ".join(reason["text"] for reason in one["why_not"]),
     ]
+
+
+def _latency(rtt_ms: float | None, quote_ms: float | None) -> str:
+    return dash(rtt_ms, "{:.0f} ms") if quote_ms is None or rtt_ms else f"({quote_ms:.0f} ms)"
 
 
 def _sat(msat: int | None) -> str:
@@ -129,6 +139,8 @@ def why(options: Options, offer: str, as_json: bool) -> None:
     click.echo(f"{answer['ref']}, sold by {answer['seller']}")
     if answer.get("contact"):
         click.echo(f"  complaints to {answer['contact']}")
+    for arbiter in answer.get("escrow", ()):
+        click.echo(f"  paid in escrow with {arbiter}, if you name him: exit buy --escrow")
     for line in answer["lines"]:
         click.echo(f"  {line}")
     for reason in answer.get("why_not", ()):
@@ -214,6 +226,6 @@ def _edit(options: Options, what: str, seller: str, *, remove: bool, as_json: bo
 
 def _say_told(what: str, accepted: int) -> None:
     if accepted:
-        click.echo(f"{what}; {accepted} {'relay' if accepted == 1 else 'relays'} took it.")
+        click.echo(f"{what}; {count(accepted, 'relay')} took it.")
     else:
         click.echo(f"{what}; no relay took it, so only this host knows.", err=True)

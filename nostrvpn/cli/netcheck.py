@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, dash, json_option, shown_as_json, size
+from nostrvpn.cli.output import console, count, dash, json_option, shown_as_json, size
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 
@@ -100,5 +100,6 @@ def _service(snapshot: Any) -> str:
     carried = f"{size(snapshot.get('bytes'))}{cap} in {snapshot.get('month') or 'this month'}"
     over = ", which is all for this month" if snapshot.get("exhausted") else ""
     left = snapshot.get("forward_dropped")
-    slow = f"; {left} pairs were kept from the kernel by another firewall" if left else ""
+    were = f"{count(left, 'pair')} {'was' if left == 1 else 'were'}" if left else ""
+    slow = f"; {were} kept from the kernel by another firewall" if left else ""
     return f"{pairs}, {carried}{over}{slow}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console",
+    "count",
     "dash",
     "json_option",
     "show_error",
@@ -89,6 +90,11 @@ def table(*columns: str, title: str | None = None) -> Table:
 def dash(value: object, form: str = "{}") -> str:
     """Return a value in a format, or ``-`` where there is none."""
     return "-" if value is None or value == "" else form.format(value)
+
+
+def count(number: int, word: str) -> str:
+    """Return ``1 relay``, ``2 relays``: a word whose plural has an s."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def size(count: int | None) -> str:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nostrvpn.cli.output import console, json_option, show_json, shown_as_json, size, span, table
+from nostrvpn.cli.output import (
+    console,
+    count,
+    json_option,
+    show_json,
+    shown_as_json,
+    size,
+    span,
+    table,
+)
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import UsageError
@@ -66,7 +75,7 @@ def sessions_command(options: Options, days: int, as_csv: bool, as_json: bool) -
     elif rows:
         console().print(_sessions_table(rows))
     else:
-        click.echo(f"Nothing was sold or bought in {days} days.")
+        click.echo(f"Nothing was sold or bought in {count(days, 'day')}.")
 
 
 def _sessions_table(rows: Sequence[Statement]) -> Table:
@@ -138,12 +147,12 @@ def _show_earnings(answer: Any, rows: Sequence[Earnings]) -> None:
             made.add_row(row.day, str(row.sessions), size(row.bytes), *map(_sat, figures))
         console().print(made)
     else:
-        click.echo(f"Nothing was sold in {len(rows)} days.")
+        click.echo(f"Nothing was sold in {count(len(rows), 'day')}.")
     earned = sum(row.earned + row.unused for row in rows)
     lost = sum(row.lost for row in rows)
     if eventful:
         gone = f", {_sat(lost)} sat lost at mints" if lost else ""
-        click.echo(f"{_sat(earned)} sat earned in {len(rows)} days{gone}.")
+        click.echo(f"{_sat(earned)} sat earned in {count(len(rows), 'day')}{gone}.")
     accounts = answer["accounts"]
     owed = -_sum(accounts["sold"], "lease:")
     if owed:
@@ -165,12 +174,12 @@ def earnings_plot(rows: Sequence[Earnings]) -> Table:
     sats = [row.earned + row.unused for row in shown]
     used = [row.bytes for row in shown]
     made = table("day", ">sat earned", "", ">used", "")
-    for row, sat, count in zip(shown, sats, used, strict=True):
+    for row, sat, moved in zip(shown, sats, used, strict=True):
         bars = [
             Bar(max(*column, 1), 0, max(0, value), width=_BAR_WIDTH, color=colour)
-            for column, value, colour in ((sats, sat, "green"), (used, count, "blue"))
+            for column, value, colour in ((sats, sat, "green"), (used, moved, "blue"))
         ]
-        made.add_row(row.day, _sat(sat), bars[0], size(count), bars[1])
+        made.add_row(row.day, _sat(sat), bars[0], size(moved), bars[1])
     return made
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nostrvpn.cli.network import other_networks
-from nostrvpn.cli.output import console, dash, json_option, show_json, size, span, table
+from nostrvpn.cli.output import console, count, dash, json_option, show_json, size, span, table
 from nostrvpn.cli.seconds import seconds_option
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
@@ -52,7 +52,7 @@ def _network_line(network: Any) -> str:
     called = f"{network['profile']} ({name})" if name else network["profile"]
     if not network["running"]:
         return f"Network {called}: down"
-    members = f"{network['members']} members" if network["members"] else "in no network yet"
+    members = count(network["members"], "member") if network["members"] else "in no network yet"
     return f"Network {called}: {members}, on {network['interface']}; see: --network {network['profile']}"
 
 

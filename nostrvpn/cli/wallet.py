@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nostrvpn.cli.output import console, dash, json_option, show_json, shown_as_json, table
+from nostrvpn.cli.output import console, count, dash, json_option, show_json, shown_as_json, table
 from nostrvpn.config.options import Options
 from nostrvpn.control.client import ControlClient
 from nostrvpn.errors import UsageError, UserError
@@ -63,6 +63,8 @@ def balance(options: Options, as_json: bool) -> None:
         made.add_row(one["mint"], str(one["free"]), dash(one["pending"] or None))
     console().print(made)
     click.echo(f"{answer['free']} sat can be spent.")
+    if answer["coming_home"]:
+        click.echo(f"{answer['coming_home']} sat come home once they are not locked for sellers.")
     for one in answer["unfinished"]:
         click.echo(f"Not finished yet: {one['kind']}, {abs(one['amount'])} sat, {one['mint']}")
 
@@ -179,7 +181,8 @@ def check(options: Options, as_json: bool) -> None:
         return
     _show_reports(answer["mints"])
     if answer["unfinished"]:
-        click.echo(f"{answer['unfinished']} operations wait for a mint or a payment.")
+        left = count(answer["unfinished"], "operation")
+        click.echo(f"{left} not finished: a mint or a payment is waited for.")
 
 
 @wallet_command.command("mints")

@@ -13,6 +13,7 @@ from nostrvpn.control.board_schema import (
     MarketRate,
     MarketReport,
 )
+from nostrvpn.control.escrow_schema import EscrowArbitrate, EscrowCases, EscrowDispute
 from nostrvpn.control.lightning_schema import (
     WalletConnect,
     WalletFund,
@@ -41,14 +42,19 @@ _Words = Annotated[
 _Npubs = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=1000)
 ]
+_Arbiters = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=8)
+]
 _Rate = Annotated[float, msgspec.Meta(ge=0, le=100_000)]
 
 
 class ExitSell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``exit offer --public``: rates in Mbit/s, ``budget`` in GB a month, ``free`` in MiB."""
+    """``exit offer --public``: rates in Mbit/s, ``budget`` in GB a month, ``free`` in MiB, ``quiet`` as
+    ``01:00-07:00``."""
 
     price: _Price
     mint: _Urls
+    pay: Annotated[list[Literal["channel"]], msgspec.Meta(max_length=4)] = []
     price_time: _Price = "0sat/h"
     endpoint: Annotated[str, msgspec.Meta(max_length=260)] = ""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
@@ -59,6 +65,7 @@ class ExitSell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mirror: bool = False
     only: _Npubs = []
     never: _Npubs = []
+    escrow: _Arbiters = []
     i_understand: bool = False
     policy: Literal["web", "reduced", "tor-default", "open"] = "tor-default"
     allow: _Words = []
@@ -67,6 +74,7 @@ class ExitSell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bandwidth: _Rate = 0.0
     connections: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     budget: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 0.0
+    quiet: Annotated[str, msgspec.Meta(max_length=20)] = ""
     country: Annotated[str, msgspec.Meta(max_length=2)] = ""
     ipv6: bool = True
 
@@ -81,10 +89,11 @@ class ExitBuy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     country: Annotated[str, msgspec.Meta(max_length=2)] = ""
     mint: _Urls = []
     ip_version: Literal[4, 6] | None = None
-    pay: Literal["locked", "plain", "bolt11"] | None = None
+    pay: Literal["locked", "plain", "bolt11", "channel"] | None = None
     kill_switch: Literal["on", "off", "lockdown"] | None = None
     allow_lan: bool | None = None
     as_me: bool = False
+    escrow: _Arbiters = []
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=120)] = 30.0
 
 
@@ -111,6 +120,9 @@ MARKET_COMMANDS: dict[str, tuple[type[msgspec.Struct], bool]] = {
     "market_selling": (Nothing, False),
     "market_sessions": (Period, False),
     "market_earnings": (Period, False),
+    "market_cases": (EscrowCases, False),
+    "market_arbitrate": (EscrowArbitrate, True),
+    "market_dispute": (EscrowDispute, True),
     "exit_buy": (ExitBuy, True),
     "exit_purchase": (Nothing, False),
     "wallet_fund": (WalletFund, True),

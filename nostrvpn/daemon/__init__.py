@@ -19,6 +19,7 @@ reconciled and ends in order. Open ``loop.py`` first.
 - ``wallet``      ecash: every operation once by its name; ``wallet_answers``: what it answers
 - ``wallet_spending``  inputs, outputs and another try; ``wallet_errands``: carrying out, finding out
 - ``wallet_book``  what it has written down; ``wallet_mints``: whom it trusts, and their keys
+- ``wallet_channels``  payment channels: funded, closed, settled
 - ``wallet_recovery``  comparing with the mints, and money from words; ``wallet_commands``
 - ``lightning_service``  money in and out by Lightning, a connected wallet, payouts;
   ``lightning_commands``; ``lightning_rail``: what leases ask of it
@@ -26,12 +27,18 @@ reconciled and ends in order. Open ``loop.py`` first.
   halves share
 - ``market_machine``   runs a machine: kept before sent; ``market_cashier``: its requests to the wallet;
   ``market_post``: its messages, through tunnels and by relays; ``market_pace``: how often at most
-- ``market_shop``      selling; ``market_premises``: where strangers come to; ``shop_commands``
-- ``market_customer``  buying; ``market_wishes``: what ``exit buy`` says
+- ``market_hours``     when it is sold, and how much each buyer may have at a time
+- ``market_shop``      selling; ``market_wares``: what, ``market_premises``: where strangers come to;
+  ``shop_commands``
+- ``market_customer``  buying; ``market_wishes``: what ``exit buy`` says; ``market_links``: its
+  tunnels; ``market_soundings``: what is measured of sellers
+- ``arbiter_bench``    deciding about others' money in escrow; ``escrow_commands``: its commands
 - ``market_told``      how a sale stands; what is added to ``exit status``, ``exit list``, ``status``
 - ``sleepers``   the doorbell of peers whose paths sleep
 - ``host_watch``  addresses and routes, at start and after each change
 - ``reconcile``  the kernel's observe -> diff -> apply, in one worker thread
+- ``settled``  what was found as desired, until when that is believed, and what failed
+- ``own_link``  one WireGuard link with its device and addresses, for ``reconcile``
 - ``booth_way``  the way of single commands through an exit, for ``reconcile``
 - ``upstream_way``  the link to a WireGuard provider that an exit's guests leave by, for ``reconcile``
 - ``sold_way``  the link of strangers who pay, for ``reconcile``

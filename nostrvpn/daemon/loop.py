@@ -145,6 +145,8 @@ class Loop:
         """Run one control command; its refusal is raised."""
         if self.market is not None and name in self.market.COMMANDS:
             return await self.market.call(name, args)
+        if self.market is not None and name == "stop":
+            await self.market.leave()
         self._last_call += 1
         number = self._last_call
         future = asyncio.get_running_loop().create_future()

@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -52,6 +53,7 @@ FETCH_S: Final = 4.0
 FRESH_S: Final = 20.0
 WITHDRAW_S: Final = 4.0
 _PAST_SPACE: Final = "past"
+_PROBE_SPACE: Final = "probe"
 _MAX_PAST: Final = 1000
 _HOUR_S: Final = 3600
 _LIMIT: Final = 500
@@ -72,7 +74,7 @@ class MarketBoard:
         moment: Callable[[], Moment],
     ) -> None:
         self.mints: frozenset[str] | None = None
-        self.pay = frozenset((PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11))
+        self.pay = frozenset((PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, PayMode.CHANNEL))
         self._relays, self._store, self._root = relays, store, root
         self._settings, self._moment = settings, moment
         own = frozenset((root.public_key, public_key(root.rating_key())))
@@ -80,8 +82,7 @@ class MarketBoard:
         self._book = Book(self._salt(), first_seen=_numbers(store.get(BOARD_SPACE, "first_seen")))
         self._saved = dict(self._book.first_seen)
         self._past = [msgspec.convert(value, History) for value in store.all(_PAST_SPACE).values()]
-        self._probes: dict[str, Probe] = {}
-        self._places: dict[str, str] = {}
+        self._probes = _probes(store.all(_PROBE_SPACE))
         self._seller = public_key(root.market_key())
         self._own: Offer | None = None
         self._has_mirror = False
@@ -253,8 +254,9 @@ class MarketBoard:
             for one in self._book.offers(now)
             if one.offer.seller != self._seller
         ]
-        rtts = {key: probe.rtt_ms for key, probe in self._probes.items() if probe.rtt_ms}
-        viewer = Viewer(mints, self.pay, self.opinions.lists, self._places, rtts)
+        probes = {key: probe for key, probe in self._probes.items() if not probe.is_old(now)}
+        places = {key: probe.place for key, probe in probes.items() if probe.place}
+        viewer = Viewer(mints, self.pay, self.opinions.lists, places, probes)
         return rows(judged, asked, viewer, now)
 
     def find(self, ref: str) -> tuple[AnyOffer, Trust]:
@@ -294,14 +296,16 @@ class MarketBoard:
         gone, self._past = self._past[:-_MAX_PAST], self._past[-_MAX_PAST:]
         self._store.put(records + [Record(_PAST_SPACE, one.lease_id, None) for one in gone])
 
-    def probed(self, seller: str, probe: Probe, place: str = "") -> None:
-        """Remember what a try found; ``place``: where the seller is ("203.0.113.0/24"), if known."""
-        self._probes[seller] = replace(probe, at=self._wall)
-        if place:
-            self._places[seller] = place
-        for known in (self._probes, self._places):
-            while len(known) > _MAX_PAST:
-                del known[next(iter(known))]
+    def probed(self, seller: str, probe: Probe) -> None:
+        """Remember what was measured of a seller, beside what was known of it."""
+        known = self._probes.pop(seller, Probe())
+        made = self._probes[seller] = known.then(replace(probe, at=self._wall))
+        records = [Record(_PROBE_SPACE, seller, asdict(made))]
+        while len(self._probes) > _MAX_PAST:
+            oldest = next(iter(self._probes))
+            del self._probes[oldest]
+            records.append(Record(_PROBE_SPACE, oldest, None))
+        self._store.put(records)
 
     def lease(self, ref: str) -> History | None:
         """Return the lease whose id this is or begins with (6 characters at least), None if none."""
@@ -347,3 +351,12 @@ class MarketBoard:
 def _numbers(value: object) -> dict[str, int]:
     found = value if isinstance(value, dict) else {}
     return {key: number for key, number in found.items() if isinstance(number, int)}
+
+
+def _probes(stored: Mapping[str, object]) -> dict[str, Probe]:
+    """Return what was measured, the oldest first; what is damaged counts as nothing."""
+    found = {}
+    for seller, value in stored.items():
+        with suppress(msgspec.ValidationError):
+            found[seller] = msgspec.convert(value, Probe)
+    return dict(sorted(found.items(), key=lambda item: item[1].at))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from nostrvpn.cashu import conditions
 from nostrvpn.cashu.proof import Proof
 from nostrvpn.cashu.purse import NotEnough
 from nostrvpn.cashu.token import Token, render_token
@@ -14,6 +15,12 @@ from nostrvpn.daemon.wallet import Wallet
 from nostrvpn.daemon.wallet_answers import WalletFailed
 from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
 from nostrvpn.market import effects
+from nostrvpn.market.channel_effects import (
+    ChannelClosed,
+    CloseChannel,
+    FundChannel,
+    SettleChannel,
+)
 from nostrvpn.market.effects import (
     GiveBack,
     GivenBack,
@@ -36,7 +43,9 @@ from nostrvpn.market.terms import LIGHTNING
 
 __all__ = ["Cashier", "Request"]
 
-Request = Lock | TakeOut | Redeem | GiveBack | Reclaim | MakeInvoice | WatchInvoice | PayInvoice
+_OfChannels = FundChannel | CloseChannel | SettleChannel
+_OfLightning = MakeInvoice | WatchInvoice | PayInvoice
+Request = Lock | TakeOut | Redeem | GiveBack | Reclaim | _OfLightning | _OfChannels
 
 _log = logging.getLogger("nostrvpn.market")
 
@@ -99,16 +108,10 @@ class Cashier:
         match request:
             case MakeInvoice() | WatchInvoice() | PayInvoice():
                 return await self._by_lightning(request)
+            case FundChannel() | CloseChannel() | SettleChannel():
+                return await self._by_channel(request, key)
             case Lock():
-                proofs = await wallet.lock(
-                    ref,
-                    request.mint,
-                    request.amounts_sat,
-                    request.receiver,
-                    request.locktime,
-                    request.refund,
-                )
-                return Locked(ref, proofs, self._fee(ref))
+                return Locked(ref, await self._locked(request), self._fee(ref))
             case TakeOut():
                 proofs = await wallet.take_out(ref, request.mint, request.amount_sat)
                 return TakenOut(ref, _token(request.mint, proofs), self._fee(ref))
@@ -126,7 +129,29 @@ class Cashier:
                 )
                 return effects.Redeemed(ref, done.amount, done.fee)
 
-    async def _by_lightning(self, request: MakeInvoice | WatchInvoice | PayInvoice) -> MarketEvent:
+    async def _by_channel(self, request: _OfChannels, key: bytes | None) -> MarketEvent:
+        ref, mint, channels = request.ref, request.mint, self._wallet.channels
+        match request:
+            case FundChannel(amounts_sat=amounts, payer=payer, receiver=receiver, locktime=until):
+                proofs = await channels.fund(ref, mint, amounts, (payer, receiver), until)
+                return Locked(ref, proofs, self._fee(ref))
+            case CloseChannel(channel=channel, updates=updates):
+                assert key is not None
+                done = await channels.close(ref, mint, channel, updates, key)
+            case SettleChannel(channel=channel, balances=balances, not_before=until):
+                assert key is not None
+                done = await channels.settle(ref, mint, channel, balances, until, key)
+        return ChannelClosed(ref, done.balance, done.amount, done.fee)
+
+    async def _locked(self, request: Lock) -> tuple[Proof, ...]:
+        name = (request.ref, request.mint, request.amounts_sat)
+        lock = (request.receiver, request.locktime, request.refund)
+        if not request.others:
+            return await self._wallet.lock(*name, *lock)
+        both = conditions.Lock(lock[0], lock[1], (lock[2],), request.others, n_sigs=2)
+        return await self._wallet.lock_under(*name, both)
+
+    async def _by_lightning(self, request: _OfLightning) -> MarketEvent:
         ref, rail = request.ref, self._rail
         if isinstance(request, PayInvoice) and request.mint != LIGHTNING:
             most = request.max_fee_sat

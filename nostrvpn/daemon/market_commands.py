@@ -130,7 +130,9 @@ def _row(row: Row) -> dict[str, object]:
         "gib_msat": row.gib_msat,
         "hour_msat": row.hour_msat,
         "trust": round(row.trust.score, 3),
-        "rtt_ms": row.rtt_ms,
+        "rtt_ms": row.probe.rtt_ms,
+        "quote_ms": row.probe.quote_ms,
+        "country_seen": row.probe.country or None,
         "usable": row.is_usable,
         "why_not": [{"code": code, "text": text} for code, text in row.why_not],
     }
@@ -157,6 +159,7 @@ def _offer(offer: AnyOffer) -> dict[str, object]:
         "market": "nostrvpn",
         "mints": list(terms.mints),
         "pay": [mode.value for mode in terms.pay],
+        "escrow": [npub(key) for key in offer.escrow],
         "step_bytes": terms.price.step_bytes,
         "step_msat": terms.price.step_msat,
         "free_bytes": terms.free_bytes,

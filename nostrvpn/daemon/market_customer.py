@@ -5,29 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from base64 import b64decode
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any, Final
 
+from nostrvpn.daemon.market_cashier import Request
+from nostrvpn.daemon.market_links import Links
 from nostrvpn.daemon.market_machine import MarketMachine
 from nostrvpn.daemon.market_parts import Parts
 from nostrvpn.daemon.market_post import Correspondent
-from nostrvpn.daemon.market_premises import is_taken
+from nostrvpn.daemon.market_soundings import Soundings
+from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.endpoint import IPAddress
-from nostrvpn.errors import NostrvpnError
+from nostrvpn.errors import NostrvpnError, PeerMisbehaved
 from nostrvpn.exits.settings import BOUGHT as EXIT_BOUGHT
-from nostrvpn.host.bought import Bought, bought_interface
-from nostrvpn.host.state import FWMARK
-from nostrvpn.io.link_probe import probe, public_places
-from nostrvpn.io.source_address import source_towards
 from nostrvpn.market.bought_lease import BOUGHT, BOUGHT_METER
 from nostrvpn.market.bought_link import BoughtLink
 from nostrvpn.market.buyer import Buyer
 from nostrvpn.market.buyer_records import BUYER, HISTORY, LEDGER, history_of, row_of
+from nostrvpn.market.channel_effects import FundChannel, SettleChannel
 from nostrvpn.market.effects import (
     Counted,
     Heard,
@@ -42,11 +40,12 @@ from nostrvpn.market.effects import (
     TakeOut,
     Tell,
 )
+from nostrvpn.market.escrow_bought import disputable
+from nostrvpn.market.messages import Notice, parse_message
 from nostrvpn.market.terms import LIGHTNING, PayMode
 from nostrvpn.market.trust import History
-from nostrvpn.market.wish import Funds, Ranked, Wanted, Wish
+from nostrvpn.market.wish import Disputed, Funds, Ranked, Wanted, Wish
 from nostrvpn.node.events import Purchase, PurchaseChanged
-from nostrvpn.wireguard.device import SecretKey
 
 __all__ = ["Customer"]
 
@@ -56,8 +55,6 @@ COUNT_S: Final = 2.0
 # How often offers are looked for: while none is used, and while one is.
 LOOK_S: Final = 15.0
 REST_S: Final = 300.0
-# Behind a NAT the seller must be able to speak first (suspended, resumed).
-KEEPALIVE: Final = 25
 # Messages that wait to be read.
 MAX_WAITING: Final = 64
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -84,12 +81,13 @@ class Customer:
         )
         self._correspondents: dict[str, Correspondent] = {}
         self._places: dict[str, tuple[str, tuple[IPAddress, ...]]] = {}
-        self._tries: dict[str, int] = {}
+        self._links = Links(parts.host)
+        self._soundings = Soundings(parts)
         self._purchase: Purchase | None = None
         self._ended_leases: dict[str, History] = {}
         self._hearing = asyncio.Lock()
         self._waiting = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervisor()
         self._look = asyncio.Event()
 
     # -- running ------------------------------------------------------------------------------
@@ -104,20 +102,19 @@ class Customer:
             ("customer counters", self._count_forever()),
             ("customer look", self._look_forever()),
         ):
-            self._spawn(name, work)
+            self._tasks.start(name, work)
 
     async def stop(self) -> None:
         """End; what was paid is known, and goes on when it is started again."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
+        self._soundings.close()
 
     # -- what the user decides ----------------------------------------------------------------
 
     def want(self, wish: Wish | None) -> None:
         """Have this from now on; None: nothing more, and money that is out comes home."""
         if wish is None:
-            self._spawn("leave", self._leave())
+            self._tasks.start("leave", self._leave())
             return
         self._offer(Funds(self._funds()))
         self._offer(Wanted(wish))
@@ -159,6 +156,17 @@ class Customer:
                 rows[deal.lease.lease_id] = row_of(deal.lease, now) | {"state": state}
         return sorted(rows.values(), key=lambda row: (-row["at"], row["lease_id"]))
 
+    @property
+    def leases_in_escrow(self) -> list[str]:
+        """Return the ids of leases of which something may be disputed."""
+        return [d.lease.lease_id for d in self.buyer.deals if disputable(d.lease)]
+
+    def dispute(self, lease_id: str, text: str) -> None:
+        """Have the arbiter asked about a lease."""
+        for deal in self.buyer.deals:
+            if deal.lease.lease_id == lease_id:
+                self._offer(Disputed(deal.lease.key, text))
+
     # -- the machine --------------------------------------------------------------------------
 
     def _offer(self, event: object) -> None:
@@ -172,24 +180,29 @@ class Customer:
                 if who is not None:
                     self._parts.post.tell(who, effect)
             case Lock() | TakeOut() | PayInvoice() | Redeem() | Reclaim():
-                number = self.buyer.number_of(effect.ref)
-                key = None if number is None else self._host.root.lease_key(number)
-                self._parts.cashier.ask(effect, key, self._offer)
+                self._ask(effect)
+            case FundChannel() | SettleChannel():
+                self._ask(effect)
             case Probe(lease_id):
-                self._spawn("probe", self._probe(lease_id))
+                self._tasks.start("probe", self._probe(lease_id))
             case ServiceChanged():
                 self._sync()
             case _:
                 raise AssertionError(f"not a buyer's: {effect}")
 
+    def _ask(self, request: Request) -> None:
+        number = self.buyer.number_of(request.ref)
+        key = None if number is None else self._host.root.lease_key(number)
+        self._parts.cashier.ask(request, key, self._offer)
+
     def _heard(self, heard: Heard) -> None:
-        known = any(deal.lease.seller == heard.sender for deal in self.buyer.deals)
+        known = any(heard.sender in deal.lease.correspondents for deal in self.buyer.deals)
         if not known or self._waiting >= MAX_WAITING:
             # Each costs a look at the kernel: not for strangers, and not for whoever floods.
             self.buyer.counters["unknown_sender" if not known else "too_busy"] += 1
             return
         self._waiting += 1
-        self._spawn("heard", self._take(heard))
+        self._tasks.start("heard", self._take(heard))
 
     async def _take(self, heard: Heard) -> None:
         """Count before a message is read: a bill is of now, and two seconds ago can be far from that."""
@@ -197,8 +210,21 @@ class Customer:
             async with self._hearing:
                 await self._count()
                 self._offer(heard)
+                if heard.at_tunnel is None:
+                    self._meet_again(heard)
         finally:
             self._waiting -= 1
+
+    def _meet_again(self, heard: Heard) -> None:
+        """A seller that began anew says so by relays: nothing comes through the tunnel of before."""
+        with suppress(PeerMisbehaved):
+            message = parse_message(heard.text)
+            if not isinstance(message, Notice) or message.code != "resumed":
+                return
+            for lease in (deal.lease for deal in self.buyer.deals):
+                if lease.seller == heard.sender and lease.lease_id == message.lease_id:
+                    self._links.began_anew(lease.key)
+            self._sync()
 
     def _correspondent(self, name: str) -> Correspondent | None:
         number = self.buyer.number_of(name)
@@ -217,10 +243,11 @@ class Customer:
 
     def _sync(self) -> None:
         """Tell the node which links there are and which carries, and the post whose mail to take."""
-        links = tuple(link for link in self.buyer.links() if not self._is_taken(link))
+        self._soundings.look(deal.lease for deal in self.buyer.deals)
+        links = tuple(link for link in self.buyer.links() if not self._links.is_taken(link))
         self._remember()
         node = self._host.node
-        bought = tuple(self._bought(link) for link in links)
+        bought = tuple(self._links.bought(link) for link in links)
         if bought != node.bought:
             node.bought = bought
             self._host.reconcile()
@@ -229,19 +256,20 @@ class Customer:
             self._purchase = purchase
             self._host.offer(PurchaseChanged(purchase))
         there = {deal.lease.key for deal in self.buyer.deals}
+        self._links.keep_only(there)
         for key in self._correspondents.keys() - there:
-            self._spawn("post", self._parts.post.remove(self._correspondents.pop(key)))
+            self._tasks.start("post", self._parts.post.remove(self._correspondents.pop(key)))
         for link in links:
             who = self._correspondent(link.key)
-            place = (self._name(link), link.addresses)
+            place = (self._links.name(link), link.addresses)
             if who is not None and self._places.get(link.key) != place:
                 self._places[link.key] = place
-                self._spawn("post", self._listen_at(who, link.key, *place))
+                self._tasks.start("post", self._listen_at(who, link.key, *place))
         for key in self._places.keys() - {link.key for link in links}:
             del self._places[key]
             who = self._correspondents.get(key)
             if who is not None:
-                self._spawn("post", self._parts.post.use(who, "", ()))
+                self._tasks.start("post", self._parts.post.use(who, "", ()))
 
     async def _listen_at(
         self, who: Correspondent, key: str, interface: str, addresses: tuple[IPAddress, ...]
@@ -266,43 +294,12 @@ class Customer:
         for key in self._ended_leases.keys() - there:
             del self._ended_leases[key]
 
-    def _is_taken(self, link: BoughtLink) -> bool:
-        return is_taken(self._host.node, (*link.addresses, *link.control))
-
-    def _name(self, link: BoughtLink) -> str:
-        return bought_interface(self._host.interface, link.slot)
-
-    def _bought(self, link: BoughtLink) -> Bought:
-        tried = self._tries.get(link.key, 0)
-        usable = [e for e in link.endpoints if source_towards(e.ip, FWMARK)] or link.endpoints
-        addresses = frozenset(ip_interface(f"{ip}/{ip.max_prefixlen}") for ip in link.addresses)
-        return Bought(
-            self._name(link),
-            SecretKey(link.private_key),
-            link.peer_key,
-            SecretKey(b64decode(link.psk)),
-            usable[tried % len(usable)],
-            addresses,
-            link.mtu,
-            frozenset(ip.version for ip in link.addresses),
-            frozenset(link.control),
-            tried,
-            KEEPALIVE,
-        )
-
     def _purchased(self, links: tuple[BoughtLink, ...]) -> Purchase:
         used = next((link for link in links if link.carries), None)
         if used is None:
             return Purchase(possible=self.buyer.wish is not None)
         deal = self.buyer.using
-        return Purchase(
-            self._name(used),
-            frozenset(ip.version for ip in used.addresses),
-            used.dns,
-            carries=True,
-            possible=True,
-            label=deal.lease.offer.ref if deal is not None else "",
-        )
+        return self._links.purchase(used, deal.lease.offer.ref if deal is not None else "")
 
     # -- what it looks at -----------------------------------------------------------------------
 
@@ -365,22 +362,23 @@ class Customer:
         link = next((one for one in self.buyer.links() if one.key == name), None)
         if link is None:
             return
-        if self._is_taken(link):
+        if self._links.is_taken(link):
             self._offer(Probed(name, False, reason="its addresses are those of a network here"))
             return
-        interface = self._name(link)
+        interface = self._links.name(link)
         # A link that is only begun fails every try.
         if not await self._is_made(interface):
             self._offer(Probed(name, False, reason="the tunnel could not be made"))
             return
-        urls = [*self._parts.relays[:4], *self._parts.wallet.balance()]
-        targets = await public_places(urls, {ip.version for ip in link.addresses})
-        found = await probe(interface, targets, next(iter(link.dns), None))
-        result = found.reason or f"{found.rtt_ms} ms"
-        _log.info("tried the tunnel %s to %d places: %s", interface, len(targets), result)
+        deal = next((deal for deal in self.buyer.deals if deal.lease.key == name), None)
+        # Who waits for our money lets nothing through.
+        judged = deal.lease if deal is not None and not deal.is_suspended else None
+        found = await self._soundings.try_out(
+            link, interface, self._links.bought(link).endpoint.ip, judged
+        )
         if not found.ok:
-            self._tries[name] = self._tries.get(name, 0) + 1
-        self._offer(Probed(name, found.ok, found.rtt_ms, None, found.reason))
+            self._links.failed(name)
+        self._offer(found)
 
     async def _is_made(self, interface: str) -> bool:
         """Wait until the kernel has a link with all that belongs to it; False after some seconds."""
@@ -388,13 +386,3 @@ class Customer:
         with suppress(OSError):
             return socket.if_nametoindex(interface) > 0
         return False
-
-    def _spawn(self, name: str, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s failed: %r", task.get_name(), error, exc_info=error)

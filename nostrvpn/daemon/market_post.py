@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.host.sold import CONTROL_PORT
@@ -76,7 +76,7 @@ class MarketPost:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._under_way: dict[str, tuple[Correspondent, _Sent]] = {}
         self._serial = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervisor()
         self.counters: Counter[str] = Counter()
 
     def add(self, who: Correspondent) -> None:
@@ -134,11 +134,14 @@ class MarketPost:
             # What was taken is not told; those are long gone one way or the other.
             del self._under_way[oldest]
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether messages are on their way to relays."""
+        return len(self._tasks) > 0
+
     async def stop(self) -> None:
         """Send what is under way no further, and close all."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         for who in list(self._here.values()):
             await self.remove(who)
 
@@ -165,9 +168,7 @@ class MarketPost:
             self._by_relays(*found)
 
     def _by_relays(self, who: Correspondent, sent: _Sent) -> None:
-        task = asyncio.get_running_loop().create_task(self._publish(who, sent))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start("lease message", self._publish(who, sent))
 
     async def _publish(self, who: Correspondent, sent: _Sent) -> None:
         effect = sent.effect

@@ -14,6 +14,8 @@ from nostrvpn.exits.policy import ExitPolicy, is_public
 from nostrvpn.host.sold import Sold, sold_interface
 from nostrvpn.host.state import IPNetwork
 from nostrvpn.identity.keys import wireguard_public_key
+from nostrvpn.io.forward_policy import forward_obstacle
+from nostrvpn.io.link_speed import DEFAULT_SPEED, uplink_speed
 from nostrvpn.io.resolver import StunResolver
 from nostrvpn.io.source_address import outward_sources
 from nostrvpn.market.exit_service import ExitPlace, ExitService
@@ -30,11 +32,14 @@ _SOLD4: Final = IPv4Interface("198.18.0.1/16")
 # Networks as wide as a LAN's; wider ones are the way to the internet.
 _WIDEST: Final = {4: 8, 6: 32}
 _MAX_ENDPOINTS: Final = 4
+# Reading all tables of the host takes a process; other firewalls change rarely. Whoever takes away what
+# is in the way is not kept waiting.
+_LOOK_S, _LOOK_AGAIN_S = 300.0, 15.0
 
 
 class Premises:
     """``port``: where WireGuard listens for strangers, unless the sale says otherwise. ``error``: why
-    nobody can come, or None."""
+    nobody can come, or None. ``speed``: of the uplink, bytes a second."""
 
     def __init__(self, host: Host, port: int, seller: str) -> None:
         self._host, self._port, self._seller = host, port, seller
@@ -42,6 +47,9 @@ class Premises:
         self._policy = ExitPolicy()
         self.link = sold_interface(host.interface)
         self.error: str | None = None
+        self.speed = DEFAULT_SPEED
+        self._obstacle: str | None = None
+        self._looked_at = float("-inf")
 
     async def find(self, sale: Sale | None, *, is_wanted: bool) -> ExitPlace | None:
         """Return where buyers reach this host; None, and why in ``error``, if they cannot."""
@@ -52,10 +60,12 @@ class Premises:
             self.error = "this host leaves through an exit itself: end that first"
             return None
         sources = await asyncio.to_thread(outward_sources)
+        self.speed = await asyncio.to_thread(uplink_speed)
         endpoints = await self._endpoints(sale, sources)
         if not endpoints:
             self.error = "this host has no public address that buyers could reach"
             return None
+        self.error = await self._obstructed()
         has_ipv6 = any(ip.version == 6 for ip in sources) and (sale is None or sale.ipv6)
         return ExitPlace(
             endpoints,
@@ -65,8 +75,21 @@ class Premises:
             MTU,
         )
 
-    def sold(self, sale: Sale | None, service: ExitService) -> Sold | None:
-        """Return what the kernel is to have; None while nobody can come."""
+    async def _obstructed(self) -> str | None:
+        """Return which other firewall drops what buyers send through this host, and what helps."""
+        now = self._host.moment().now
+        if now - self._looked_at >= (_LOOK_S if self._obstacle is None else _LOOK_AGAIN_S):
+            self._looked_at = now
+            # IPv4 alone decides: it is what every buyer comes for.
+            found = await asyncio.to_thread(forward_obstacle, self.link, (4,))
+            self._obstacle = None
+            if found is not None:
+                self._obstacle = f"{found.where} drops what buyers send: {found.remedy}"
+        return self._obstacle
+
+    def sold(self, sale: Sale | None, service: ExitService, rate: int) -> Sold | None:
+        """Return what the kernel is to have; None while nobody can come. ``rate``: bytes a second each
+        way of each lease, 0 for any."""
         place, node = service.place, self._host.node
         if place is None:
             return None
@@ -90,7 +113,7 @@ class Premises:
             frozenset({4, 6} if place.ipv6 is not None else {4}),
             service.sold_leases(),
             dns=place.dns,
-            rate=limits.client_rate if limits is not None else 0,
+            rate=rate,
             connections=(limits.connections if limits is not None else 0) or CONNECTIONS,
             reserved=frozenset({node.settings.tunnel.listen_port, port}),
         )

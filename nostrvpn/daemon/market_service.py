@@ -21,6 +21,7 @@ from nostrvpn.exits.settings import BOUGHT
 from nostrvpn.io.lock import AlreadyRunning, StateLock
 
 if TYPE_CHECKING:
+    from nostrvpn.daemon.arbiter_bench import Bench
     from nostrvpn.daemon.lightning_service import LightningService
     from nostrvpn.daemon.market_board import MarketBoard
     from nostrvpn.daemon.market_customer import Customer
@@ -35,6 +36,7 @@ __all__ = ["MarketService"]
 # What the words of the wallet do not bring back, and what is owed.
 _PRECIOUS: Final = frozenset(
     {"counter", "mint", "wallet", "sale", "buyer", "bought_lease", "sold_lease", "sold_money"}
+    | {"sold_channel", "sold_dispute", "arbiter_case", "arbiter"}
 )
 _Json = dict[str, Any]
 _Command = Callable[[str, dict[str, object], bool], Awaitable[object]]
@@ -66,6 +68,12 @@ class MarketService:
         except NostrvpnError as exc:
             # Another daemon of this node may have it; a damaged one must not end the tunnels.
             _log.warning("the market stays closed: %s", exc)
+
+    async def leave(self) -> None:
+        """The user stops this node, for who knows how long: buyers get their receipts and what is unused
+        back first. Some seconds at most."""
+        if self._open is not None:
+            await self._open.shop.leave()
 
     async def stop(self) -> None:
         """End in order: nothing is lost, and nothing is served that is not paid."""
@@ -136,7 +144,7 @@ class MarketService:
         from nostrvpn.daemon.market_wishes import bought_document, parse_wish, refuse_unfunded
         from nostrvpn.market.terms import PayMode
 
-        wish = parse_wish(args)
+        wish = parse_wish(args, self._host.root)
         if PayMode.BOLT11 in wish.modes:
             await opened.parts.rail.look()
         refuse_unfunded(opened.parts)
@@ -181,6 +189,7 @@ class _Open:
             raise
 
     def _build(self, host: Host, proxy: SocksProxy | None) -> None:
+        from nostrvpn.daemon.arbiter_bench import Bench
         from nostrvpn.daemon.lightning_rail import LightningRail
         from nostrvpn.daemon.lightning_service import LightningService
         from nostrvpn.daemon.market_board import MarketBoard
@@ -203,6 +212,7 @@ class _Open:
         self.lightning: LightningService = LightningService(
             self.store,
             self.wallet,
+            host.moment,
             proxy=proxy,
             reserved=lambda: self.shop.seller.reserved_sat(),
         )
@@ -224,6 +234,7 @@ class _Open:
         )
         self.shop: Shop = Shop(self.parts)
         self.customer: Customer = Customer(self.parts)
+        self.bench: Bench = Bench(self.parts)
         self._publishing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -233,8 +244,10 @@ class _Open:
         self._publishing = asyncio.create_task(self.board.run(), name="board")
         self.shop.start()
         self.customer.start()
+        self.bench.start()
 
     async def close(self) -> None:
+        await self.bench.stop()
         await self.customer.stop()
         await self.shop.stop()
         if self._publishing is not None:
@@ -249,6 +262,7 @@ class _Open:
         self.store.close()
 
     async def call(self, name: str, args: Mapping[str, Any]) -> object:
+        from nostrvpn.daemon.escrow_commands import ESCROW_COMMANDS
         from nostrvpn.daemon.lightning_commands import LIGHTNING_COMMANDS
         from nostrvpn.daemon.market_commands import BOARD_COMMANDS
         from nostrvpn.daemon.shop_commands import SHOP_COMMANDS, buyer_named
@@ -257,6 +271,8 @@ class _Open:
         if name in WALLET_COMMANDS:
             answer = await WALLET_COMMANDS[name](self.wallet, args)
             self.board.mints = frozenset(self.wallet.balance())
+            if name == "wallet_balance":
+                answer = {**answer, "coming_home": self.customer.document()["coming_home_sat"]}
             return answer
         if name in LIGHTNING_COMMANDS:
             return await LIGHTNING_COMMANDS[name](self.lightning, self.wallet, args)
@@ -268,4 +284,6 @@ class _Open:
             return answer
         if name in SHOP_COMMANDS:
             return await SHOP_COMMANDS[name](self.shop, self.customer, args)
+        if name in ESCROW_COMMANDS:
+            return await ESCROW_COMMANDS[name](self.bench, self.shop, self.customer, args)
         raise SystemRefused(f"{name} is no command of the market")

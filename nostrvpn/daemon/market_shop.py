@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
-from ipaddress import IPv4Interface
 from typing import Any, Final
 
-from nostrvpn.cashu.conditions import lock_key
-from nostrvpn.cashu.proof import MintKeys
+from nostrvpn.daemon.market_hours import Hours
 from nostrvpn.daemon.market_machine import MarketMachine
 from nostrvpn.daemon.market_pace import Pace
 from nostrvpn.daemon.market_parts import Parts
 from nostrvpn.daemon.market_post import Correspondent
 from nostrvpn.daemon.market_premises import Premises
-from nostrvpn.daemon.market_told import NOT_SOLD, sale_document
+from nostrvpn.daemon.market_told import NOT_SOLD, sale_document, with_hours
+from nostrvpn.daemon.market_wares import SALE_SPACE, Wares
+from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import NostrvpnError, PeerMisbehaved, SystemRefused, UserError
+from nostrvpn.host.sold import Sold
+from nostrvpn.identity.keys import RootSecret
 from nostrvpn.io.dns_server import DnsServer
-from nostrvpn.io.store import Record
+from nostrvpn.market.channel_effects import CloseChannel
 from nostrvpn.market.effects import (
     Counted,
     GiveBack,
@@ -34,64 +33,62 @@ from nostrvpn.market.effects import (
     Redeem,
     ServiceChanged,
     Tell,
+    Tick,
     WatchInvoice,
 )
 from nostrvpn.market.exit_service import ExitService
 from nostrvpn.market.lease import SESSIONS, Lease, Phase
 from nostrvpn.market.messages import Close, parse_message
 from nostrvpn.market.offer import Offer
+from nostrvpn.market.opening import Standing
 from nostrvpn.market.sale import Sale
-from nostrvpn.market.seller import SPACES, Seller, SellerSettings, settings_of
-from nostrvpn.market.terms import PayMode, Price, Terms
+from nostrvpn.market.seller import SPACES, Seller
+from nostrvpn.market.terms import PayMode
 
-__all__ = ["SALE_SPACE", "Shop"]
+__all__ = ["Shop"]
 
-SALE_SPACE: Final = "sale"
+# How long all ends are waited for, receipts and refunds with them, before the daemon ends.
+LEAVE_S: Final = 4.0
 # How often counters are read, and how often the rest is looked at: addresses, keysets, lists.
 COUNT_S: Final = 2.0
 COUNT_AT_LEAST_S: Final = 5.0
 LOOK_S: Final = 15.0
 # The same while the link is being made.
 SOON_S: Final = 1.0
-# A mint's keysets are asked for anew by the wallet once an hour.
-MTU: Final = 1280
-_SOLD4: Final = IPv4Interface("198.18.0.1/16")
-_PORTS: Final = (20_000, 32_000)
-# Networks as wide as a LAN's; wider ones are the way to the internet.
-_WIDEST: Final = {4: 8, 6: 32}
 _LANE: Final = "sell"
-_NOTHING: Final = Terms(Price(1, 0), ())
 
 _log = logging.getLogger("nostrvpn.market")
 _Json = dict[str, Any]
 
 
 class Shop:
-    """``sale``: what the user decided, None: nothing is sold. ``error``: why buyers cannot come."""
+    """What this host sells. ``error``: why buyers cannot come."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._host = parts, parts.host
-        store, root = parts.store, parts.host.root
-        self.sale: Sale | None = None
+        self._wares = Wares(parts)
         self.error: str | None = None
-        self._key = root.market_key()
-        self._offer_id = str(self._stored("offer_id") or "")
-        self._restore_sale()
-        self.service = ExitService(self._most)
-        self.seller = Seller(self._key, self._settings(), self.service)
-        self._machine = MarketMachine(self.seller, store, self._host.moment, self._perform)  # type: ignore[arg-type]
-        self._who = Correspondent(self._key, _LANE, self._heard, lambda effect: None)
-        self._premises = Premises(self._host, self._own_port(), self.seller.pubkey)
+        self._wrong = ""  # with the books: then nothing is sold at all
+        key = parts.host.root.market_key()
+        self.service = ExitService(0 if self.sale is None else self.sale.max_sessions)
+        self.seller = Seller(key, self._wares.settings(), self.service)
+        self._machine = MarketMachine(self.seller, parts.store, self._host.moment, self._perform)  # type: ignore[arg-type]
+        self._who = Correspondent(key, _LANE, self._heard, lambda effect: None)
+        self._hours = Hours(parts.store, SALE_SPACE)
+        self._premises = Premises(self._host, self._wares.port(), self.seller.pubkey)
         self._names = DnsServer(lambda query, tcp: None)
         self._guest_names = self._host.names.answers_for(
             lambda asker: any(asker in one.addresses for one in self.service.sold_leases())
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervisor()
         self._wake = asyncio.Event()
         # The kernel is told of all leases at once: of a thousand, not more often than once a second.
         self._pace = Pace(self._bring, lambda: len(self.service.sold_leases()) / 1000)
         self._applying: asyncio.Future[None] | None = None
         self._is_heard = False
+        self._is_leaving = False
+        self._telling = 0
+        self._has_greeted = False
 
     # -- running ------------------------------------------------------------------------------
 
@@ -105,14 +102,14 @@ class Shop:
         try:
             effects = self.seller.restore(kept, self._host.moment())
             wrong = self.seller.problems()
-        except (
-            PeerMisbehaved
-        ) as exc:  # a record of another version, or damaged: the wallet works on
+        except PeerMisbehaved as exc:
+            # A record of another version, or damaged: the wallet works on.
             effects, wrong = [], [str(exc)]
         if wrong:
-            self.error = f"the books do not add up: {wrong[0]}"
+            self.error = self._wrong = f"the books do not add up: {wrong[0]}"
             _log.error("%s; nothing is sold", self.error)
             return
+        self._hours.begin(self.seller.leases)
         self._parts.post.add(self._who)
         self._machine.carry_out(effects)
         for name, work in (
@@ -120,22 +117,23 @@ class Shop:
             ("shop counters", self._count_forever()),
             ("shop look", self._look_forever()),
         ):
-            self._spawn(name, work)
+            self._tasks.start(name, work)
 
     async def stop(self) -> None:
         """End; leases go on when it is started again, and the kernel ends them by itself till then."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         await self._pace.stop()
+        if not self._wrong:
+            with suppress(NostrvpnError):
+                self._hours.keep(self._host.moment().now)
         await self._names.stop()
 
     # -- what the user decides ----------------------------------------------------------------
 
     async def sell(self, sale: Sale) -> None:
         """Sell by these terms from now on; leases that run keep theirs."""
-        if self.error is not None and not self._tasks:
-            raise SystemRefused(self.error, "restore market.db, or move it away and begin anew")
+        if self._wrong:
+            raise SystemRefused(self._wrong, "restore market.db, or move it away and begin anew")
         known = self._parts.wallet.balance()
         for mint in sale.terms.mints:
             if mint not in known:
@@ -143,33 +141,72 @@ class Shop:
                     f"{mint} is not a mint that your wallet trusts",
                     f"trust it first: nostrvpn wallet mints add {mint}",
                 )
-        self._parts.store.put([Record(SALE_SPACE, "sale", sale.to_json())])
-        self.sale = sale
+            if PayMode.CHANNEL in sale.terms.pay:
+                await self._parts.wallet.channels.require(mint)
+        self._wares.choose(sale)
         self._apply()
         await self._look()
 
     async def stop_selling(self) -> None:
         """Take the offer back and end all leases; what was not used is given back."""
-        self._parts.store.put([Record(SALE_SPACE, "sale", None)])
-        self.sale = None
+        self._wares.choose(None)
         self._apply()
+        await self._end_all()
+        await self._look()
+
+    async def leave(self) -> None:
+        """The user stops this node: end all leases, and wait until receipts and refunds are out.
+
+        ``LEAVE_S`` seconds at most; what is not out by then follows when it is started again.
+        """
+        if self._wrong:
+            return
+        self._is_leaving, self.service.is_open = True, False
+        self._parts.board.offer(None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._end_all()
+                while True:
+                    if not (self._telling or self._parts.post.is_busy or self._is_ending):
+                        return
+                    await asyncio.sleep(0.02)
+
+    async def _end_all(self) -> None:
+        """Count what was served until now, then end every lease."""
         counted, moment = await self._counted(), self._host.moment()
         if counted is not None:
             self._machine.carry_out(self.seller.step(counted, moment))
-        for lease in self.seller.leases:
-            if lease.phase in (Phase.QUOTED, Phase.OPEN):
-                self._machine.carry_out(self.seller.end(lease.id, "stopped", moment))
-        await self._look()
+        self._machine.carry_out(self.seller.end_all(moment))
+        # What they paid is redeemed now: after a restart nobody would think of it for hours.
+        self._machine.carry_out(self.seller.step(Tick(), moment))
+
+    @property
+    def _is_ending(self) -> bool:
+        return any(lease.phase == Phase.ENDING for lease in self.seller.leases)
 
     def review(self) -> None:
         """End the leases of buyers that are denied now."""
-        self.seller.settings = self._settings()
+        self.seller.settings = self._wares.settings()
         self._machine.carry_out(self.seller.end_unwelcome(self._host.moment()))
+
+    @property
+    def sale(self) -> Sale | None:
+        """What the user decided, None: nothing is sold."""
+        return self._wares.sale
 
     @property
     def leases(self) -> tuple[Lease, ...]:
         """The leases that run or end."""
         return tuple(lease for lease in self.seller.leases if lease.phase != Phase.QUOTED)
+
+    def dispute(self, lease_id: str, text: str) -> None:
+        """Have the arbiter asked about a lease that was sold; UserError if there is nothing to ask."""
+        self._machine.carry_out(self.seller.dispute(lease_id, text, self._host.moment()))
+
+    @property
+    def root(self) -> RootSecret:
+        """This node's secret."""
+        return self._host.root
 
     @property
     def past(self) -> tuple[object, ...]:
@@ -185,7 +222,7 @@ class Shop:
         """Return what is sold and how that stands, for people and programs."""
         if self.sale is None:
             return dict(NOT_SOLD)
-        return sale_document(
+        told = sale_document(
             self.sale,
             self._made_offer(),
             () if self.service.place is None else self.service.place.endpoints,
@@ -193,6 +230,7 @@ class Shop:
             self._parts.board.accepted,
             self.error or self._host.reconciler.sold.error,
         )
+        return with_hours(told, self.sale, self._hours)
 
     # -- the machine --------------------------------------------------------------------------
 
@@ -203,8 +241,9 @@ class Shop:
     def _perform(self, effect: MarketEffect) -> None:
         match effect:
             case Tell():
-                self._spawn("tell", self._tell(effect))
-            case Redeem() | GiveBack() | MakeInvoice() | WatchInvoice():
+                self._telling += 1
+                self._tasks.start("tell", self._tell(effect))
+            case Redeem() | GiveBack() | CloseChannel() | MakeInvoice() | WatchInvoice():
                 key = self._host.root.payment_key()
                 self._parts.cashier.ask(effect, key, self._offer)
             case ServiceChanged():
@@ -213,32 +252,49 @@ class Shop:
                 raise AssertionError(f"not a seller's: {effect}")
 
     async def _bring(self) -> None:
-        self._host.node.sold = self._premises.sold(self.sale, self.service)
+        self._host.node.sold = self._sold()
         await self._host.applied()
+
+    def _sold(self) -> Sold | None:
+        return self._premises.sold(self.sale, self.service, self._hours.rate)
 
     async def _tell(self, effect: Tell) -> None:
         """Send a message once the kernel has what it tells of: a buyer tries a grant at once."""
-        if self._applying is not None:
-            await asyncio.shield(self._applying)
-        self._parts.post.tell(self._who, effect)
-
-    def _spawn(self, name: str, work: Any) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s failed: %r", task.get_name(), error, exc_info=error)
+        try:
+            if self._applying is not None:
+                await asyncio.shield(self._applying)
+            self._parts.post.tell(self._who, effect)
+        finally:
+            self._telling -= 1
 
     async def _count_forever(self) -> None:
         while True:
             began = time.monotonic()
             if (counted := await self._counted()) is not None:
                 self._offer(counted)
+            await self._stand()
             # Reading thousands of counters takes a while; the kernel ends by itself what is not paid.
             await asyncio.sleep(max(COUNT_S, min(9 * (time.monotonic() - began), COUNT_AT_LEAST_S)))
+
+    async def _stand(self) -> None:
+        """Look at the clock, the month's budget and each one's share, and do what follows."""
+        before, rate = self._hours.standing, self._hours.rate
+        leases, moment = self.seller.leases, self._host.moment()
+        standing = self._hours.look(self.sale, leases, self._premises.speed, moment)
+        if self._hours.rate != rate:
+            self._applying = self._pace.ask()
+        if standing is before:
+            return
+        self._open_or_close()
+        if standing is Standing.CLOSING:
+            self._machine.carry_out(self.seller.tell_all("warning", "ending", moment))
+        elif standing is Standing.CLOSED:
+            await self._end_all()
+        self._wake.set()
+
+    def _open_or_close(self) -> None:
+        is_open = self._hours.standing is Standing.OPEN and self.error is None
+        self.service.is_open = is_open and not self._is_leaving
 
     async def _counted(self) -> Counted | None:
         if self._host.node.sold is None:
@@ -251,7 +307,7 @@ class Shop:
         with suppress(PeerMisbehaved):
             message = parse_message(heard.text)
             if isinstance(message, Close):
-                self._spawn("close", self._close(heard, message.lease_id))
+                self._tasks.start("close", self._close(heard, message.lease_id))
                 return
         self._offer(heard)
 
@@ -278,23 +334,29 @@ class Shop:
 
     async def _look(self) -> None:
         """See where this host is now, and what the mints sign with."""
-        self.seller.mints = await self._mints()
+        self.seller.mints = await self._wares.mints(self.seller)
         place = await self._premises.find(
             self.sale, is_wanted=self.sale is not None or bool(self.leases)
         )
         self.error = self._premises.error
+        self._open_or_close()
         has_moved, self.service.place = place != self.service.place, place
-        self.seller.settings = self._settings()
-        sold = self._premises.sold(self.sale, self.service)
+        self.seller.settings = self._wares.settings()
+        sold = self._sold()
         if has_moved or sold != self._host.node.sold:
             self._host.node.sold = sold
             await self._host.applied()
-        is_open = self.sale is not None or bool(self.seller.leases)
+        is_open = self.sale is not None or bool(self.seller.leases or self.seller.unreleased_sat())
         self._parts.post.listen(self._who, self._parts.relays if is_open else ())
         own = [] if place is None else [i.ip for i in (place.ipv6, place.ipv4) if i is not None]
         await self._parts.post.use(self._who, self._premises.link, own)
         await self._answer_names(own)
-        offered = self.sale is not None and place is not None and bool(self.seller.mints)
+        if place is not None and not self._has_greeted:
+            # Whoever has a tunnel from before speaks to one that is gone, until it hears of it.
+            self._has_greeted = True
+            greeting = self.seller.tell_all("info", "resumed", self._host.moment())
+            self._machine.carry_out(greeting)
+        offered = self.sale is not None and self.service.is_open and bool(self.seller.mints)
         self._parts.board.offer(
             self._made_offer() if offered else None,
             mirror=self.sale is not None and self.sale.mirror,
@@ -309,86 +371,11 @@ class Shop:
 
     # -- what follows -------------------------------------------------------------------------
 
-    def _restore_sale(self) -> None:
-        stored = self._stored("sale")
-        if stored is not None:
-            try:
-                self.sale = Sale.from_json(stored)
-            except PeerMisbehaved as exc:
-                _log.error("what was for sale is lost: %s", exc)
-        if not self._offer_id:
-            self._offer_id = os.urandom(4).hex()
-            self._parts.store.put([Record(SALE_SPACE, "offer_id", self._offer_id)])
-
-    def _own_port(self) -> int:
-        """Return where strangers' WireGuard listens: drawn once, then kept."""
-        port = self._stored("port")
-        if isinstance(port, int) and 0 < port < 65536:
-            return port
-        low, high = _PORTS
-        drawn = low + int.from_bytes(os.urandom(4), "big") % (high - low)
-        self._parts.store.put([Record(SALE_SPACE, "port", drawn)])
-        return drawn
-
-    def _stored(self, key: str) -> object | None:
-        return self._parts.store.get(SALE_SPACE, key)
-
-    @property
-    def _most(self) -> int:
-        return 0 if self.sale is None else self.sale.max_sessions
-
     def _apply(self) -> None:
-        self.service.max_sessions = self._most
+        self.service.max_sessions = 0 if self.sale is None else self.sale.max_sessions
         self.review()
-
-    def _settings(self) -> SellerSettings:
-        receiver = lock_key(self._host.root.payment_key())
-        if self.sale is None:
-            return SellerSettings(self._offer_id, _NOTHING, receiver)
-        sale = self.sale
-        lists = self._parts.board.opinions.denied, self._parts.board.events
-        return settings_of(sale, self._terms(sale), self._offer_id, receiver, lists)
-
-    async def _mints(self) -> Mapping[str, MintKeys]:
-        """Return the keysets of the mints whose tokens are taken, or are in hand yet."""
-        wanted = set() if self.sale is None else set(self.sale.terms.mints)
-        wanted |= set(self.seller.mints) if self.seller.leases else set()
-        for mint in self.seller.stale_mints & wanted:
-            await self._quietly(self._parts.wallet.mints.keys(mint, fresh=True))
-        found = dict(self.seller.mints)
-        for mint in wanted:
-            keys = await self._quietly(self._parts.wallet.keys(mint))
-            if isinstance(keys, MintKeys):
-                found[mint] = keys
-        return {mint: keys for mint, keys in found.items() if mint in wanted}
-
-    async def _quietly(self, work: Any) -> object:
-        try:
-            return await work
-        except NostrvpnError as exc:
-            _log.info("selling: %s", exc)
-            return None
-
-    def _terms(self, sale: Sale) -> Terms:
-        """Return the terms: invoices are taken while a wallet that makes them is connected."""
-        if not self._parts.rail.can_sell or PayMode.BOLT11 in sale.terms.pay:
-            return sale.terms
-        return replace(sale.terms, pay=(*sale.terms.pay, PayMode.BOLT11))
 
     def _made_offer(self) -> Offer:
         assert self.sale is not None
-        sale, place = self.sale, self.service.place
-        has_ipv6 = place is not None and place.ipv6 is not None
-        return Offer(
-            self.seller.pubkey,
-            self._offer_id,
-            self._terms(sale),
-            lock_key(self._host.root.payment_key()),
-            self._parts.relays[:4],
-            sale.country,
-            (4, 6) if has_ipv6 else (4,),
-            (sale.policy.name,),
-            sale.pow_bits,
-            sale.max_sessions,
-            contact=sale.contact,
-        )
+        place = self.service.place
+        return self._wares.offer(self.sale, has_ipv6=place is not None and place.ipv6 is not None)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from nostrvpn.daemon.market_hours import Hours
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.market.offer import Offer
+from nostrvpn.market.opening import Standing
 from nostrvpn.market.sale import Sale
 from nostrvpn.node.problems import problem
 
-__all__ = ["NOT_SOLD", "added", "sale_document"]
+__all__ = ["NOT_SOLD", "added", "sale_document", "with_hours"]
 
 _Json = dict[str, Any]
+# Mbit/s and GB as providers say them: decimal.
+_MBIT, _GB = 125_000, 1_000_000_000
 # By the purchase's state (market/buyer_state.py); the others go on by themselves.
 _PURCHASE = {"short": "purchase_short", "paused": "purchase_paused", "looking": "purchase_waits"}
 
@@ -45,7 +49,8 @@ def sale_document(
     ]
     if endpoints:
         lines.append(f"buyers come to {', '.join(map(str, endpoints))}")
-    lines.append(f"{live} of at most {sale.max_sessions} buyers; {taken} relays have the offer")
+    have = "1 relay has" if taken == 1 else f"{taken} relays have"
+    lines.append(f"{live} of at most {sale.max_sessions} buyers; {have} the offer")
     return {
         "state": state,
         "text": text,
@@ -59,6 +64,34 @@ def sale_document(
     }
 
 
+def with_hours(told: _Json, sale: Sale, hours: Hours) -> _Json:
+    """Return how a sale stands, with when it is open, what each gets, and what the month brought."""
+    state, text = told["state"], told["text"]
+    if state != "failed" and hours.standing is not Standing.OPEN:
+        state = hours.standing.value
+        done = "closes in a minute" if hours.standing is Standing.CLOSING else "is closed"
+        text = f"this exit is for sale, and {done}: {hours.why}"
+    return told | {
+        "state": state,
+        "text": text,
+        "lines": [*told["lines"], *_limits(sale, hours)],
+        "rate": hours.rate,
+        "month": hours.account.month,
+        "month_bytes": hours.account.used,
+    }
+
+
+def _limits(sale: Sale, hours: Hours) -> list[str]:
+    """Return what buyers get at most, in lines."""
+    lines = [f"at most {hours.rate / _MBIT:.3g} Mbit/s for each"] if hours.rate else []
+    if sale.limits.budget:
+        used, budget = hours.account.used / _GB, sale.limits.budget / _GB
+        lines.append(f"{used:.3g} of {budget:g} GB sold in {hours.account.month or 'this month'}")
+    if sale.quiet is not None:
+        lines.append(f"nobody is served {sale.quiet}, by this host's clock")
+    return lines
+
+
 def added(name: str, answer: _Json, purchase: _Json, sale: _Json, free_sat: int) -> _Json:
     """Return the answer to command ``name`` with what the market adds.
 
@@ -66,7 +99,7 @@ def added(name: str, answer: _Json, purchase: _Json, sale: _Json, free_sat: int)
     """
     match name:
         case "exit_status":
-            return answer | {"purchase": purchase}
+            return answer | {"purchase": purchase, "sale": {k: sale[k] for k in ("state", "text")}}
         case "exit_list":
             return answer | {"wallet_sat": free_sat}
         case "status":

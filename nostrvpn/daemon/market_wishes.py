@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nostrvpn.cashu.mint_url import parse_mint_url
 from nostrvpn.daemon.market_parts import Parts
 from nostrvpn.errors import UsageError, UserError
 from nostrvpn.exits.offer import parse_country
+from nostrvpn.identity.keys import RootSecret, parse_npub
 from nostrvpn.market.ceilings import Ceilings
 from nostrvpn.market.terms import PayMode, Price
 from nostrvpn.market.wish import Wish
+from nostrvpn.nostr.event import public_key
 
-__all__ = ["bought_document", "parse_wish", "refuse_unfunded"]
+__all__ = ["bought_document", "parse_wish", "refuse_unfunded", "third_parties"]
 
 _BUDGET = re.compile(r"([0-9]{1,9})\s*sats?/(day|hour)\Z", re.IGNORECASE)
 _Json = dict[str, Any]
 _WORKING = ("connected", "short", "leaving")
 
 
-def parse_wish(args: Mapping[str, Any]) -> Wish:
+def parse_wish(args: Mapping[str, Any], root: RootSecret) -> Wish:
     """Return what the arguments of ``exit_buy`` ask for; UsageError."""
     base = Ceilings()
     day, hour = base.day_sat, base.hour_sat
@@ -43,15 +45,32 @@ def parse_wish(args: Mapping[str, Any]) -> Wish:
         day,
     )
     modes = Wish().modes if args["pay"] is None else (PayMode(args["pay"]),)
+    arbiters = third_parties(root, args["escrow"])
+    if arbiters and args["pay"] is not None:
+        raise UsageError("--escrow is a way to pay of its own", "leave --pay out")
     return Wish(
         args["offer"],
         ceilings,
         parse_country(args["country"]) if args["country"] else "",
         (args["ip_version"],) if args["ip_version"] else (4,),
         tuple(parse_mint_url(url) for url in args["mint"]),
-        modes,
+        (PayMode.ESCROW,) if arbiters else modes,
         as_me=args["as_me"],
+        arbiters=arbiters,
     )
+
+
+def third_parties(root: RootSecret, npubs: Iterable[str]) -> tuple[str, ...]:
+    """Return arbiters' keys (64 hex); UsageError for what is none, and for one of this node's own."""
+    own = {root.public_key, *map(public_key, (root.market_key(), root.payment_key()))}
+    own |= {public_key(root.arbiter_key()), public_key(root.rating_key())}
+    keys = tuple(dict.fromkeys(parse_npub(text) for text in npubs))
+    if own.intersection(keys):
+        raise UsageError(
+            "an arbiter is a third: that is a key of this node",
+            "name somebody whom both sides trust: his nostrvpn market arbitrate list shows it",
+        )
+    return keys
 
 
 def bought_document(found: _Json) -> _Json:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from nostrvpn.cashu.mint_url import parse_mint_url
 from nostrvpn.daemon.market_customer import Customer
 from nostrvpn.daemon.market_shop import Shop
+from nostrvpn.daemon.market_wishes import third_parties
 from nostrvpn.errors import UserError
 from nostrvpn.exits.limits import ExitLimits
 from nostrvpn.exits.offer import parse_country
 from nostrvpn.exits.policy import ExitPolicy, parse_word
 from nostrvpn.identity.keys import npub, parse_npub
 from nostrvpn.market.introduction import introduced
+from nostrvpn.market.opening import Quiet
 from nostrvpn.market.sale import DUTIES, Sale, parse_contact, parse_place
 from nostrvpn.market.statements import Session, days_in_order, earnings, sessions
-from nostrvpn.market.terms import MIB, Price, Terms
+from nostrvpn.market.terms import MIB, PayMode, Price, Terms
 
 __all__ = ["SHOP_COMMANDS", "ShopCommand", "buyer_named"]
 
@@ -48,8 +50,12 @@ async def market_sell(shop: Shop, _customer: Customer, args: _Args) -> _Json:
         _CONNECTIONS if given is None else given,
         int(args["budget"] * _GB),
     )
+    terms = Terms(price, mints, free_bytes=args["free"] * MIB)
+    more = [PayMode(word) for word in dict.fromkeys(args["pay"])]
+    arbiters = third_parties(shop.root, args["escrow"]) if args["escrow"] else ()
+    more += [PayMode.ESCROW] if arbiters else []
     sale = Sale(
-        Terms(price, mints, free_bytes=args["free"] * MIB),
+        replace(terms, pay=(*terms.pay, *more)),
         ExitPolicy(args["policy"], allow, deny),
         limits,
         parse_country(args["country"]) if args["country"] else "",
@@ -60,7 +66,10 @@ async def market_sell(shop: Shop, _customer: Customer, args: _Args) -> _Json:
         args["pow"],
         parse_contact(args["contact"]),
         args["mirror"],
-        *(tuple(parse_npub(text) for text in args[key]) for key in ("only", "never")),
+        only=tuple(map(parse_npub, args["only"])),
+        never=tuple(map(parse_npub, args["never"])),
+        escrow=arbiters,
+        quiet=Quiet.parse(args["quiet"]) if args["quiet"] else None,
     )
     await shop.sell(sale)
     return shop.document()

@@ -12,11 +12,16 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Starts tasks, reports the first one that fails, and cancels them all in the end."""
+    """Starts tasks, reports each one that fails (to the log, unless ``on_failure`` is given), and
+    cancels them all in the end."""
 
-    def __init__(self, on_failure: Callable[[str, BaseException], None]) -> None:
+    def __init__(self, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
-        self._on_failure = on_failure
+        self._on_failure = on_failure or _told
+
+    def __len__(self) -> int:
+        """How many run."""
+        return len(self._tasks)
 
     def start(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run ``work`` until it ends; an exception that leaves it is reported with the task's name."""
@@ -35,3 +40,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _told(name: str, error: BaseException) -> None:
+    _log.error("%s failed: %r", name, error, exc_info=error)

@@ -15,7 +15,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from nostrvpn.cashu.amounts import split
@@ -27,8 +26,10 @@ from nostrvpn.cashu.proof import MintKeys, Proof
 from nostrvpn.cashu.purse import Operation
 from nostrvpn.cashu.secrets import SeedSource, entropy_of, seed_of, words_of
 from nostrvpn.cashu.token import expand_ids, parse_token
+from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.daemon.wallet_answers import Funding, Paid, Redeemed, WalletFailed, told
 from nostrvpn.daemon.wallet_book import Book
+from nostrvpn.daemon.wallet_channels import Channels
 from nostrvpn.daemon.wallet_errands import Errands
 from nostrvpn.daemon.wallet_mints import UNIT, Mints
 from nostrvpn.daemon.wallet_recovery import MintReport, Recovery
@@ -77,37 +78,45 @@ class Wallet:
         self.book = Book(store, now)
         self._errands = Errands(self.book, self.mints, source)
         self._spending = Spending(self.book, self.mints, self._errands, source)
+        self.channels = Channels(self.book, self.mints, self._errands, self._spending)
         self.recovery = Recovery(self.book, self.mints, self._errands, source)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Supervisor()
 
     # -- running ----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Go on, in the background, with what was begun before; and see to invoices and old keysets."""
-        for work in (self._resume_forever(), self._renew_forever()):
-            task = asyncio.get_running_loop().create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(_tell_failure)
+        self._tasks.start("the wallet's open operations", self._resume_forever())
+        self._tasks.start("the wallet's upkeep", self._renew_forever())
 
     async def stop(self) -> None:
         """End the background work and close the connections; the next start goes on with it."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await self._tasks.stop()
         await self.mints.close()
 
     async def resume(self) -> None:
         """Ask once after everything that was begun and that nobody waits for."""
-        for ref in list(self.book.open):
+        by_mint: dict[str, list[str]] = {}
+        for ref, operation in self.book.open.items():
+            by_mint.setdefault(operation.mint, []).append(ref)
+        # A mint that hangs keeps nobody waiting for another.
+        await asyncio.gather(*map(self._resume_each, by_mint.values()))
+
+    async def _resume_each(self, refs: Sequence[str]) -> None:
+        for ref in refs:
             if self._spending.is_running(ref):
                 continue
             async with self._spending.named(ref):
                 operation = self.book.open.get(ref)
                 if operation is None:
                     continue
-                with suppress(NostrvpnError):
+                try:
                     await self._spending.resume(operation)
+                except NostrvpnError:
+                    pass  # it is asked after again
+                except Exception:
+                    # What nobody foresaw of one must not keep all the others open for ever.
+                    _log.exception("going on with %s", ref)
 
     async def _resume_forever(self) -> None:
         while True:
@@ -219,8 +228,13 @@ class Wallet:
 
         After ``locktime`` (Unix time, by the mint's clock) ``refund`` can too. Keys are "02…", 66 hex.
         """
+        return await self.lock_under(ref, mint, amounts, Lock(receiver, locktime, (refund,)))
+
+    async def lock_under(
+        self, ref: str, mint: str, amounts: Sequence[int], lock: Lock
+    ) -> tuple[Proof, ...]:
+        """Return proofs of these amounts, in their order, under a lock of any kind."""
         _require(sum(amounts))
-        lock = Lock(receiver, locktime, (refund,))
         return (
             await self._once(ref, lambda: self._spending.swap_out(ref, "lock", mint, amounts, lock))
         ).given
@@ -384,8 +398,3 @@ class Wallet:
 def _require(amount: int) -> None:
     if not 0 < amount <= MAX_SAT:
         raise UserError(f"an amount is 1 … {MAX_SAT} sat, not {amount}")
-
-
-def _tell_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.critical("the wallet's upkeep ended: %r", error, exc_info=error)

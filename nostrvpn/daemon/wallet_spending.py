@@ -16,7 +16,7 @@ from typing import Final
 from nostrvpn.cashu.amounts import select_exact, select_inputs, split, swap_fee
 from nostrvpn.cashu.answers import MeltQuote
 from nostrvpn.cashu.conditions import Lock
-from nostrvpn.cashu.operations import SecretSource, blank_outputs, prepare_outputs
+from nostrvpn.cashu.operations import Outputs, SecretSource, blank_outputs, prepare_outputs
 from nostrvpn.cashu.proof import Keyset, MintKeys, Proof
 from nostrvpn.cashu.purse import DONE, NotEnough, Operation
 from nostrvpn.cashu.secrets import LockedSource
@@ -24,7 +24,8 @@ from nostrvpn.daemon.wallet_answers import WalletFailed
 from nostrvpn.daemon.wallet_book import Book
 from nostrvpn.daemon.wallet_errands import ALREADY_SIGNED, OUTDATED, SPENT, TROUBLE, Errands
 from nostrvpn.daemon.wallet_mints import Mints
-from nostrvpn.errors import UserError
+from nostrvpn.errors import PeerMisbehaved, UserError
+from nostrvpn.lightning.bolt11 import parse_invoice
 
 __all__ = ["Spending"]
 
@@ -134,8 +135,18 @@ class Spending:
         operation = Operation(ref, kind, mint, self._book.unix, -amount, inputs=found, given=found)
         return self._book.finish(operation)
 
-    async def swap_in(self, ref: str, kind: str, mint: str, proofs: Sequence[Proof]) -> Operation:
-        """Turn proofs into new ones of ours; they carry their signatures, if they are locked."""
+    async def swap_in(
+        self,
+        ref: str,
+        kind: str,
+        mint: str,
+        proofs: Sequence[Proof],
+        sign: Callable[[Sequence[Proof], Outputs], Sequence[Proof]] = lambda proofs, _: proofs,
+    ) -> Operation:
+        """Turn proofs into new ones of ours; they carry their signatures, if they are locked.
+
+        ``sign`` adds those that cover the outputs too (SIG_ALL).
+        """
 
         async def draft(keys: MintKeys, keyset: Keyset) -> tuple[Operation, int]:
             worth = sum(proof.amount for proof in proofs)
@@ -159,7 +170,7 @@ class Spending:
                 self._book.unix,
                 worth - fee,
                 fee=fee,
-                inputs=tuple(proofs),
+                inputs=tuple(sign(proofs, outputs)),
                 outputs=outputs,
                 numbers=(first, first + len(outputs)),
             )
@@ -168,7 +179,12 @@ class Spending:
         return await self._carry_out(mint, draft)
 
     async def pay(self, ref: str, mint: str, quote: MeltQuote, invoice: str) -> Operation:
-        """Pay a Lightning invoice by a mint's quote; what is not needed comes back as change."""
+        """Pay a Lightning invoice by a mint's quote; what is not needed comes back as change.
+
+        PeerMisbehaved if the mint wants more for it than it is over: a limit of its fee would be none.
+        """
+        if quote.amount > parse_invoice(invoice).amount_sat:
+            raise PeerMisbehaved("bad-answer", f"{mint} asks for more than the invoice is over")
         need = quote.amount + quote.fee_reserve
 
         async def draft(keys: MintKeys, keyset: Keyset) -> tuple[Operation, int]:

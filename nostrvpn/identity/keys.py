@@ -32,6 +32,7 @@ _MARKET_LABEL = b"nostrvpn/market/v1/"
 _RATING_LABEL = b"nostrvpn/rating/v1/0"
 _LEASE_LABEL = b"nostrvpn/lease/v1/"
 _WALLET_LABEL = b"nostrvpn/wallet/v1/0"
+_ARBITER_LABEL = b"nostrvpn/arbiter/v1/0"
 
 
 class BadKey(UserError):
@@ -107,6 +108,13 @@ class RootSecret:
     def rating_key(self) -> bytes:
         """Return the secp256k1 secret that signs this node's ratings, apart from the identity."""
         return self._scalar(_RATING_LABEL)
+
+    def arbiter_key(self) -> bytes:
+        """Return the secp256k1 secret by which this node decides others' disputes, apart from the rest.
+
+        Its npub is what buyers and sellers name, and the third key of their locks.
+        """
+        return self._scalar(_ARBITER_LABEL)
 
     def lease_key(self, number: int) -> bytes:
         """Return the secp256k1 secret by which this node buys its lease of this number."""

@@ -29,6 +29,7 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``upstream``             the way to a WireGuard provider that guests leave by
 - ``sold``                 strangers who pay are let through: a table, changed lease by lease
 - ``link_probe``           does a link lead to the internet (on the event loop)
+- ``link_speed``           how fast the uplinks are
 - ``exit_rivals``          who else leads packets through an exit
 - ``nftables``             nft: one atomic transaction a call; our table of guards and pins
 - ``own_tables``           every nftables table that carries our mark, removed
@@ -41,8 +42,9 @@ Packets and relays (on the event loop):
 - ``relays``          WebSocket connections to Nostr relays
 - ``market_relays``  the same for the market, apart from the mesh's; ``market_link``: one of them
 - ``connection_failures``  why a WebSocket could not be had, in words
+- ``http_way``        how HTTP and WebSockets get out: mark, names, proxy; what leads inside
 - ``proxy``           the same through SOCKS5
-- ``resolver``        names of STUN and TURN servers and of relays to addresses; outside an exit too
+- ``resolver``        names of servers, relays and mints to addresses; outside an exit too
 - ``echo``            ICMPv6 echo through the tunnel, for ``ping``
 - ``embedded_relay``  a Nostr relay of our own, for ``nostrvpn relay``, the lab and the tests
 
@@ -76,7 +78,7 @@ Members:
 
 Money:
 
-- ``mint``  HTTP with Cashu mints
+- ``mint``  HTTP with Cashu mints, by ``http_way``
 
 Names (``host.resolver`` decides):
 

@@ -46,7 +46,8 @@ class Books:
     def is_settled(self) -> bool:
         """Whether nothing is on its way any more, but what is locked until its time."""
         open_leases = [row for row in (*self.bought, *self.sold) if row["state"] != "closed"]
-        return not open_leases and not _sum(self.earned, "locked:")
+        unredeemed = _sum(self.earned, "locked:") + _sum(self.earned, "channel:")
+        return not open_leases and not unredeemed
 
     def document(self) -> Json:
         """Return all of it."""

@@ -13,6 +13,7 @@ Leases, both sides:
 - ``attest``    usage and receipts signed by the seller; ``work``: proof of work on a request;
   ``introduction``: who a buyer is
 - ``pace``      how much of what is costly is done for whoever asks
+- ``escrow``    money that two of three have to sign for; ``arbiter``: the third, who decides
 - ``billing``   counters through restarts, what is owed, a lease's state; ``ledger``: double entry
 
 The seller:
@@ -22,8 +23,11 @@ The seller:
 - ``payments``  what is refused, credited, repeated; ``payment_check``: money, as far as one can know
 - ``till``      what was shown before, and redeeming many at once; ``money_in``: one payment as a record
 - ``invoices``  Lightning invoices that are not paid yet, or not known to be
+- ``channel_till``  channels: which updates are taken, when one is closed; ``sold_channel``: one of them
+- ``escrow_sold``  payments that wait for the buyer's word, or an arbiter's, and disputes
 - ``errands``   the wallet is asked until it answers; ``serving``: counted, suspended, resumed
 - ``ending``    refund and receipt; ``statements``: sessions and earnings as rows
+- ``opening``   quiet hours and the month's budget: when nobody is served
 - ``service``   what can be sold; ``exit_service`` and ``exit_access``: an exit as that
 
 The buyer:
@@ -32,6 +36,8 @@ The buyer:
 - ``deal``      the quote
 - ``buying``    one purchase, from request to receipt; ``saying``: its messages, made from the record
 - ``paying``    what is set aside, shown slice by slice, and comes home; ``ceilings``: how much, at most
+- ``channel_paying``  the same by channels; ``channel_effects``: what the wallet is asked about them
+- ``escrow_bought``  payments that are released once they are used; ``homing``: what comes home, and when
 - ``bill_check``  the own count, and what it thinks of the seller's; ``receipts``: the last bill
 - ``tries``     what tries through the tunnel found
 - ``patience``    how long it waits for what

@@ -39,6 +39,7 @@ class OwnCount:
         self._read_at: float | None = None
         self._doubted: tuple[Usage, int] | None = None  # a bill, and readings until it is judged
         self.overcharge: str | None = None
+        self.agreed_msat = 0  # the highest bill that agreed with our count
 
     @property
     def used(self) -> int:
@@ -89,6 +90,7 @@ class OwnCount:
         """
         if self.refuse(usage) is None:
             self._doubted = None
+            self.agreed_msat = max(self.agreed_msat, usage.due_msat)
             return True
         self._doubted = self._doubted or (usage, READINGS)
         return False

@@ -17,11 +17,13 @@ from nostrvpn.market.offer import Offer
 from nostrvpn.market.terms import PayMode
 from nostrvpn.market.trust import Outcome
 
-__all__ = ["BOUGHT", "BOUGHT_METER", "BoughtLease", "Money", "Parcel", "Phase", "Slice"]
+__all__ = ["BOUGHT", "BOUGHT_METER", "BoughtLease", "Escrowed", "Money", "Parcel", "Phase", "Slice"]
 
 # Spaces of records, by the lease's own key: leases, and their meters.
 BOUGHT, BOUGHT_METER = "bought_lease", "bought_meter"
 _METERED = ("meter", "ms", "counted_at")
+# Kinds of parcels whose money is still in our account: the seller has no part of it.
+_OURS = ("reclaim", "channel")
 
 
 class Phase:
@@ -42,7 +44,8 @@ class Money(msgspec.Struct):
 
     ``plan``: the amounts of each payment; ``slices``: proofs not shown yet, payment by payment;
     ``locktime``: after that they can be had back, 0 for plain money. ``invoice``: the seller's, if that
-    is how it is paid; then it is there once it is paid.
+    is how it is paid; then it is there once it is paid. Of a channel ``seed`` (hex) makes its outputs,
+    ``capacity`` is what it can pay, and ``margin_sat`` what of that is not credited (sat).
     """
 
     ref: str
@@ -54,6 +57,9 @@ class Money(msgspec.Struct):
     slices: list[tuple[Proof, ...]] = []
     is_over: bool = False  # nothing of it will be shown any more
     invoice: str = ""
+    seed: str = ""
+    capacity: int = 0
+    margin_sat: int = 0
 
     @property
     def sat(self) -> int:
@@ -63,7 +69,9 @@ class Money(msgspec.Struct):
 
 class Parcel(msgspec.Struct):
     """Money on its way home: ``kind`` is "reclaim" (own lock), "unpaid" (what a seller saw and did not
-    answer for) or "refund"; ``not_before``: Unix time."""
+    answer for), "escrow" (what he was shown and not let have), "channel" (what he leaves of one) or
+    "refund"; ``not_before``: Unix time. ``shown_sat``: the seller's part of a channel, of which it did
+    not take ``untaken_sat``."""
 
     ref: str
     kind: str
@@ -73,15 +81,18 @@ class Parcel(msgspec.Struct):
     is_settled: bool = False
     came_sat: int = 0
     fee_sat: int = 0
+    shown_sat: int = 0
+    untaken_sat: int = 0
 
     @property
     def sat(self) -> int:
-        """The face value."""
-        return sum(proof.amount for proof in self.proofs)
+        """The face value of what is ours."""
+        return max(0, sum(proof.amount for proof in self.proofs) - self.shown_sat)
 
 
 class Slice(msgspec.Struct):
-    """A payment that was shown; ``token`` is there until the seller answered for it."""
+    """A payment that was shown; ``token`` is there until the seller answered for it; ``balance`` (sat)
+    and ``signature``: of a channel."""
 
     seq: int
     sat: int
@@ -90,6 +101,31 @@ class Slice(msgspec.Struct):
     token: str = ""
     proofs: tuple[Proof, ...] = ()
     shown_at: int = 0
+    balance: int = 0
+    signature: str = ""
+    is_unanswered: bool = False  # for good: how the channel closes says whether it was taken
+
+
+class Escrowed(msgspec.Struct):
+    """A payment in escrow: ``before_msat`` was paid before it. ``state``: "open", "freeing" (the seller
+    may have it, and is told so), "freed" (he knows), or "home" (it is a parcel). ``claim``: what the
+    arbiter is told in the user's words, None if nothing; ``verdict``: what it said, "" if nothing;
+    ``wants_back``: the seller is asked to let it go, as it was not used."""
+
+    seq: int
+    proofs: tuple[Proof, ...]
+    locktime: int
+    before_msat: int
+    credit_msat: int
+    state: str = "open"
+    claim: str | None = None
+    verdict: str = ""
+    wants_back: bool = False
+
+    @property
+    def sat(self) -> int:
+        """The face value."""
+        return sum(proof.amount for proof in self.proofs)
 
 
 class BoughtLease(msgspec.Struct):
@@ -130,11 +166,18 @@ class BoughtLease(msgspec.Struct):
     outcome: Outcome = Outcome.SERVED
     receipt: Receipt | None = None
     number_of_usage: int = 0
+    arbiter: str = ""
+    escrow: list[Escrowed] = []
 
     @property
     def seller(self) -> str:
         """Who sells it (x-only key, hex)."""
         return self.offer.seller
+
+    @property
+    def correspondents(self) -> tuple[str, str]:
+        """Whose messages are about it: the seller, and the arbiter if there is one."""
+        return self.offer.seller, self.arbiter
 
     @property
     def lease_id(self) -> str:
@@ -155,6 +198,12 @@ class BoughtLease(msgspec.Struct):
     def pending(self) -> Slice | None:
         """The payment that was shown and not answered for."""
         return self.slices[-1] if self.slices and self.slices[-1].token else None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no payment is shown now: one has no answer, or two are in escrow."""
+        out = sum(one.state in ("open", "freeing") for one in self.escrow)
+        return self.pending is not None or out > 1
 
     @property
     def purse(self) -> Money | None:
@@ -218,18 +267,23 @@ class BoughtLease(msgspec.Struct):
             yield Entry(f"{key}/pay/{paid.seq}", at, lease, locked, 1000 * paid.sat, "paid")
         for parcel in self.parcels:
             if parcel.is_settled:
-                source = locked if parcel.kind == "reclaim" else lease
+                source = locked if parcel.kind in _OURS else lease
                 came, fee = 1000 * parcel.came_sat, 1000 * parcel.fee_sat
                 yield Entry(parcel.ref, at, wallet, source, came, parcel.kind)
                 yield Entry(f"{parcel.ref}/fee", at, "fees", source, fee)
+                if self.phase == Phase.OVER:
+                    unseen, left = self._untaken(parcel)
+                    yield Entry(f"{parcel.ref}/untaken", at, locked, lease, unseen, "not taken")
+                    yield Entry(f"{parcel.ref}/left", at, locked, "lost", left, "left to us")
         if self.is_square or (self.is_final and self.receipt is not None):
             yield from self._served(at)
         if self.is_final:
-            home = sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind == "reclaim")
+            home = sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind in _OURS)
             had = sum(money.sat for money in self.money if money.is_there)
-            stuck = had - self.shown_sat - home
+            stuck = had - self.shown_sat + sum(p.untaken_sat for p in self.parcels) - home
             yield Entry(f"{key}/stuck", at, "lost", locked, 1000 * max(0, stuck))
             taken = 1000 * self._unanswered_sat - self._home_msat("unpaid")
+            taken -= sum(self._untaken(parcel)[0] for parcel in self.parcels)
             yield Entry(f"{key}/taken", at, "lost", lease, taken, "taken, and no word of it")
             if self.receipt is None:
                 gone = self._gone_msat
@@ -239,10 +293,13 @@ class BoughtLease(msgspec.Struct):
         """Yield what became of what the seller was shown, by his receipt."""
         assert self.receipt is not None
         key, lease, gone = self.key, f"lease:{self.key}", self._gone_msat
-        due = min(gone, self.receipt.due_msat, self.receipt.paid_msat)
+        # Of escrow it is known which payments the seller has, and what the mint took of those.
+        least = min(gone, self._fees_in_escrow)
+        due = min(gone - least, self.receipt.due_msat, self.receipt.paid_msat)
         # What the seller was not credited, the mint took from it.
         shown = gone + self._home_msat("refund")
-        fees = min(gone - due, max(0, shown - self.receipt.paid_msat))
+        beyond = shown - self.receipt.paid_msat
+        fees = min(gone - due, max(0, least if self.arbiter else beyond))
         yield Entry(f"{key}/spent", at, "spent", lease, due, "service")
         yield Entry(f"{key}/fees", at, "fees", lease, fees, "of the mint, for the seller")
         yield Entry(f"{key}/unused", at, "unused", lease, gone - due - fees, "not used")
@@ -250,13 +307,32 @@ class BoughtLease(msgspec.Struct):
     @property
     def _gone_msat(self) -> int:
         """What the seller took and did not give back."""
-        return 1000 * (self.shown_sat - self._unanswered_sat) - self._home_msat("refund")
+        home = self._home_msat("refund") + self._home_msat("escrow")
+        return 1000 * (self.shown_sat - self._unanswered_sat) - home
+
+    def _untaken(self, parcel: Parcel) -> tuple[int, int]:
+        """Return what of a channel was signed for and not taken (msat): unanswered for, and else."""
+        ref = parcel.ref.removesuffix("/home")
+        unseen = sum(one.sat for one in self.slices if one.ref == ref and one.is_unanswered)
+        mine = min(unseen, parcel.untaken_sat)
+        return 1000 * mine, 1000 * (parcel.untaken_sat - mine)
+
+    @property
+    def _fees_in_escrow(self) -> int:
+        """What the mint takes of payments that left escrow for the seller."""
+        home = {p.ref for p in self.parcels if p.kind == "escrow" and p.came_sat + p.fee_sat}
+        left = (e for e in self.escrow if f"{self.key}/escrow/{e.seq}" not in home)
+        return sum(1000 * one.sat - one.credit_msat for one in left)
 
     @property
     def _unanswered_sat(self) -> int:
         """What the seller was shown and did not answer for: it is had back, if he did not take it."""
         refs = {parcel.ref for parcel in self.parcels if parcel.kind == "unpaid"}
-        return sum(one.sat for one in self.slices if f"{self.key}/unpaid/{one.seq}" in refs)
+        return sum(
+            one.sat
+            for one in self.slices
+            if one.is_unanswered or f"{self.key}/unpaid/{one.seq}" in refs
+        )
 
     def _home_msat(self, kind: str) -> int:
         return 1000 * sum(p.came_sat + p.fee_sat for p in self.parcels if p.kind == kind)
@@ -267,13 +343,20 @@ class BoughtLease(msgspec.Struct):
         if self.phase != Phase.OVER or self.receipt is None:
             return False
         owes = self.receipt.owed_sat and not self.receipt.token
-        return not owes and all(p.is_settled for p in self.parcels if p.kind == "refund")
+        kinds = ("refund", "escrow")
+        coming = any(not p.is_settled for p in self.parcels if p.kind in kinds)
+        return not (owes or coming or self._is_in_escrow)
+
+    @property
+    def _is_in_escrow(self) -> bool:
+        return any(one.state in ("open", "freeing") for one in self.escrow)
 
     @property
     def is_final(self) -> bool:
         """Whether nothing more can come of it."""
         return (
             self.phase == Phase.OVER
+            and not self._is_in_escrow
             and all(money.is_over for money in self.money)
             and all(parcel.is_settled for parcel in self.parcels)
         )

@@ -22,8 +22,10 @@ from nostrvpn.market.buyer_records import BUYER, Records
 from nostrvpn.market.buyer_state import document
 from nostrvpn.market.buying import Buying
 from nostrvpn.market.ceilings import Spending
-from nostrvpn.market.choosing import Choice
-from nostrvpn.market.deal import way_to_pay
+from nostrvpn.market.channel_effects import ChannelClosed
+from nostrvpn.market.channel_paying import channel_came
+from nostrvpn.market.choosing import TURNED_AWAY, Choice
+from nostrvpn.market.deal import arbiter_of, way_to_pay
 from nostrvpn.market.effects import (
     Counted,
     GivenBack,
@@ -38,12 +40,15 @@ from nostrvpn.market.effects import (
     Tick,
     Undelivered,
 )
+from nostrvpn.market.escrow_bought import BoughtEscrow, dispute
+from nostrvpn.market.homing import Homing
 from nostrvpn.market.introduction import prepare_request
 from nostrvpn.market.ledger import Ledger
 from nostrvpn.market.messages import LeaseMessage, parse_message
-from nostrvpn.market.paying import Pocket, bring_home, invoice_paid, parcel_came, took
+from nostrvpn.market.paying import Pocket, invoice_paid, parcel_came, parcel_lost, took
+from nostrvpn.market.terms import PayMode
 from nostrvpn.market.trust import Outcome
-from nostrvpn.market.wish import BuyerEvent, Candidate, Funds, Ranked, Wanted, Wish
+from nostrvpn.market.wish import BuyerEvent, Candidate, Disputed, Funds, Ranked, Wanted, Wish
 
 __all__ = ["Buyer"]
 
@@ -51,8 +56,9 @@ __all__ = ["Buyer"]
 BEST_S = 2
 # How soon it is looked again, if nothing can be bought or the one in use should be left (seconds).
 LOOK_S = 30
-PARCEL_AGAIN_S = 60
 SOONEST_S = 0.25
+
+_WalletAnswer = Locked | TakenOut | InvoicePaid | Redeemed | ChannelClosed | PaymentFailed
 
 
 class Buyer:
@@ -81,7 +87,8 @@ class Buyer:
         self._parted: set[str] = set()
         self._look_at: float | None = None
         self._first_quote_at: float | None = None
-        self._parcel_at: dict[str, float] = {}
+        self._homing = Homing()
+        self._escrow = BoughtEscrow()
         for lease in self._records.read(kept, self.pocket, moment):
             self._deals[lease.key] = Buying(lease, self.pocket, self.counters, moment.now)
             if lease.phase == Phase.SERVED:
@@ -151,7 +158,7 @@ class Buyer:
         look = None if busy or self.wish is None else self._look_at
         best = self._first_quote_at + BEST_S if self._first_quote_at is not None else None
         deals = (deal.deadline for deal in self._deals.values())
-        due = earliest(look, best, *deals, *self._parcel_at.values())
+        due = earliest(look, best, *deals, self._homing.deadline, self._escrow.deadline)
         # What was due at the last step was looked at then: never again at once, whatever it is.
         return None if due is None else max(due, self._stepped_at + SOONEST_S)
 
@@ -171,13 +178,16 @@ class Buyer:
             if deal.deadline is not None and deal.deadline <= moment.now:
                 doing += deal.tick(moment)
         doing += self._pilot(moment)
-        doing += self._parcels(moment)
+        doing += self._escrow.step(self.deals, moment)
+        doing += self._homing.step((deal.lease for deal in self.deals), moment)
         return [*self._keep(moment), *doing]
 
     def _take(self, event: BuyerEvent, moment: Moment) -> list[MarketEffect]:
         match event:
             case Wanted(wish):
                 return self._wanted(wish, moment)
+            case Disputed(key, text) if key in self._deals:
+                dispute(self._deals[key].lease, text)
             case Ranked(candidates):
                 known = {c.offer.ref for c in self._choice.candidates}
                 if any(c.offer.ref not in known for c in candidates):
@@ -209,9 +219,9 @@ class Buyer:
                 ]
             case Probed(lease_id) if lease_id in self._deals:
                 return self._deals[lease_id].probed(event, moment)
-            case Locked() | TakenOut() | InvoicePaid() | Redeemed() | PaymentFailed():
+            case _ if isinstance(event, _WalletAnswer):
                 return self._wallet(event, moment)
-            case Undelivered() | GivenBack() | Probed() | Tick():
+            case Undelivered() | GivenBack() | Probed() | Disputed() | Tick():
                 pass
         return []
 
@@ -230,6 +240,10 @@ class Buyer:
             self.counters[exc.code] += 1
             return []
         deal = self._named(message)
+        if deal is not None:
+            told = self._escrow.takes(deal, heard.sender, message, moment)
+            if told is not None:
+                return told
         if deal is None or deal.lease.seller != heard.sender:
             self.counters["unknown_lease"] += 1
             return []
@@ -243,9 +257,7 @@ class Buyer:
         found = (d for d in self._deals.values() if lease_id and d.lease.lease_id == lease_id)
         return next(found, None)
 
-    def _wallet(
-        self, event: Locked | TakenOut | InvoicePaid | Redeemed | PaymentFailed, moment: Moment
-    ) -> list[MarketEffect]:
+    def _wallet(self, event: _WalletAnswer, moment: Moment) -> list[MarketEffect]:
         deal = self._deals.get(event.ref.partition("/")[0])
         if deal is None:
             self.counters["unknown_ref"] += 1
@@ -263,11 +275,13 @@ class Buyer:
                 return deal.money_came(moment)
             case Redeemed(ref, sat, fee):
                 parcel_came(lease, self.pocket, moment, (ref, sat, fee))
+            case ChannelClosed():
+                channel_came(lease, self.pocket, moment, event)
             case PaymentFailed(ref, code, text, may_retry):
                 if any(parcel.ref == ref for parcel in lease.parcels):
                     if not may_retry:
                         self.counters["parcel_lost"] += 1
-                        parcel_came(lease, self.pocket, moment, (ref, 0, 0))
+                        parcel_lost(lease, self.pocket, moment, ref)
                 else:
                     return deal.no_money(ref, text or code, may_retry, moment)
         return []
@@ -336,6 +350,8 @@ class Buyer:
             self._parted.add(lease.key)
             if lease.outcome is not Outcome.SERVED:
                 self._choice.failed(lease.seller, bool(lease.slices), moment.now)
+            elif lease.label.startswith(TURNED_AWAY):
+                self._choice.turned_away(lease.seller, moment.now)
             if lease.key == self._using:
                 self._using = ""
             self._look_at = moment.now
@@ -365,28 +381,14 @@ class Buyer:
             *way,
             int(moment.wall),
         )
+        if lease.mode is PayMode.ESCROW:
+            lease.arbiter = arbiter_of(offer, self.wish)
         prepare_request(lease, root, self.pocket.relays, as_me=self.wish.as_me)
         deal = Buying(lease, self.pocket, self.counters, moment.now)
         self._deals[lease.key] = deal
         return deal.say(moment)
 
-    # Money on its way home, and records
-
-    def _parcels(self, moment: Moment) -> list[MarketEffect]:
-        doing: list[MarketEffect] = []
-        waiting: dict[str, float] = {}
-        for deal in self.deals:
-            for parcel in deal.lease.parcels:
-                if parcel.is_settled:
-                    continue
-                due = moment.now + max(0.0, parcel.not_before - moment.wall)
-                at = min(max(due, self._parcel_at.get(parcel.ref, due)), due + PARCEL_AGAIN_S)
-                if at <= moment.now:
-                    doing.append(bring_home(deal.lease, parcel))
-                    at = moment.now + PARCEL_AGAIN_S
-                waiting[parcel.ref] = at
-        self._parcel_at = waiting
-        return doing
+    # Records
 
     def _keep(self, moment: Moment) -> list[MarketEffect]:
         leases = [deal.lease for deal in self.deals]

@@ -29,7 +29,7 @@ from nostrvpn.market.messages import (
     Usage,
 )
 from nostrvpn.market.paying import Pocket, ask_again, go_home, prepare, show, take_invoice
-from nostrvpn.market.receipts import take_receipt
+from nostrvpn.market.receipts import parting, take_receipt
 from nostrvpn.market.saying import Voice
 from nostrvpn.market.tries import Tries
 from nostrvpn.market.trust import Outcome
@@ -324,7 +324,7 @@ class Buying:
             return []  # it is in the books, or asked for again once they know what was paid
         effects: list[MarketEffect] = []
         if lease.phase not in (Phase.CLOSING, Phase.OVER):
-            effects = self.end(moment, f"it ended the lease: {receipt.reason}", Outcome.BROKE_OFF)
+            effects = self.end(moment, *parting(lease, receipt))
         pending = lease.pending
         try:
             take_receipt(self.count, self.pocket, receipt, moment)
@@ -351,7 +351,7 @@ class Buying:
     def _pay(self, moment: Moment) -> list[MarketEffect]:
         """Make the next payment, if it is time for it and allowed."""
         lease = self.lease
-        if lease.phase not in (Phase.PAYING, Phase.SERVED) or lease.pending is not None:
+        if lease.phase not in (Phase.PAYING, Phase.SERVED) or lease.is_waiting:
             return []
         if lease.phase == Phase.PAYING and lease.paid_msat:
             return []

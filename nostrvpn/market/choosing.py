@@ -10,13 +10,18 @@ from nostrvpn.market.deal import least_sat, way_to_pay
 from nostrvpn.market.paying import Pocket, fee_room
 from nostrvpn.market.wish import Candidate, Wish
 
-__all__ = ["QUOTES", "Choice"]
+__all__ = ["QUOTES", "TURNED_AWAY", "Choice"]
+
+TURNED_AWAY = ("it refuses", "it ended the lease")
+"""How the words begin for a seller that wants to go on no more: no offence, but it is left alone."""
 
 # How many sellers are asked at a time.
 QUOTES = 3
 # How long a seller that failed is left alone (seconds): four times longer each time, up to the first
 # limit if it cost nothing, to the second if it was paid.
 REST_S, SHORT_REST_S, LONG_REST_S = 60, 600, 6 * 3600
+# The same where it only said no: its offer may be there again in a moment.
+TURNED_AWAY_S = 10
 
 
 class Choice:
@@ -31,6 +36,11 @@ class Choice:
         _, times = self._rest.get(seller, (0.0, 0))
         longest = LONG_REST_S if was_paid else SHORT_REST_S
         self._rest[seller] = (now + min(REST_S * 4 ** min(times, 9), longest), times + 1)
+
+    def turned_away(self, seller: str, now: float) -> None:
+        """It wants no more of us just now: ask others first."""
+        until, times = self._rest.get(seller, (0.0, 0))
+        self._rest[seller] = max(until, now + TURNED_AWAY_S), times
 
     def served(self, seller: str) -> None:
         """It did what it was paid for: what was before is forgotten."""

@@ -14,6 +14,12 @@ from dataclasses import dataclass, field
 from nostrvpn.cashu.proof import Proof
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.machine import Tick
+from nostrvpn.market.channel_effects import (
+    ChannelClosed,
+    CloseChannel,
+    FundChannel,
+    SettleChannel,
+)
 
 __all__ = [
     "Counted",
@@ -88,7 +94,8 @@ class Say:
 class Lock:
     """Make proofs of these amounts that only ``receiver`` can spend, and ``refund`` after ``locktime``.
 
-    Keys are 66 hex digits ("02…"); ``locktime`` is Unix time by the mint's clock. Answer: Locked.
+    Keys are 66 hex digits ("02…"); ``locktime`` is Unix time by the mint's clock. With ``others`` two of
+    ``receiver`` and these have to sign. Answer: Locked.
     """
 
     ref: str
@@ -97,6 +104,7 @@ class Lock:
     receiver: str
     locktime: int
     refund: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +204,9 @@ MarketEffect = (
     | MakeInvoice
     | WatchInvoice
     | PayInvoice
+    | FundChannel
+    | CloseChannel
+    | SettleChannel
     | ServiceChanged
     | Probe
 )
@@ -345,6 +356,7 @@ MarketEvent = (
     | InvoiceMade
     | InvoiceSeen
     | InvoicePaid
+    | ChannelClosed
     | PaymentFailed
     | Counted
     | Probed

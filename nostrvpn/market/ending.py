@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nostrvpn.cashu.amounts import fee
 from nostrvpn.machine import Moment
 from nostrvpn.market.attest import signed
 from nostrvpn.market.billing import LeaseState
@@ -51,8 +52,10 @@ class Ending:
         lease.refund, lease.refund_mint, lease.refund_sat = "wanted", mint, amount
         self._stall.till.lease_ended(mint)
         request = self.request(lease)
+        # What was paid may not be in the wallet yet.
+        redeem = self._stall.till.redeem(moment)
         ask = self._stall.errands.ask(request, moment.now)
-        return [*self._stall.keep(lease, moment.wall), *ask]
+        return [*self._stall.keep(lease, moment.wall), *redeem, *ask]
 
     def request(self, lease: Lease) -> GiveBack:
         """Return what the wallet is asked for a refund."""
@@ -63,6 +66,10 @@ class Ending:
         """The refund is made."""
         lease.refund, lease.token, lease.refund_fee_sat = "given", token, fee_sat
         return self._close(lease, moment)
+
+    def is_early(self, lease: Lease, code: str) -> bool:
+        """Whether a refund that failed is only asked too early: what was paid is being swapped."""
+        return code == "insufficient" and self._stall.till.is_redeeming(lease.refund_mint)
 
     def not_given(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
         """The wallet refuses the refund for good: it stays owed, the receipt says so."""
@@ -116,19 +123,22 @@ class Ending:
     def _refund(self, lease: Lease) -> tuple[str, int]:
         """Return from which mint how much is given back (sat).
 
-        Of locked proofs the buyer still has what was not shown, so what is left of the last slice stays
-        here, but where we ended the lease. What came by Lightning is in another wallet than tokens are
-        made from.
+        Of locked proofs and channels the buyer still has what was not shown, so what is left of the
+        last slice stays here, but where we ended the lease; of what is in escrow the buyer decides.
+        What came by Lightning is in another wallet than tokens are made from.
         """
         ours = lease.reason in ("no-service", "policy-denied", "price-changed", "stopped")
-        stays = lease.mode is PayMode.BOLT11 or (lease.mode is PayMode.LOCKED and not ours)
+        stays = lease.mode in (PayMode.BOLT11, PayMode.ESCROW)
+        stays |= lease.mode in (PayMode.LOCKED, PayMode.CHANNEL) and not ours
         if not lease.paid_by or stays:
             return "", 0
         mint, paid = max(lease.paid_by.items(), key=lambda item: item[1])
         keys = self._stall.till.mints.get(mint)
         active = keys.active() if keys else ()
-        fee_msat = -(-REFUND_INPUTS * active[0].fee_ppk // 1000) * 1000 if active else 0
-        return mint, (min(lease.bill.remaining_msat, paid) - fee_msat) // 1000
+        ppk = active[0].fee_ppk if active else 0
+        left = min(lease.bill.remaining_msat, paid) // 1000 - fee(ppk, REFUND_INPUTS)
+        # What the buyer's own swap would eat is nobody's gain but the mint's.
+        return mint, left if left > fee(ppk, left.bit_count()) else 0
 
     def _close(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
         lease.phase = Phase.CLOSED

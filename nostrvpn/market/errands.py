@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nostrvpn.machine import earliest
+from nostrvpn.market.channel_effects import CloseChannel
 from nostrvpn.market.effects import GiveBack, MakeInvoice, Redeem
 
 __all__ = ["Errands", "Request"]
 
-Request = Redeem | GiveBack | MakeInvoice
+Request = Redeem | GiveBack | MakeInvoice | CloseChannel
 
 # Seconds until a request that failed is made again, twice as long each time: mints count requests.
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0

@@ -33,13 +33,16 @@ class ExitPlace:
 
 
 class ExitService:
-    """All buyers of this host's exit. ``place`` is set by the shell; None: not reachable now."""
+    """All buyers of this host's exit. ``place`` is set by the shell; None: not reachable now.
+
+    ``is_open``: whether more of them are taken; who has paid is served in any case."""
 
     kind = "exit"
 
     def __init__(self, max_sessions: int, place: ExitPlace | None = None) -> None:
         self.max_sessions = max_sessions
         self.place = place
+        self.is_open = True
         self._leases: dict[str, SoldLease] = {}
         self._access: dict[str, Access] = {}
         self._by_address: dict[IPAddress, str] = {}
@@ -50,7 +53,10 @@ class ExitService:
         return tuple(self._leases.values())
 
     def admit(self, key: str) -> str | None:
-        """Refuse what is beyond ``max_sessions``, a key that is here already, and one that is none."""
+        """Refuse whoever comes while it is closed or full, a key that is here already, or none."""
+        return self._refusal(key) if self.is_open else "closed"
+
+    def _refusal(self, key: str) -> str | None:
         if self.place is None or len(self._leases) >= self.max_sessions:
             return "too-busy"
         if not is_peer_key(key, self.place.key):
@@ -64,7 +70,7 @@ class ExitService:
         if lease_id in self._leases:
             return self._access[lease_id]
         ipv4 = self._free() if self.place is not None else None
-        if self.place is None or ipv4 is None or self.admit(key) is not None:
+        if self.place is None or ipv4 is None or self._refusal(key) is not None:
             return None
         place, ipv6 = self.place, None
         if place.ipv6 is not None:

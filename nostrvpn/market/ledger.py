@@ -1,9 +1,10 @@
 """Double entry, in msat: each sum leaves one account and enters another, once for each ``ref``.
 
-Accounts are words. Of the seller: ``wallet:MINT`` and ``locked:MINT`` (proofs not redeemed yet) are
-what he has, ``lease:ID`` is what he owes to a buyer in service or money, ``earned``, ``unused``,
-``fees`` and ``lost`` say where it went. Of the buyer: ``wallet:MINT``, ``locked:LEASE``, ``lease:ID``,
-``spent``, ``fees``, ``refund``. A debit adds to what one has; a credit to what one owes.
+Accounts are words. Of the seller: ``wallet:MINT``, ``locked:MINT`` (proofs not redeemed yet) and
+``channel:MINT`` (channels not closed yet) are what he has, ``lease:ID`` is what he owes to a buyer in
+service or money, ``earned``, ``unused``, ``fees`` and ``lost`` say where it went. Of the buyer:
+``wallet:MINT``, ``locked:LEASE``, ``lease:ID``, ``spent``, ``fees``, ``refund``. A debit adds to what
+one has; a credit to what one owes.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Ledger:
         if sum(self._balances.values()):
             wrong.append("what was taken is not what was given")
         for name, msat in self.accounts().items():
-            if name.startswith("locked:") and msat < 0:
+            if name.startswith(("locked:", "channel:")) and msat < 0:
                 wrong.append(f"{name} has {msat} msat")
         return wrong
 

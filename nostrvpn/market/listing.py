@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,13 +15,14 @@ from nostrvpn.market.follows import Lists
 from nostrvpn.market.foreign import ForeignOffer
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.terms import PayMode
-from nostrvpn.market.trust import Trust
+from nostrvpn.market.trust import Probe, Trust
 
 __all__ = ["MAX_PER_PLACE", "SORTS", "Asked", "Row", "Viewer", "rows", "usable_relays"]
 
 SORTS: Final = ("trust", "price", "latency", "country")
 # Rows from one place that can be bought: a network (AS) or a /24.
 MAX_PER_PLACE: Final = 5
+_NOTHING = Probe()
 _LOCAL_NAME = re.compile(r"(localhost|[^.]+|.*\.(local|internal|lan|home\.arpa))\.?\Z")
 
 
@@ -41,25 +42,25 @@ class Asked:
 class Viewer:
     """What the user has. ``mints``: where the wallet may hold money, None: not known; ``pay``: the
     modes of this program; ``lists``: who is refused; ``places``: where sellers are known to be
-    ("AS64500", "203.0.113.0/24"), by seller; ``rtts``: measured round trips (ms), by seller."""
+    ("AS64500", "203.0.113.0/24"), by seller; ``probes``: what was measured of sellers."""
 
     mints: frozenset[str] | None = None
     pay: frozenset[PayMode] = frozenset((PayMode.LOCKED, PayMode.PLAIN))
     lists: Lists = field(default_factory=Lists)
     places: Mapping[str, str] = field(default_factory=dict)
-    rtts: Mapping[str, float] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """An offer as it is shown. ``why_not``: code and words of each reason against buying it; without
-    any it can be bought. Prices in msat, None: not said."""
+    any it can be bought. Prices in msat, None: not said. ``probe``: what was measured."""
 
     offer: AnyOffer
     trust: Trust
     gib_msat: int | None
     hour_msat: int | None
-    rtt_ms: float | None
+    probe: Probe
     why_not: tuple[tuple[str, str], ...]
 
     @property
@@ -75,7 +76,7 @@ def rows(
     made = [
         _row(offer, trust, asked, viewer, now)
         for offer, trust in offers
-        if _is_asked_for(offer, asked)
+        if _is_asked_for(offer, asked, viewer)
     ]
     made.sort(key=lambda row: _order(row, asked.sort))
     return _spread(made, viewer)
@@ -98,9 +99,10 @@ def _is_local(url: str) -> bool:
         return _LOCAL_NAME.match(host.lower()) is not None
 
 
-def _is_asked_for(offer: AnyOffer, asked: Asked) -> bool:
+def _is_asked_for(offer: AnyOffer, asked: Asked, viewer: Viewer) -> bool:
     mints = offer.mints if isinstance(offer, ForeignOffer) else offer.terms.mints
-    in_country = not asked.countries or offer.country in asked.countries
+    country = viewer.probes.get(offer.seller, _NOTHING).country or offer.country
+    in_country = not asked.countries or country in asked.countries
     return in_country and (not asked.mints or not asked.mints.isdisjoint(mints))
 
 
@@ -122,7 +124,12 @@ def _row(offer: AnyOffer, trust: Trust, asked: Asked, viewer: Viewer, now: int) 
     refusal = viewer.lists.refusal(offer.seller)
     if refusal is not None:
         against.append(refusal)
-    return Row(offer, trust, gib, hour, viewer.rtts.get(offer.seller), tuple(against))
+    probe = viewer.probes.get(offer.seller, _NOTHING)
+    is_false = probe.country and offer.country and probe.country != offer.country
+    if is_false and offer.seller not in viewer.lists.allowed:
+        words = f"claims to be in {offer.country}, and is in {probe.country}"
+        against.append(("wrong_country", words))
+    return Row(offer, trust, gib, hour, probe, tuple(against))
 
 
 def _terms_against(offer: Offer, viewer: Viewer) -> list[tuple[str, str]]:
@@ -148,7 +155,9 @@ def _price_against(gib: int | None, hour: int | None, asked: Asked) -> list[tupl
 
 def _order(row: Row, sort: str) -> tuple[object, ...]:
     price = (row.gib_msat is None, row.gib_msat or 0, row.hour_msat or 0)
-    latency = (row.rtt_ms is None, row.rtt_ms or 0.0)
+    rtt, quote = row.probe.rtt_ms, row.probe.quote_ms
+    # Through the tunnel or by relays: these are not compared with each other.
+    latency = (rtt is None, rtt or 0.0, quote is None, quote or 0.0)
     # Scores that differ by less than a hundredth are the same: then the price decides.
     trust = -round(row.trust.score, 2)
     first: tuple[object, ...] = {
@@ -173,7 +182,7 @@ def _spread(ordered: Sequence[Row], viewer: Viewer) -> tuple[Row, ...]:
         if place and there[place] > MAX_PER_PLACE and not row.trust.is_known:
             words = f"{MAX_PER_PLACE} others from {place} stand before it"
             against = (("crowded", words),)
-            grey.append(Row(row.offer, row.trust, row.gib_msat, row.hour_msat, row.rtt_ms, against))
+            grey.append(replace(row, why_not=against))
         else:
             usable.append(row)
     return (*usable, *grey)

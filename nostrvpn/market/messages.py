@@ -21,6 +21,7 @@ __all__ = [
     "MAX_MESSAGE",
     "NOTICE_CODES",
     "RUMOR_KIND",
+    "Claim",
     "Close",
     "Fund",
     "Grant",
@@ -32,8 +33,11 @@ __all__ = [
     "Quote",
     "QuoteRequest",
     "Receipt",
+    "Release",
+    "Return",
     "TopUp",
     "Usage",
+    "Verdict",
     "parse_message",
     "payment_id",
     "render_message",
@@ -51,6 +55,7 @@ Signature = Annotated[str, Meta(pattern=r"\A([0-9a-f]{128})?\Z")]
 WireGuardKey = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\Z")]
 Url = Annotated[str, Meta(min_length=1, max_length=255)]
 Token = Annotated[str, Meta(max_length=20_000)]
+Seed = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Msat = Annotated[int, Meta(ge=0, le=MAX_MSAT)]
 Sat = Annotated[int, Meta(ge=0, le=MAX_MSAT // 1000)]
@@ -69,6 +74,9 @@ NOTICE_CODES = frozenset(
         *("fee-too-low", "slice-too-large", "mint-down", "mode-not-accepted", "stale-seq"),
         *("policy-denied", "price-changed", "work-needed", "trial-denied", "quote-expired"),
         *("slice-too-small", "lightning-down", "invoice-expired"),
+        *("channel-closed", "channel-refused"),
+        *("arbiter-not-accepted", "release-needed", "released", "release-refused"),
+        *("claim-refused", "too-many-claims"),
         *("too-busy", "unknown-lease", "suspended", "resumed", "closed", "ending", "grant-failed"),
     }
 )
@@ -80,7 +88,8 @@ class QuoteRequest(Struct, frozen=True, tag="quote_req", kw_only=True):
     ``wg_pub``: the WireGuard key that the lease is bound to; ``refund``: where unused money goes, and
     who may have locked proofs back; ``want_bps``: bits per second hoped for, 0 for any; ``relays``:
     where the buyer listens; ``nonce``: the proof of work (``work.py``); ``who``: the buyer's lasting
-    key, if it wants to be known, and ``who_sig`` its word (``introduction.py``).
+    key, if it wants to be known, and ``who_sig`` its word (``introduction.py``); ``arbiter``: the third
+    key, for escrow.
     """
 
     key: Hex32
@@ -95,6 +104,7 @@ class QuoteRequest(Struct, frozen=True, tag="quote_req", kw_only=True):
     nonce: Count = 0
     who: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
     who_sig: Signature = ""
+    arbiter: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
 
 
 class Quote(Struct, frozen=True, tag="quote", kw_only=True):
@@ -130,20 +140,31 @@ class Quote(Struct, frozen=True, tag="quote", kw_only=True):
 class Fund(Struct, frozen=True, tag="fund", kw_only=True):
     """The first payment (``seq`` 0 or more), or with an empty token the wish to try for nothing.
 
-    ``token``: one Cashu token (V4 "cashuB…" with DLEQ proofs), plain or locked as the quote says.
+    ``token``: one Cashu token (V4 "cashuB…" with DLEQ proofs), plain or locked as the quote says. In a
+    lease that is paid by channels it funds one, whose outputs follow from ``seed``; ``balance`` (sat)
+    and ``signature`` are the payer's word of what the seller has of it.
     """
 
     lease_id: Hex32
     seq: Number
     token: Token = ""
+    balance: Sat = 0
+    signature: Signature = ""
+    seed: Seed = ""
 
 
 class TopUp(Struct, frozen=True, tag="topup", kw_only=True):
-    """A later payment: each has a ``seq`` larger than all before it."""
+    """A later payment: each has a ``seq`` larger than all before it.
+
+    The fields are those of :class:`Fund`; without a token it is an update of the lease's channel.
+    """
 
     lease_id: Hex32
     seq: Number
-    token: Annotated[str, Meta(min_length=1, max_length=20_000)]
+    token: Token = ""
+    balance: Sat = 0
+    signature: Signature = ""
+    seed: Seed = ""
 
 
 class InvoiceRequest(Struct, frozen=True, tag="invoice_req", kw_only=True):
@@ -256,6 +277,71 @@ class Receipt(Struct, frozen=True, tag="receipt", kw_only=True):
     sig: Signature = ""
 
 
+class Release(Struct, frozen=True, tag="release", kw_only=True):
+    """One side lets the other have a payment that is in escrow: the buyer, who was served for it, or the
+    seller, who served nothing for it.
+
+    ``sigs``: its signature of each proof's secret (NUT-11), in the order of the token. The answer to
+    the buyer's: a notice ``released``, the same each time.
+    """
+
+    lease_id: Hex32
+    seq: Number
+    sigs: Annotated[tuple[Signature, ...], Meta(min_length=1, max_length=16)]
+
+
+class Return(Struct, frozen=True, tag="return", kw_only=True):
+    """The buyer wants a payment back that is in escrow and was not used, once the lease is closed.
+
+    Answer: the seller's release, the same each time, or the notice ``release-refused``.
+    """
+
+    lease_id: Hex32
+    seq: Number
+
+
+class Claim(Struct, frozen=True, tag="claim", kw_only=True):
+    """What a seller or a buyer tells the arbiter of one payment in escrow. Answer: a verdict.
+
+    ``secrets`` are those of its proofs: enough to sign, and not to spend. ``before_msat``: what was
+    credited before this payment; the rest is the sender's count of the whole lease. ``receipt``: the
+    seller's last signed word of it, if there is one; ``quote``: SHA-256 of the quote's JSON.
+    ``relays``: where the sender listens, ``other_relays``: where the other side does.
+    """
+
+    lease_id: Hex32
+    secrets: Annotated[
+        tuple[Annotated[str, Meta(max_length=700)], ...], Meta(min_length=1, max_length=16)
+    ]
+    mint: Url
+    sat: Sat
+    before_msat: Msat
+    credit_msat: Msat
+    billable: Count
+    ms: Count
+    due_msat: Msat
+    paid_msat: Msat
+    quote: Hex64
+    reason: Line = ""
+    text: Text = ""
+    receipt: Annotated[str, Meta(max_length=2048)] = ""
+    relays: Annotated[tuple[Url, ...], Meta(max_length=4)] = ()
+    other_relays: Annotated[tuple[Url, ...], Meta(max_length=4)] = ()
+
+
+class Verdict(Struct, frozen=True, tag="verdict", kw_only=True):
+    """What the arbiter says of a payment (its id, :func:`payment_id`).
+
+    ``state``: ``open`` (it has to be decided), ``seller`` or ``buyer``: who may have it. The winner is
+    told the arbiter's signatures, in the order of the sorted secrets.
+    """
+
+    lease_id: Hex32
+    payment: Hex64
+    state: Word
+    sigs: Annotated[tuple[Signature, ...], Meta(max_length=16)] = ()
+
+
 LeaseMessage = (
     QuoteRequest
     | Quote
@@ -269,6 +355,10 @@ LeaseMessage = (
     | Notice
     | Close
     | Receipt
+    | Release
+    | Return
+    | Claim
+    | Verdict
 )
 _DECODER: msgspec.json.Decoder[LeaseMessage] = msgspec.json.Decoder(LeaseMessage)
 

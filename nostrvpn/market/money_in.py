@@ -23,11 +23,13 @@ LONGEST_S = 12 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """``state``: pending (plain, being swapped), held (locked to us, not redeemed yet), done, or lost.
+    """``state``: pending (plain, being swapped), escrow (another has to sign yet), held (ours alone to
+    spend, not redeemed yet), done, or lost.
 
     ``id`` is the payment's id, ``ys`` what the mint knows its proofs by; ``msat``: what is credited for
     it; ``due``: when it is redeemed at the latest, ``void``: when a copy of it is no longer taken by the
-    check of its lock, so that its Ys need not be known (Unix time, 0 for plain).
+    check of its lock, so that its Ys need not be known (Unix time, 0 for plain). ``used``: of what is
+    lost, how much was served for; None: all.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Money:
     due: int = 0
     void: int = 0
     state: str = "pending"
+    used: int | None = None
 
     @property
     def face_sat(self) -> int:
@@ -68,6 +71,7 @@ class Money:
                 "due": self.due,
                 "void": self.void,
                 "state": self.state,
+                "used": self.used,
             },
         )
 
@@ -90,6 +94,7 @@ class Money:
                 values["due"],
                 values["void"],
                 values["state"],
+                values.get("used"),
             )
         except (TypeError, ValueError, KeyError, PeerMisbehaved) as exc:
             raise PeerMisbehaved("bad_record", f"not a payment: {exc}") from exc

@@ -15,7 +15,7 @@ from coincurve import PublicKeyXOnly
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment
 from nostrvpn.market import tags
-from nostrvpn.market.sale import MAX_CONTACT, MAX_MINTS, MAX_POW_BITS
+from nostrvpn.market.sale import MAX_ARBITERS, MAX_CONTACT, MAX_MINTS, MAX_POW_BITS
 from nostrvpn.market.terms import GIB, MAX_MSAT, PayMode, Price, Terms
 from nostrvpn.nostr.event import Event, Tags, public_key, sign_event
 
@@ -51,6 +51,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _COUNTRY = re.compile(r"[A-Z]{2}\Z")
 _WORD = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _VERSIONS = {"ipv4": 4, "ipv6": 6}
+_KEY = re.compile(r"[0-9a-f]{64}\Z")
 _RECEIVER = re.compile(r"(02)?([0-9a-f]{64})\Z")
 
 
@@ -60,6 +61,7 @@ class Offer:
     locked to ("02" and 64 hex). ``relays``: where to write to it. ``pow_bits``: work asked for with a
     request (NIP-13). ``contact``: where complaints go, one line. ``country``, ``asn``, ``network_class``
     and the rates are claims; "" or 0: none.
+    ``escrow``: arbiters that the buyer may name (64 hex).
     ``created_at`` and ``expires_at`` (Unix time) and ``event_id`` are the event's; a seller that makes
     an offer leaves them out."""
 
@@ -78,6 +80,7 @@ class Offer:
     down_bps: int = 0
     up_bps: int = 0
     contact: str = ""
+    escrow: tuple[str, ...] = ()
     created_at: int = 0
     expires_at: int = 0
     event_id: str = ""
@@ -139,6 +142,7 @@ def _tags(offer: Offer, expires_at: int) -> Tags:
         *(("ip", f"ipv{version}") for version in offer.versions),
         *(("policy", name) for name in offer.policies),
         *(("relay", url) for url in offer.relays),
+        *(("escrow", key) for key in offer.escrow),
     ]
     if price.hour_msat:
         made.append(("price_per_hour", *_amount(price.hour_msat)))
@@ -197,6 +201,7 @@ def parse_offer(event: Event, now: int) -> Offer:
         down_bps=_number(event, "down_bps", _MAX_BPS),
         up_bps=_number(event, "up_bps", _MAX_BPS),
         contact=_contact(event),
+        escrow=tags.matching(event, "escrow", _KEY, MAX_ARBITERS),
         created_at=event.created_at,
         expires_at=expires_at,
         event_id=event.id,

@@ -3,7 +3,8 @@
 Locked money (M2) is prepared once for many payments: one swap with the mint makes proofs that only the
 seller can spend, and each is worth something to him only once he was shown it. Plain money (M1) is taken
 out of the wallet for each payment. An invoice (BOLT11) is the seller's, paid by Lightning, and "shown"
-by asking him whether it is. In any case at most one payment is out without an answer.
+by asking him whether it is. Channels (M3) are in ``channel_paying.py``. In any case at most one payment
+is out without an answer.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from nostrvpn.identity.keys import RootSecret
 from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.machine import Moment
 from nostrvpn.market.billing import credit_msat, ramp
-from nostrvpn.market.bought_lease import BoughtLease, Money, Parcel, Slice
+from nostrvpn.market.bought_lease import BoughtLease, Escrowed, Money, Parcel, Slice
 from nostrvpn.market.ceilings import Spending
+from nostrvpn.market.channel_effects import most_capacity
+from nostrvpn.market.channel_paying import come_home, fund, measure, plan_channel, show_update
 from nostrvpn.market.effects import Lock, MarketEffect, PayInvoice, Reclaim, Redeem, TakeOut
 from nostrvpn.market.messages import Invoice
 from nostrvpn.market.terms import PayMode, least_invoice_sat
@@ -37,6 +40,7 @@ __all__ = [
     "go_home",
     "invoice_paid",
     "parcel_came",
+    "parcel_lost",
     "prepare",
     "settle",
     "show",
@@ -117,8 +121,12 @@ def prepare(lease: BoughtLease, pocket: Pocket, moment: Moment) -> list[MarketEf
     if lease.mode is PayMode.BOLT11:
         return _prepare_invoice(lease, pocket, moment)
     allowed = pocket.allowed(lease.mint, moment)
-    locked = lease.mode is PayMode.LOCKED
-    target = min(FIRST_BUNDLE << len(lease.money), LAST_BUNDLE) if locked else 1
+    if lease.mode is PayMode.CHANNEL:
+        return _prepare_channel(lease, pocket, allowed, moment)
+    locked = lease.mode.is_locked
+    # In escrow for days, so no more of it than is shown.
+    many = lease.mode is PayMode.LOCKED
+    target = min(FIRST_BUNDLE << len(lease.money), LAST_BUNDLE) if many else 1
     plan: list[tuple[int, ...]] = []
     total = 0
     while total < target and len(plan) < 64:
@@ -133,6 +141,21 @@ def prepare(lease: BoughtLease, pocket: Pocket, moment: Moment) -> list[MarketEf
     money = Money(f"{lease.key}/m{len(lease.money)}", plan, until)
     lease.money.append(money)
     pocket.spending.set_aside(money.ref, total + fee_room(total), moment)
+    return [_request(lease, money)]
+
+
+def _prepare_channel(
+    lease: BoughtLease, pocket: Pocket, allowed: int, moment: Moment
+) -> list[MarketEffect] | None:
+    """Set a whole channel aside: it is spent as far as its balance is."""
+    face = most_capacity(sum(money.shown_sat > 0 for money in lease.money))
+    while face and face + fee_room(face) > allowed:
+        face //= 2
+    money = plan_channel(lease, pocket, face, moment)
+    if money is None:
+        return None
+    lease.money.append(money)
+    pocket.spending.set_aside(money.ref, money.sat + fee_room(money.sat), moment)
     return [_request(lease, money)]
 
 
@@ -193,9 +216,13 @@ def _powers(amount: int) -> tuple[int, ...]:
 def _request(lease: BoughtLease, money: Money) -> MarketEffect:
     if not money.locktime:
         return TakeOut(money.ref, lease.mint, money.sat)
+    if money.seed:
+        return fund(lease, money)
     assert lease.quote is not None
     amounts = tuple(amount for part in money.plan for amount in part)
-    return Lock(money.ref, lease.mint, amounts, lease.quote.receiver, money.locktime, lease.refund)
+    others = (lease.refund, f"02{lease.arbiter}") if lease.arbiter else ()
+    to = lease.quote.receiver
+    return Lock(money.ref, lease.mint, amounts, to, money.locktime, lease.refund, others)
 
 
 def took(
@@ -223,6 +250,8 @@ def took(
                 part.append(found)
         parts.append(tuple(part))
     money.slices = parts
+    if money.seed:
+        measure(money, pocket, lease.mint)
     _arrived(lease, pocket, moment, (money, fee_sat))
 
 
@@ -236,6 +265,8 @@ def _arrived(lease: BoughtLease, pocket: Pocket, moment: Moment, made: tuple[Mon
 
 def show(lease: BoughtLease, pocket: Pocket, moment: Moment) -> bool:
     """Make the next payment ready to be sent; False if none is there (or no longer good)."""
+    if lease.mode is PayMode.CHANNEL:
+        return show_update(lease, pocket, moment)
     money = lease.purse
     if money is None or not money.is_there or not money.slices or lease.pending is not None:
         return False
@@ -250,6 +281,9 @@ def show(lease: BoughtLease, pocket: Pocket, moment: Moment) -> bool:
     token = render_token(Token(lease.mint, proofs)) if proofs else "paid"
     if money.invoice:
         sat, worth = money.sat, 1000 * money.sat
+    if lease.arbiter:
+        before = sum(payment.credit_msat for payment in lease.slices)
+        lease.escrow.append(Escrowed(lease.seq, proofs, money.locktime, before, worth))
     shown_at = int(moment.wall)
     lease.slices.append(Slice(lease.seq, sat, worth, money.ref, token, proofs, shown_at))
     lease.seq += 1
@@ -277,7 +311,10 @@ def go_home(lease: BoughtLease, money: Money) -> None:
     if proofs:
         # A second is enough by the mint's clock; ours may be behind it.
         until = money.locktime + CLOCKS_S if money.locktime else 0
-        lease.parcels.append(Parcel(f"{money.ref}/home", "reclaim", proofs, until))
+        kind = "channel" if money.seed else "reclaim"
+        parcel = Parcel(f"{money.ref}/home", kind, proofs, until)
+        parcel.shown_sat = money.shown_sat if money.seed else 0
+        lease.parcels.append(parcel)
 
 
 def take_back(lease: BoughtLease) -> None:
@@ -285,8 +322,9 @@ def take_back(lease: BoughtLease) -> None:
     payment = lease.pending
     if payment is None:
         return
-    if not payment.proofs:  # an invoice that was paid
-        payment.token = ""
+    if not payment.proofs or lease.arbiter:  # an invoice that was paid; in escrow it is ours yet
+        payment.token, payment.proofs = "", ()
+        payment.is_unanswered = bool(payment.signature)
         return
     money = next(m for m in lease.money if m.ref == payment.ref)
     until = money.locktime + CLOCKS_S if money.locktime else 0
@@ -325,6 +363,14 @@ def parcel_came(
         pocket.spending.show(money.ref, money.shown_sat + money.fee_sat + fee, moment)
 
 
+def parcel_lost(lease: BoughtLease, pocket: Pocket, moment: Moment, ref: str) -> None:
+    """The mint or the wallet refuses a parcel for good: what its own fee would eat, the mint has."""
+    parcel = next(p for p in lease.parcels if p.ref == ref)
+    eaten = parcel.proofs and parcel.sat <= swap_fee(parcel.proofs, pocket.keysets(lease.mint))
+    fee_sat = parcel.sat if eaten and parcel.kind == "refund" else 0
+    parcel_came(lease, pocket, moment, (ref, 0, fee_sat))
+
+
 def settle(lease: BoughtLease, pocket: Pocket, moment: Moment) -> None:
     """Free what was set aside for money that is used up, or home again."""
     coming = {parcel.ref for parcel in lease.parcels if not parcel.is_settled}
@@ -337,6 +383,8 @@ def settle(lease: BoughtLease, pocket: Pocket, moment: Moment) -> None:
 
 def bring_home(lease: BoughtLease, parcel: Parcel) -> MarketEffect:
     """Return the request for a parcel that is due."""
+    if parcel.kind == "channel":
+        return come_home(lease, parcel)
     if parcel.kind == "refund" or not parcel.not_before:
         return Redeem(parcel.ref, lease.mint, parcel.proofs)
     return Reclaim(parcel.ref, lease.mint, parcel.proofs, parcel.not_before)

@@ -22,8 +22,8 @@ from nostrvpn.market.terms import PayMode
 
 __all__ = ["Payments"]
 
-# Payments of a lease that are swapped at a time.
-MAX_PENDING = 4
+# Payments of a lease that are swapped at a time, and that are in escrow: one is used, one shown.
+MAX_PENDING, UNRELEASED = 4, 2
 # Proofs looked at in a second, of all who never paid, and of each who did: each takes a millisecond of
 # signatures. A proof has no fewer characters in a token than that.
 NEW_PROOFS, PAID_PROOFS, PROOF_CHARS = 100.0, 16.0, 150
@@ -40,7 +40,8 @@ class Payments:
 
     def paid(self, lease: Lease, message: Fund | TopUp, moment: Moment) -> list[MarketEffect]:
         """Take a payment, or a wish to try; the same one again is answered again."""
-        seq, is_trial = message.seq, not message.token
+        seq = message.seq
+        is_trial = isinstance(message, Fund) and not (message.token or message.signature)
         answer = self.answered(lease, seq, moment)
         if answer is not None:
             return answer
@@ -56,8 +57,13 @@ class Payments:
         if not self._may_examine(lease, len(message.token), moment.now):
             return self.refused(lease, seq, "too-busy", moment)
         try:
+            if lease.mode is PayMode.CHANNEL:
+                return self._update(lease, message, moment)
             money = examine(message.token, lease, seq, self._stall.till.mints, moment.wall)
             code = self._stall.till.refuse(money, moment.now)
+            is_full = len(self._stall.till.unreleased(lease.id)) >= UNRELEASED
+            if code is None and money.state == "escrow" and is_full:
+                code = "release-needed"
         except PeerMisbehaved as exc:
             code = notice_code(exc.code)
             self._stall.counters[f"payment {exc.code}"] += 1
@@ -66,6 +72,14 @@ class Payments:
         if code is not None:
             return self.refused(lease, seq, code, moment)
         return self._take(lease, money, moment)
+
+    def _update(self, lease: Lease, message: Fund | TopUp, moment: Moment) -> list[MarketEffect]:
+        """A channel says that more of it is ours."""
+        stall = self._stall
+        channel = stall.channels.examine(lease, message, stall.till.mints, moment)
+        kept = [*self.open(lease, moment), *stall.channels.take(channel)]
+        paid = channel.payments()[message.seq]
+        return [*kept, *self.credit(lease, message.seq, paid, moment)]
 
     def _may_examine(self, lease: Lease, size: int, now: float) -> bool:
         """Whether there is time to look at a token of so many characters.
@@ -136,7 +150,7 @@ class Payments:
 
     def _take(self, lease: Lease, money: Money, moment: Moment) -> list[MarketEffect]:
         effects = [*self.open(lease, moment), *self._stall.till.take(money)]
-        if money.mode is PayMode.LOCKED:
+        if money.mode.is_locked:
             return [*effects, *self._credit(lease, money, money.msat, moment)]
         lease.remember(money.seq, Payment(money.id, "pending", 0, money.mint))
         kept = self._stall.keep(lease, moment.wall)
@@ -208,14 +222,21 @@ class Payments:
             return []
         if known is not None and known.id == money.id:
             # Settled, and only its record was left.
-            return [] if money.mode is PayMode.LOCKED else self._settled(money)
+            return [] if money.mode.is_locked else self._settled(money)
         if money.seq < lease.stale_below:
             return []
-        if money.mode is PayMode.LOCKED:
+        if money.mode.is_locked:
             _book(lease, money.seq, Payment(money.id, "credited", money.msat, money.mint))
         else:
             lease.remember(money.seq, Payment(money.id, "pending", 0, money.mint))
         return self._stall.keep(lease, moment.wall)
+
+    def adopt_channels(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
+        """The same for updates of the lease's channels."""
+        missed = self._stall.channels.uncredited(lease)
+        for seq, paid in missed:
+            _book(lease, seq, paid)
+        return list(self._stall.keep(lease, moment.wall)) if missed else []
 
     def _settled(self, money: Money) -> list[MarketEffect]:
         self._stall.errands.finish(money.ref)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from nostrvpn.machine import Moment
 from nostrvpn.market.effects import MarketEffect, Tell
+from nostrvpn.market.escrow import ESCROW_LOCK_S
 from nostrvpn.market.lease import Lease, Phase
 from nostrvpn.market.messages import Notice, Quote, QuoteRequest, render_message
-from nostrvpn.market.payment_check import LOCK_MARGIN_S
+from nostrvpn.market.payment_check import LOCK_MARGIN_S, LOCK_SLACK_S
 from nostrvpn.market.stall import Stall
 from nostrvpn.market.terms import PayMode, least_invoice_sat
 from nostrvpn.market.work import has_work
@@ -19,8 +20,6 @@ __all__ = ["Quoting"]
 QUOTE_S = 60
 # Quotes open at a time, of all and of one buyer: each costs memory until it expires.
 MAX_QUOTES, MAX_OF_ONE = 256, 4
-# What a quote asks of a lock beyond what is checked: the way here, and clocks that differ.
-LOCK_SLACK_S = 600
 
 
 class Quoting:
@@ -62,6 +61,8 @@ class Quoting:
             return "price-changed"
         if request.mode not in settings.terms.pay or not self._has_room(request.mode):
             return "mode-not-accepted"
+        if request.mode is PayMode.ESCROW and not self._takes(buyer, request):
+            return "arbiter-not-accepted"
         # Else the work could be done long before.
         is_late = settings.events and request.offer_event not in settings.events
         if settings.pow_bits and is_late:
@@ -74,6 +75,12 @@ class Quoting:
         if of_buyer >= MAX_OF_ONE or open_quotes >= MAX_QUOTES:
             return "too-busy"
         return stall.service.admit(request.wg_pub)
+
+    def _takes(self, buyer: str, request: QuoteRequest) -> bool:
+        """Whether the arbiter is one of ours, and a third."""
+        stall = self._stall
+        two = {buyer, request.who, stall.pubkey, stall.settings.receiver[2:]}
+        return request.arbiter in stall.settings.escrow and request.arbiter not in two
 
     def _has_room(self, mode: PayMode) -> bool:
         terms = self._stall.settings.terms
@@ -88,6 +95,7 @@ class Quoting:
     def _lease(self, buyer: str, request: QuoteRequest, moment: Moment) -> Lease:
         settings = self._stall.settings
         terms = settings.terms
+        in_escrow = request.mode is PayMode.ESCROW
         may_try = self._stall.trials.may_try(buyer, moment.wall)
         quote = Quote(
             key=request.key,
@@ -100,8 +108,8 @@ class Quoting:
             free_bytes=terms.free_bytes if may_try else 0,
             grace_bytes=terms.grace_bytes,
             max_slice_sat=terms.max_slice_sat,
-            receiver=settings.receiver,
-            lock_s=LOCK_MARGIN_S + LOCK_SLACK_S,
+            receiver=f"02{self._stall.pubkey}" if in_escrow else settings.receiver,
+            lock_s=(ESCROW_LOCK_S if in_escrow else LOCK_MARGIN_S) + LOCK_SLACK_S,
             expires_at=int(moment.wall) + QUOTE_S,
             policy=settings.policy,
         )

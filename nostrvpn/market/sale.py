@@ -12,10 +12,19 @@ from nostrvpn.errors import PeerMisbehaved, UsageError, UserError, one_line
 from nostrvpn.exits.limits import ExitLimits
 from nostrvpn.exits.offer import parse_country
 from nostrvpn.exits.policy import ExitPolicy
+from nostrvpn.market.opening import Quiet
 from nostrvpn.market.terms import MAX_MSAT, PayMode, Price, Terms
 from nostrvpn.nostr.event import is_public_key
 
-__all__ = ["DUTIES", "MAX_CONTACT", "MAX_MINTS", "Sale", "parse_contact", "parse_place"]
+__all__ = [
+    "DUTIES",
+    "MAX_ARBITERS",
+    "MAX_CONTACT",
+    "MAX_MINTS",
+    "Sale",
+    "parse_contact",
+    "parse_place",
+]
 
 # Buyers compare them one by one; a seller must trust each with what it did not redeem yet.
 MAX_MINTS = 8
@@ -25,6 +34,7 @@ MAX_SESSIONS = 4096
 MAX_POW_BITS = 28
 MAX_CONTACT = 200
 MAX_BUYERS = 1000
+MAX_ARBITERS = 8
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})\Z")
 
 # What whoever sells to strangers takes upon himself; docs/providers.md says more of each.
@@ -48,7 +58,8 @@ class Sale:
     ``endpoint``: HOST:PORT where buyers reach this host, or empty for its own public address; ``port``:
     where WireGuard listens for them, 0: drawn once. ``pow_bits``: work asked for with a request
     (NIP-13). ``contact``: where complaints go. ``mirror``: also as a classified listing (NIP-99).
-    ``only``: these buyers alone, none: all; ``never``: not these (x-only keys).
+    ``only``: these buyers alone, none: all; ``never``: not these (x-only keys). ``escrow``: arbiters
+    that buyers may name (x-only keys). ``quiet``: hours of the day in which nobody is served.
     """
 
     terms: Terms
@@ -64,6 +75,8 @@ class Sale:
     mirror: bool = False
     only: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    escrow: tuple[str, ...] = ()
+    quiet: Quiet | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return what is stored."""
@@ -89,6 +102,8 @@ class Sale:
             "mirror": self.mirror,
             "only": list(self.only),
             "never": list(self.never),
+            "escrow": list(self.escrow),
+            "quiet": str(self.quiet or ""),
         }
 
     @classmethod
@@ -111,6 +126,10 @@ class Sale:
             )
             country = _text(values, "country")
             endpoint = _text(values, "endpoint")
+            quiet = _text({"quiet": "", **values}, "quiet")
+            # A sale of before there was escrow knows no arbiters.
+            values = {"escrow": [], **values}
+            lists = tuple(_keys(values, name) for name in ("only", "never", "escrow"))
             return cls(
                 terms,
                 ExitPolicy.from_json(values.get("policy")),
@@ -123,7 +142,10 @@ class Sale:
                 _whole(values, "pow_bits", 0, MAX_POW_BITS),
                 parse_contact(_text(values, "contact")),
                 values.get("mirror") is True,
-                *(_keys(values, name) for name in ("only", "never")),
+                lists[0],
+                lists[1],
+                lists[2],
+                Quiet.parse(quiet) if quiet else None,
             )
         except (UserError, ValueError) as exc:
             raise PeerMisbehaved("bad_record", f"not a sale: {exc}") from exc

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 from nostrvpn.market import patience
 from nostrvpn.market.bought_lease import BoughtLease, Phase
+from nostrvpn.market.channel_paying import message_of_update
 from nostrvpn.market.effects import MarketEffect, Tell
 from nostrvpn.market.messages import (
     Close,
@@ -72,6 +73,8 @@ def message_of(lease: BoughtLease, relays: tuple[str, ...]) -> LeaseMessage | No
                 return None
             seq = lease.seq if pending is None else pending.seq
             return InvoiceRequest(lease_id=lease.lease_id, seq=seq, sat=lease.money[-1].sat)
+        case Phase.PAYING | Phase.SERVED if pending is not None and pending.signature:
+            return message_of_update(lease, pending)
         case Phase.PAYING | Phase.SERVED if pending is not None:
             kind = Fund if len(lease.slices) == 1 else TopUp
             return kind(lease_id=lease.lease_id, seq=pending.seq, token=pending.token)
@@ -94,4 +97,5 @@ def request_of(lease: BoughtLease, relays: tuple[str, ...]) -> QuoteRequest:
         nonce=lease.nonce,
         who=lease.who,
         who_sig=lease.who_sig,
+        arbiter=lease.arbiter,
     )

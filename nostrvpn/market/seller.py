@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from nostrvpn.cashu.proof import MintKeys
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, Tick, earliest
+from nostrvpn.market.channel_effects import ChannelClosed
 from nostrvpn.market.effects import (
     Counted,
     GivenBack,
@@ -32,6 +34,7 @@ from nostrvpn.market.effects import (
     Undelivered,
 )
 from nostrvpn.market.ending import Ending
+from nostrvpn.market.escrow_sold import DISPUTES, SoldEscrow
 from nostrvpn.market.invoices import Invoices
 from nostrvpn.market.lease import LEASES, METERS, Lease, Phase
 from nostrvpn.market.ledger import Ledger
@@ -42,7 +45,10 @@ from nostrvpn.market.messages import (
     Low,
     Notice,
     QuoteRequest,
+    Release,
+    Return,
     TopUp,
+    Verdict,
     parse_message,
     render_message,
 )
@@ -51,6 +57,7 @@ from nostrvpn.market.payments import Payments
 from nostrvpn.market.quoting import Quoting
 from nostrvpn.market.service import Service
 from nostrvpn.market.serving import Serving
+from nostrvpn.market.sold_channel import CHANNELS, SoldChannel
 from nostrvpn.market.stall import ENTRIES, SellerSettings, Stall, settings_of
 from nostrvpn.market.terms import LIGHTNING
 from nostrvpn.market.till import BATCHES
@@ -58,8 +65,8 @@ from nostrvpn.market.trials import TRIALS
 
 __all__ = ["SPACES", "Seller", "SellerSettings", "settings_of"]
 
-SPACES = (LEASES, METERS, MONEY, BATCHES, TRIALS, ENTRIES)
-"""What :meth:`Seller.restore` needs of the store; ``LEASES`` and ``MONEY`` hold secrets."""
+SPACES = (LEASES, METERS, MONEY, BATCHES, CHANNELS, DISPUTES, TRIALS, ENTRIES)
+"""What :meth:`Seller.restore` needs of the store; leases, money and channels hold secrets."""
 
 # Between two looks at what is due, while there are leases.
 LOOK_S = 5.0
@@ -75,6 +82,7 @@ class Seller:
         self._ending = Ending(self._stall)
         self._payments = Payments(self._stall, self._serving, self._ending)
         self._invoices = Invoices(self._stall, self._payments, self._ending)
+        self._escrow = SoldEscrow(self._stall)
         self._looked_at: float | None = None
 
     @property
@@ -118,6 +126,11 @@ class Seller:
         return tuple(self._stall.leases.values())
 
     @property
+    def channels(self) -> tuple[SoldChannel, ...]:
+        """All channels that are known; to look at."""
+        return tuple(self._stall.channels)
+
+    @property
     def ledger(self) -> Ledger:
         """The books; to look at."""
         return self._stall.ledger
@@ -145,7 +158,8 @@ class Seller:
             return float("-inf")
         look = (
             self._looked_at + LOOK_S
-            if self._stall.leases or not self._stall.till.is_empty
+            if self._stall.leases
+            or not (self._stall.till.is_empty and self._stall.channels.is_empty)
             else None
         )
         return earliest(look, self._stall.errands.deadline)
@@ -165,16 +179,22 @@ class Seller:
                 if lease is None or not self._stall.errands.finish(ref):
                     return []
                 return self._ending.given(lease, token, fee, moment)
+            case ChannelClosed():
+                return self._stall.channels.closed(event, moment.wall)
             case InvoiceMade(ref, text):
                 return self._invoices.made(ref, text, moment)
             case InvoiceSeen(ref, is_paid):
                 return self._invoices.seen(ref, is_paid, moment)
+            case PaymentFailed(ref) if ref in self._stall.channels:
+                return self._stall.channels.failed(event, moment)
             case PaymentFailed(ref) if ref in self._invoices:
                 return self._invoices.failed(event, moment)
             case PaymentFailed(ref):
                 lease = self._owed(ref)
                 if lease is None or event.may_retry:
                     return self._payments.failed(event, moment)
+                if self._ending.is_early(lease, event.code):
+                    return self._payments.failed(replace(event, may_retry=True), moment)
                 return self._ending.not_given(lease, moment)
             case Counted():
                 return [*self._serving.count(event, moment), *self._look(moment)]
@@ -190,6 +210,28 @@ class Seller:
         """End a lease ourselves; "policy-denied", "price-changed", "stopped" give back all unused."""
         lease = self._stall.leases.get(lease_id)
         return [] if lease is None else _keeps_first(self._ending.end(lease, reason, moment))
+
+    def dispute(self, lease_id: str, text: str, moment: Moment) -> list[MarketEffect]:
+        """Have the arbiter asked about what a lease's buyer did not release; UserError if nothing is."""
+        lease = self._stall.leases[lease_id]
+        return _keeps_first(self._escrow.dispute(lease, text, moment))
+
+    def unreleased_sat(self) -> dict[str, int]:
+        """Return by mint the face value of what is in escrow."""
+        sums: Counter[str] = Counter()
+        for money in self._stall.till.unreleased():
+            sums[money.mint] += money.face_sat
+        return dict(sums)
+
+    def tell_all(self, level: str, code: str, moment: Moment) -> list[MarketEffect]:
+        """Send a notice to all who are served."""
+        served = (lease for lease in self.leases if lease.is_live and not lease.suspended_at)
+        return [self._stall.notice(lease, level, code, moment.wall) for lease in served]
+
+    def end_all(self, moment: Moment) -> list[MarketEffect]:
+        """Serve nobody any more; all that is unused is given back."""
+        there = [x for x in self.leases if x.phase in (Phase.QUOTED, Phase.OPEN)]
+        return [effect for one in there for effect in self.end(one.id, "stopped", moment)]
 
     def end_unwelcome(self, moment: Moment) -> list[MarketEffect]:
         """End the leases of buyers who are not welcome any more; all that is unused is given back."""
@@ -213,13 +255,16 @@ class Seller:
         stall.ledger.restore(found[ENTRIES])
         stall.trials.restore(found[TRIALS])
         effects = stall.till.restore(found[MONEY], found[BATCHES], moment.wall)
+        effects += stall.channels.restore(found[CHANNELS], moment.wall)
         for key, stored in found[LEASES].items():
             lease = stall.leases[key] = Lease.from_json(stored, found[METERS].get(key))
             effects += stall.post(lease, moment.wall)
         for money in stall.till:
             effects += self._payments.adopt(money, moment)
+        effects += self._escrow.restore(found[DISPUTES])
         for lease in stall.leases.values():
             effects += stall.count_trial(lease)
+            effects += self._payments.adopt_channels(lease, moment)
             self._invoices.adopt(lease)
             effects += self._resume(lease, moment)
         return _keeps_first([*effects, ServiceChanged()])
@@ -248,6 +293,12 @@ class Seller:
         match message:
             case QuoteRequest():
                 return self._quoting.answer(sender, message, moment)
+            case Release():
+                return self._escrow.released(sender, message, moment)
+            case Return():
+                return self._escrow.returned(sender, message, moment)
+            case Verdict():
+                return self._escrow.judged(sender, message, moment)
             case Fund() | TopUp() | InvoiceRequest() | Close() | Low():
                 lease = self._stall.leases.get(message.lease_id)
             case _:
@@ -285,12 +336,15 @@ class Seller:
         self._looked_at = moment.now
         return [
             *self._quoting.expire(moment.wall),
+            *self._escrow.look(moment),
             *self._ending.expire(moment),
             *stall.till.redeem(moment),
+            *stall.channels.close(stall.leases, moment),
             *stall.errands.due(moment.now),
             *self._invoices.look(moment),
             *stall.trials.prune(moment.wall),
             *stall.till.prune(moment.wall),
+            *stall.channels.prune(moment.wall),
         ]
 
     def _resume(self, lease: Lease, moment: Moment) -> list[MarketEffect]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nostrvpn.machine import Moment
 from nostrvpn.market.attest import signed
+from nostrvpn.market.channel_till import ChannelTill
 from nostrvpn.market.effects import Keep, MarketEffect, Tell
 from nostrvpn.market.errands import Errands
 from nostrvpn.market.introduction import introduced
@@ -17,7 +18,7 @@ from nostrvpn.market.ledger import Entry, Ledger
 from nostrvpn.market.messages import LeaseMessage, Notice, QuoteRequest, Usage, render_message
 from nostrvpn.market.sale import Sale
 from nostrvpn.market.service import Service
-from nostrvpn.market.terms import PayMode, Terms
+from nostrvpn.market.terms import Terms
 from nostrvpn.market.till import Till
 from nostrvpn.market.trials import TrialBudget, Trials
 from nostrvpn.nostr.event import public_key
@@ -35,7 +36,8 @@ class SellerSettings:
 
     ``policy``: the hash of what buyers may do; ``allow``: only these buyers, if any; ``deny``: never
     these (x-only keys). ``pow_bits``: work asked for with a request, for one of the offer's ``events``
-    (ids) of late, if they are known.
+    (ids) of late, if they are known. ``escrow``: arbiters that are agreed to (x-only keys);
+    ``relays``: where they answer to.
     """
 
     offer_id: str
@@ -47,6 +49,8 @@ class SellerSettings:
     deny: frozenset[str] = frozenset()
     trials: TrialBudget = field(default_factory=TrialBudget)
     events: frozenset[str] = frozenset()
+    escrow: frozenset[str] = frozenset()
+    relays: tuple[str, ...] = ()
 
 
 def settings_of(
@@ -68,6 +72,7 @@ def settings_of(
         frozenset(sale.only),
         frozenset(sale.never) | frozenset(lists[0]),
         events=frozenset(lists[1]),
+        escrow=frozenset(sale.escrow),
     )
 
 
@@ -81,6 +86,7 @@ class Stall:
         self.ledger = Ledger(ENTRIES)
         self.errands = Errands()
         self.till = Till(self.ledger, self.errands)
+        self.channels = ChannelTill(self.ledger, self.errands)
         self.trials = Trials(settings.trials)
         self.leases: dict[str, Lease] = {}
         self.counters: Counter[str] = Counter()
@@ -110,8 +116,7 @@ class Stall:
         entries = []
         for seq, paid in lease.payments.items():
             if paid.state == "credited":
-                has = "locked" if lease.mode is PayMode.LOCKED else "wallet"
-                ref, account = f"paid:{lease.id}:{seq}", f"{has}:{paid.mint}"
+                ref, account = f"paid:{lease.id}:{seq}", f"{lease.mode.account}:{paid.mint}"
                 entries.append(Entry(ref, at, account, owes, paid.msat, "payment"))
         if lease.phase == Phase.CLOSED:
             entries += self._closing(lease, at, owes)

@@ -40,13 +40,24 @@ _TIME = re.compile(r"([0-9]{1,12})\s*(sats?|msat)/h(?:our)?\Z", re.IGNORECASE)
 
 class PayMode(Enum):
     """How a slice is paid: a token that the seller swaps first (``PLAIN``), proofs locked to the seller
-    and shown one after the other (``LOCKED``), a Spilman channel (``CHANNEL``), or an invoice
-    (``BOLT11``)."""
+    and shown one after the other (``LOCKED``), the same but locked to two of seller, buyer and an
+    arbiter (``ESCROW``), a Spilman channel (``CHANNEL``), or an invoice (``BOLT11``)."""
 
     PLAIN = "plain"
     LOCKED = "locked"
     CHANNEL = "channel"
     BOLT11 = "bolt11"
+    ESCROW = "escrow"
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether it is credited by what its lock says, before the mint is asked."""
+        return self in (PayMode.LOCKED, PayMode.ESCROW)
+
+    @property
+    def account(self) -> str:
+        """What the seller has of a payment that is credited: proofs not redeemed, a channel, money."""
+        return "locked" if self.is_locked else "channel" if self is PayMode.CHANNEL else "wallet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from nostrvpn.machine import Moment
 from nostrvpn.market.effects import Keep, MarketEffect, Redeem, Say
 from nostrvpn.market.errands import Errands
 from nostrvpn.market.ledger import Entry, Ledger
-from nostrvpn.market.money_in import MONEY, Money
+from nostrvpn.market.money_in import MONEY, Money, redeem_by
 
 __all__ = ["BATCHES", "Till"]
 
@@ -58,6 +58,7 @@ class Till:
         self._seen: dict[str, str] = {}
         self._pending: dict[str, Money] = {}
         self._held: dict[str, dict[str, Money]] = {}
+        self._escrow: dict[tuple[str, int], Money] = {}
         self._batches: dict[str, _Batch] = {}
         self._in_batch: set[str] = set()
         self._ended: set[str] = set()
@@ -100,6 +101,44 @@ class Till:
         """Forget a plain payment: it is credited, or refused; the mint knows its proofs from now on."""
         self._forget(money)
         return [Keep(MONEY, money.id, None)]
+
+    # In escrow
+
+    def unreleased(self, lease_id: str = "") -> list[Money]:
+        """Return what is in escrow, of one lease or of all, the oldest payment of each first."""
+        found = (m for key, m in self._escrow.items() if lease_id in ("", key[0]))
+        return sorted(found, key=lambda money: money.seq)
+
+    def in_escrow(self, lease_id: str, seq: int) -> Money | None:
+        """Return a payment that is in escrow."""
+        return self._escrow.get((lease_id, seq))
+
+    def state_of(self, payment: str) -> str:
+        """Return the state of a payment by its id, "" if it is not known."""
+        money = self._money.get(payment)
+        return "" if money is None else money.state
+
+    def free(self, money: Money, proofs: tuple[Proof, ...], wall: float) -> list[Keep]:
+        """A payment left the escrow and is ours: ``proofs`` carry all signatures."""
+        latest, _ = redeem_by(proofs, self.mints[money.mint].keysets, wall)
+        freed = replace(money, state="held", proofs=proofs, due=latest)
+        self._know(freed)
+        return [freed.keep()]
+
+    def given_up(self, payment: str) -> Money | None:
+        """Return a payment that was in escrow and is the buyer's, with its proofs."""
+        money = self._money.get(payment)
+        return money if money is not None and money.state == "lost" and money.proofs else None
+
+    def forgo(self, money: Money, used_msat: int, wall: float) -> list[Keep]:
+        """A payment in escrow is the buyer's; so much of it was served for."""
+        lost = replace(money, state="lost", used=used_msat)
+        self._know(lost)
+        return [lost.keep(), *self._lose(lost, wall)]
+
+    def is_redeeming(self, mint: str) -> bool:
+        """Whether proofs of this mint are being swapped: the wallet has more in a moment."""
+        return any(batch.mint == mint for batch in self._batches.values())
 
     def lease_ended(self, mint: str) -> None:
         """Redeem this mint's proofs at the next look."""
@@ -231,7 +270,12 @@ class Till:
 
     def _lose(self, money: Money, wall: float) -> list[Keep]:
         ref, locked = f"lost:{money.id}", f"locked:{money.mint}"
-        return self._ledger.post(Entry(ref, int(wall), "lost", locked, money.msat, "refused"))
+        at, used = int(wall), money.msat if money.used is None else money.used
+        rest = Entry(f"back:{money.id}", at, "unused", locked, money.msat - used, "the buyer's")
+        return [
+            *self._ledger.post(Entry(ref, at, "lost", locked, used, "refused")),
+            *self._ledger.post(rest),
+        ]
 
     def _waiting(self, mint: str) -> list[Money]:
         free = [m for m in self._held[mint].values() if m.id not in self._in_batch]
@@ -251,6 +295,10 @@ class Till:
             held[money.id] = money
         else:
             held.pop(money.id, None)
+        if money.state == "escrow":
+            self._escrow[money.lease_id, money.seq] = money
+        else:
+            self._escrow.pop((money.lease_id, money.seq), None)
         if money.state == "pending":
             self._pending[money.ref] = money
 

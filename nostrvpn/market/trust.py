@@ -17,6 +17,7 @@ from nostrvpn.market.ratings import RATING_WINDOW_S, Rating
 
 __all__ = [
     "NEUTRAL",
+    "PROBE_WINDOW_S",
     "Evidence",
     "History",
     "Outcome",
@@ -44,6 +45,8 @@ _PRIOR = 1.0
 _OLD_S = 30 * 86_400
 _SLOW_MS = 1000.0
 _DAY_S = 86_400
+PROBE_WINDOW_S: Final = 30 * _DAY_S
+"""After these seconds what was measured counts no more: hosts move and are mended."""
 
 
 class Outcome(Enum):
@@ -71,12 +74,32 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a try through the seller's tunnel found. ``country``: where it came out, "" unknown."""
+    """What this host itself measured. ``ok``: whether the last try through the tunnel worked, None:
+    none was made; ``rtt_ms``: of the fastest connection through it; ``quote_ms``: how soon it answered a
+    request, by relays. ``country`` and ``place`` ("203.0.113.0/24"): where the seller is, "" unknown.
+    ``at``: Unix time."""
 
-    ok: bool
+    ok: bool | None = None
     rtt_ms: float | None = None
     country: str = ""
     at: int = 0
+    quote_ms: float | None = None
+    place: str = ""
+
+    def then(self, later: Probe) -> Probe:
+        """Return what is known after a later one: what it does not tell stays as it was."""
+        return Probe(
+            self.ok if later.ok is None else later.ok,
+            self.rtt_ms if later.rtt_ms is None else later.rtt_ms,
+            later.country or self.country,
+            later.at,
+            self.quote_ms if later.quote_ms is None else later.quote_ms,
+            later.place or self.place,
+        )
+
+    def is_old(self, now: int) -> bool:
+        """Whether it is of so long ago that nothing follows from it any more."""
+        return not 0 <= now - self.at + _DAY_S < PROBE_WINDOW_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +146,7 @@ def judge(evidence: Evidence, circle: Circle, now: int) -> Trust:
         "ratings": _ratings(evidence, circle, now),
         "rank": _rank(evidence.rank),
         "age": _age(evidence.first_seen, now),
-        "probe": _probe(evidence.probe, evidence.claimed),
+        "probe": _probe(evidence.probe, evidence.claimed, now),
     }
     parts = tuple(Part(name, _WEIGHTS[name], *found[name]) for name in _WEIGHTS)
     score = sum(part.weight * (NEUTRAL if part.value is None else part.value) for part in parts)
@@ -212,17 +235,21 @@ def _age(first_seen: int | None, now: int) -> tuple[float | None, str]:
     return value, f"first seen here {age // _DAY_S} days ago"
 
 
-def _probe(probe: Probe | None, claimed: str) -> tuple[float | None, str]:
-    if probe is None:
+def _probe(probe: Probe | None, claimed: str, now: int) -> tuple[float | None, str]:
+    if probe is None or probe.is_old(now):
         return None, "not tried"
-    if not probe.ok:
-        return 0.0, "the last try through it failed"
+    said = "" if probe.quote_ms is None else f"; it quotes in {probe.quote_ms:.0f} ms"
+    seen = f"; it is in {probe.country}" if probe.country else ""
     if claimed and probe.country and claimed != probe.country:
-        return 0.1, f"it claims {claimed} and came out in {probe.country}"
+        return 0.1, f"it claims {claimed} and is in {probe.country}{said}"
+    if probe.ok is None:
+        return None, f"not tried{said}"
+    if not probe.ok:
+        return 0.0, f"the last try through it failed{seen}{said}"
     if probe.rtt_ms is None:
-        return NEUTRAL, "the last try worked"
+        return NEUTRAL, f"the last try worked{seen}{said}"
     slow = min(probe.rtt_ms, _SLOW_MS) / _SLOW_MS
-    return 1.0 - NEUTRAL * slow, f"the last try worked, {probe.rtt_ms:.0f} ms"
+    return 1.0 - NEUTRAL * slow, f"the last try worked, {probe.rtt_ms:.0f} ms{seen}{said}"
 
 
 def _times(count: int) -> str:

@@ -13,7 +13,7 @@ from nostrvpn.market.effects import MarketEvent
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.terms import PayMode
 
-__all__ = ["AUTO", "BuyerEvent", "Candidate", "Funds", "Ranked", "Wanted", "Wish"]
+__all__ = ["AUTO", "BuyerEvent", "Candidate", "Disputed", "Funds", "Ranked", "Wanted", "Wish"]
 
 AUTO = "auto"
 
@@ -26,7 +26,7 @@ class Wish:
     ISO 3166-1 or empty; ``versions``: of IP, all needed; ``mints``: money of these only, empty for any
     that the wallet has; ``modes``: ways to pay that are agreeable, the best first;
     ``max_rtt_ms``: a tunnel slower than this three times in a row is left, 0 for any; ``as_me``: sellers
-    are told who we are.
+    are told who we are; ``arbiters``: whom money may be in escrow with (64 hex), the best first.
     """
 
     choice: str = AUTO
@@ -37,6 +37,7 @@ class Wish:
     modes: tuple[PayMode, ...] = (PayMode.LOCKED, PayMode.PLAIN)
     max_rtt_ms: int = 0
     as_me: bool = False
+    arbiters: tuple[str, ...] = ()
 
     def refuse(self, offer: Offer) -> str | None:
         """Return why an offer is not what is wanted, None if it is."""
@@ -48,6 +49,9 @@ class Wish:
             return "it lacks an IP version"
         if not set(self.modes) & set(offer.terms.pay):
             return "no common way to pay"
+        by_escrow = set(self.modes) == {PayMode.ESCROW}
+        if by_escrow and not set(self.arbiters) & set(offer.escrow):
+            return "no common arbiter"
         by_invoice = PayMode.BOLT11 in self.modes and PayMode.BOLT11 in offer.terms.pay
         if self.mints and not (by_invoice or set(self.mints) & set(offer.terms.mints)):
             return "no common mint"
@@ -98,4 +102,12 @@ class Funds:
     sat: Mapping[str, int]
 
 
-BuyerEvent = MarketEvent | Wanted | Ranked | Funds
+@dataclass(frozen=True, slots=True)
+class Disputed:
+    """The user wants the arbiter of a lease (by its key) to decide, and tells him why."""
+
+    key: str
+    text: str
+
+
+BuyerEvent = MarketEvent | Wanted | Ranked | Funds | Disputed

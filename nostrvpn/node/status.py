@@ -305,7 +305,7 @@ def _own_relay_problems(relay: Mapping[str, object], *, saves: bool) -> list[Pro
     found = []
     if relay.get("slow"):
         pairs = relay.get("forward_dropped")
-        count = f" ({pairs} pairs so far)" if pairs else ""
+        count = f" ({pairs} {'pair' if pairs == 1 else 'pairs'} so far)" if pairs else ""
         found.append(problem("relay_slow", reason=f"{relay['slow']}{count}"))
     if relay.get("unsaved") and saves:  # else the same disk is a problem already
         found.append(problem("relay_not_saved", reason=relay["unsaved"]))

@@ -11,7 +11,8 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
@@ -23,7 +24,7 @@ from nostrvpn.host.exit_meter import ExitMeter
 from tests.conftest import Netns, run
 from tests.contract.test_exit_provider import GUEST4, OTHER4, PUBLIC4, Hosts
 
-__all__ = ["flow", "lend_addresses", "measure_provider"]
+__all__ = ["flow", "hosts", "lend_addresses", "measure_provider"]
 
 TARGET = Path("build/bench/exit.json")
 KEY = "provider_cost_ratio_1000_to_1"
@@ -36,6 +37,13 @@ _FAST = 10**11  # bytes a second: limits that are looked up, and never reached
 
 def measure_provider() -> dict[str, object]:
     """Return the ratio, and what it is made of in nanoseconds a packet."""
+    with hosts() as made:
+        return _measure(made)
+
+
+@contextmanager
+def hosts() -> Iterator[Hosts]:
+    """Yield an exit with a guest and a server, in namespaces of their own."""
     made: list[str] = []
     numbers = count()
 
@@ -46,7 +54,7 @@ def measure_provider() -> dict[str, object]:
         return Netns(name)
 
     try:
-        return _measure(Hosts(make))
+        yield Hosts(make)
     finally:
         for name in made:
             run("ip", "netns", "del", name)

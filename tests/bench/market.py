@@ -46,7 +46,7 @@ TRY_EVERY_S = 0.01
 # A slice is so many sat at a sat a MiB; the pace of the buyer whose ticks are measured.
 SLICE_SAT, BYTES_A_SECOND = 4, 1 << 20
 WARM_S, TICKS_S, LOOK_S = 120.0, 600.0, 2.0
-MODES = (PayMode.PLAIN, PayMode.LOCKED)
+MODES = (PayMode.PLAIN, PayMode.LOCKED, PayMode.CHANNEL)
 ROUNDS = 5
 
 

@@ -57,7 +57,16 @@ from tests.sim.market import MINT, START, BuyerParty, Market, Party, SellerParty
 __all__ = ["Account", "CountedBuyer", "CountedMarket", "CountedSeller", "Payer"]
 
 # As the daemon's: what is in the backup (market_service.py).
-PRECIOUS = ("counter", "mint", "wallet", "sale", "buyer", "sold_lease", "sold_money")
+PRECIOUS = (
+    "counter",
+    "mint",
+    "wallet",
+    "sale",
+    "buyer",
+    "sold_lease",
+    "sold_money",
+    "sold_channel",
+)
 
 
 class Account:
@@ -171,7 +180,7 @@ class _Counted(Party):
     def ask_wallet(self, effect: MarketEffect) -> None:
         key = self.keys(effect)[0]
         with self.account.of("wallet"):
-            answer: BuyerEvent = self._run(self._cashier._ask(effect, key))  # type: ignore[arg-type]
+            answer: BuyerEvent = self._run(self._cashier._event(effect, key))  # type: ignore[arg-type]
         self.market.at(0.05, partial(self._answered, answer))
 
     def _answered(self, answer: BuyerEvent) -> None:
@@ -195,7 +204,8 @@ class CountedSeller(_Counted, SellerParty):
 
     def __init__(self, market: CountedMarket, name: str, slice_sat: int) -> None:
         SellerParty.__init__(self, market, name, "1024sat/GiB")
-        self.terms = Terms(Price.parse("1024sat/GiB"), (MINT,), max_slice_sat=slice_sat)
+        pay = (PayMode.LOCKED, PayMode.PLAIN, PayMode.CHANNEL)
+        self.terms = Terms(Price.parse("1024sat/GiB"), (MINT,), pay, max_slice_sat=slice_sat)
         self.open(market.directory, self.root.wallet_entropy(), market.loop)
         self.begin()
         everybody = TrialBudget(10, 1_000_000, 1_000_000)

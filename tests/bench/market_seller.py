@@ -8,20 +8,17 @@ for WireGuard, whose cost is not the question.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_interface
-from itertools import count
 from pathlib import Path
 
 from nostrvpn.exits.policy import ExitPolicy
 from nostrvpn.host.sold import Sold, SoldLease
 from nostrvpn.io.sold import SoldTable
 from nostrvpn.wireguard.device import SecretKey
-from tests.bench.exit_provider import flow, lend_addresses
-from tests.conftest import Netns, run
+from tests.bench.exit_provider import flow, hosts, lend_addresses
 from tests.contract.test_exit_provider import (
     AROUND,
     GUEST4,
@@ -44,20 +41,8 @@ _FAST = 10**9
 
 def measure_seller() -> dict[str, object]:
     """Return the ratio, and milliseconds of one change among a thousand and of keeping all alive."""
-    made: list[str] = []
-    numbers = count()
-
-    def make() -> Netns:
-        name = f"soldbench{os.getpid()}-{next(numbers)}"
-        run("ip", "netns", "add", name)
-        made.append(name)
-        return Netns(name)
-
-    try:
-        return _measure(Hosts(make))
-    finally:
-        for name in made:
-            run("ip", "netns", "del", name)
+    with hosts() as made:
+        return _measure(made)
 
 
 def _lease(number: int) -> SoldLease:

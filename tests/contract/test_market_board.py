@@ -41,8 +41,13 @@ class Host:
         self.root = RootSecret(bytes([number]) * 32)
         self.relays = MarketRelays(moment)
         self.store = Store.open(str(path / f"{number}.db"))
-        self.board = MarketBoard(self.relays, self.store, self.root, settings, moment)
+        self.settings = settings
+        self.forget()
         self.key = public_key(self.root.market_key())
+
+    def forget(self) -> None:
+        """Begin anew with what is on disk."""
+        self.board = MarketBoard(self.relays, self.store, self.root, self.settings, moment)
 
     async def call(self, name: str, **args: object) -> dict[str, Any]:
         body = json.dumps(args).encode()
@@ -164,10 +169,15 @@ async def test_why_an_offer_is_trusted(url: str, tmp_path: Path) -> None:
                 "lease1234", seller.key, 1, 1, 1, Outcome.OVERCHARGED, why["address"], "ab" * 32
             )
         )
-        buyer.board.probed(seller.key, Probe(True, 25.0))
+        buyer.board.probed(seller.key, Probe(quote_ms=300.0))
+        buyer.board.probed(seller.key, Probe(True, 25.0, "DE", place="203.0.113.0/24"))
+        buyer.board.probed(seller.key, Probe(False))  # what is known of before stays
+        buyer.forget()
         (one,) = await buyer.listed()
         assert one["trust"] < 0.5
-        assert one["rtt_ms"] == 25.0
+        assert (one["rtt_ms"], one["quote_ms"], one["country_seen"]) == (25.0, 300.0, "DE")
+        lines = (await buyer.call("market_why", offer=ref))["lines"]
+        assert any("the last try through it failed; it is in DE" in line for line in lines)
 
         rated = await buyer.call("market_rate", target="lease1", score=-80, labels=["overcharge"])
         assert rated["accepted"] == 1

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import Process
 from tests.lab.abroad import PROGRAMS
 from tests.lab.homes import watched
-from tests.lab.strangers import LIMIT, SAT_BYTES, Strangers
+from tests.lab.strangers import LIMIT, PRICE, SAT_BYTES, Strangers
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
 
@@ -224,6 +225,94 @@ def test_the_next_seller_takes_over_and_nothing_leaves_outside_meanwhile(lab: Vi
     wait_until(cable.count, "the capture to see what leaves", timeout=LIMIT)
     seller.start()
     wait_until(lambda: lab.refs[seller.name] in lab.listed(), "its offer", timeout=LIMIT)
+
+
+def test_a_seller_that_goes_down_gives_back_first_and_broke_no_word(lab: Village) -> None:
+    seller = lab.sellers[0]
+    lab.buy(lab.refs["vps"])
+    wait_until(lambda: lab.lease()["paid_msat"] > 1000, "a payment", timeout=LIMIT)
+    name = lab.bought()[0]["lease_id"]
+    began = time.monotonic()
+    seller.cli("down")
+    took = time.monotonic() - began
+
+    def row() -> Any:
+        return next(one for one in lab.bought() if one["lease_id"] == name)
+
+    wait_until(lambda: row()["receipt"], "a receipt", timeout=LIMIT)
+    lab.laptop.cli("exit", "off")
+    seller.start()
+    assert took < patient(8)
+    assert (row()["outcome"], row()["label"]) == ("served", "it ended the lease: stopped")
+    assert row()["credited_msat"] - row()["due_msat"] - 1000 * row()["refund_sat"] <= 3000
+    wait_until(lambda: lab.refs["vps"] in lab.listed(), "its offer", timeout=LIMIT)
+
+
+def test_traffic_goes_on_soon_after_a_seller_was_restarted(lab: Village) -> None:
+    vps = str(lab.hosts[0].address)
+    lab.buy(lab.refs["vps"])
+    assert lab.seen() == vps
+    lab.sellers[0].restart()
+    began = time.monotonic()
+
+    def seen() -> bool:
+        words = ("curl", "-sS", "-m", "1", f"{lab.site_url}/")
+        return lab.host_laptop.run(*words, check=False, timeout=10).strip() == vps
+
+    wait_until(seen, "traffic", timeout=LIMIT)
+    # WireGuard alone notices after 15 s that the other end knows nothing of it any more.
+    assert time.monotonic() - began < patient(6)
+    assert lab.purchase()["state"] == "connected"
+
+
+def test_a_firewall_that_drops_what_buyers_send_is_said_and_nothing_is_sold(lab: Village) -> None:
+    seller, host = lab.sellers[1], lab.hosts[1]
+    hook = "type filter hook forward priority 0; policy drop;"
+    chain = f"add table ip other; add chain ip other FORWARD {{ {hook} }}"
+    seller.stop()
+    host.run("nft", chain)
+    try:
+        seller.start()
+        wait_until(
+            lambda: seller.ask("market_selling")["state"] == "failed", "the word", timeout=LIMIT
+        )
+        assert "ip other FORWARD drops" in seller.ask("market_selling")["text"]
+        assert "ip other FORWARD drops" in seller.cli("exit", "status")
+        assert lab.refs["vps-2"] not in lab.listed()
+    finally:
+        host.run("nft", "delete table ip other")
+    wait_until(lambda: lab.refs["vps-2"] in lab.listed(), "its offer again", timeout=2 * LIMIT)
+
+
+def test_quiet_hours_end_what_is_sold_in_order(lab: Village) -> None:
+    seller = lab.sellers[1]
+    lab.buy(lab.refs["vps-2"])
+    name = lab.bought()[0]["lease_id"]
+    now = time.localtime()
+    begin = 60 * now.tm_hour + now.tm_min
+    hours = f"{begin // 60:02}:{begin % 60:02}-{(begin + 60) // 60 % 24:02}:{(begin + 60) % 60:02}"
+    words = ("--price", PRICE, "--mint", lab.mint.url, "--country", "DE", "--quiet", hours)
+    seller.cli("exit", "offer", "--public", *words, timeout=60)
+    wait_until(
+        lambda: any(one["receipt"] for one in lab.bought() if one["lease_id"] == name),
+        "a receipt",
+        timeout=LIMIT,
+    )
+    told = seller.ask("market_selling")
+    assert (told["state"], hours in told["text"]) == ("closed", True)
+    wait_until(lambda: lab.refs["vps-2"] not in lab.listed(), "no offer", timeout=LIMIT)
+    lab.laptop.cli("exit", "off")
+    lab.offer(seller)
+
+
+def test_what_was_measured_is_listed(lab: Village) -> None:
+    lab.buy(lab.refs["vps"])
+    found = lab.laptop.query("market", "list")["offers"]
+    one = next(one for one in found if one["ref"] == lab.refs["vps"])
+    assert 0 < one["rtt_ms"] < 5000
+    assert 0 < one["quote_ms"] < 10_000
+    lines = lab.laptop.query("market", "why", lab.refs["vps"])["lines"]
+    assert any("the last try worked" in line for line in lines)
 
 
 def test_a_seller_that_stops_ends_its_leases_and_gives_back(lab: Village) -> None:

@@ -17,8 +17,9 @@ from functools import partial
 from ipaddress import IPv4Interface, ip_address
 
 from nostrvpn.cashu.blind import y_of
+from nostrvpn.cashu.channel import channel_lock
 from nostrvpn.cashu.conditions import Lock as LockOf
-from nostrvpn.cashu.conditions import lock_key, parse_lock, spendable_by
+from nostrvpn.cashu.conditions import lock_key, may_spend, parse_lock, sign_inputs, signatures_of
 from nostrvpn.cashu.proof import Proof
 from nostrvpn.cashu.token import Token, render_token
 from nostrvpn.endpoint import IPAddress, parse_endpoint
@@ -28,6 +29,7 @@ from nostrvpn.machine import Entropy, Moment, Tick
 from nostrvpn.market.billing import bytes_left
 from nostrvpn.market.buyer import Buyer
 from nostrvpn.market.buying import Buying
+from nostrvpn.market.channel_effects import CloseChannel, FundChannel, SettleChannel
 from nostrvpn.market.effects import (
     Counted,
     Counters,
@@ -58,9 +60,10 @@ from nostrvpn.market.exit_service import ExitPlace, ExitService
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.seller import Seller, SellerSettings
 from nostrvpn.market.terms import LIGHTNING, PayMode, Price, Terms
-from nostrvpn.market.wish import BuyerEvent, Candidate, Funds, Ranked, Wanted, Wish
+from nostrvpn.market.wish import BuyerEvent, Candidate, Disputed, Funds, Ranked, Wanted, Wish
 from nostrvpn.nostr.event import public_key
 from tests.cashu_mint import MemoryMint
+from tests.sim.channels import ChannelDesk
 from tests.sim.lightning import LightningNetwork
 
 __all__ = ["MINT", "START", "Bank", "BuyerParty", "Crash", "Market", "SellerParty"]
@@ -86,6 +89,7 @@ class Bank:
         self.out: dict[str, Proof] = {}  # proofs that nobody spent yet, by secret
         self.done: dict[tuple[str, str], BuyerEvent] = {}
         self.is_down = False
+        self.channels = ChannelDesk(self)
 
     @property
     def total(self) -> int:
@@ -118,12 +122,23 @@ class Bank:
         self, owner: str, effect: MarketEffect, keys: tuple[bytes, ...], now: float
     ) -> BuyerEvent:
         match effect:
-            case Lock(ref, _, amounts, receiver, locktime, refund):
-                lock = LockOf(receiver, locktime=locktime, refund=(refund,))
+            case Lock(ref, _, amounts, receiver, locktime, refund, others):
+                sigs = 2 if others else 1
+                lock = LockOf(receiver, locktime, (refund,), others, n_sigs=sigs)
                 proofs, fee = self._pay_out(owner, amounts, lock)
                 if proofs is None:
                     return PaymentFailed(ref, "insufficient", "the wallet has too little", False)
                 return Locked(ref, proofs, fee)
+            case FundChannel(ref, _, amounts, payer, receiver, locktime):
+                lock = channel_lock(payer, receiver, locktime, payer)
+                proofs, fee = self._pay_out(owner, amounts, lock)
+                if proofs is None:
+                    return PaymentFailed(ref, "insufficient", "the wallet has too little", False)
+                return Locked(ref, proofs, fee)
+            case CloseChannel():
+                return self.channels.close(owner, effect, keys, now)
+            case SettleChannel():
+                return self.channels.settle(owner, effect, keys, now)
             case TakeOut(ref, _, amount):
                 proofs, fee = self._pay_out(owner, _bits(amount), None)
                 if proofs is None:
@@ -171,16 +186,21 @@ class Bank:
     ) -> BuyerEvent:
         if any(y_of(proof.secret) in self.spent for proof in proofs):
             return PaymentFailed(ref, "11001", "already spent", False)
-        publics = tuple(lock_key(key) for key in keys)
+        for key in keys:
+            proofs = sign_inputs(proofs, key)
         for proof in proofs:
             known = self.out.get(proof.secret)
             if known is None or (known.c, known.amount) != (proof.c, proof.amount):
                 return PaymentFailed(ref, "10001", "not signed by this mint", False)
-            if parse_lock(proof.secret) and not spendable_by(proof.secret, publics, now):
+            lock, sigs = parse_lock(proof.secret), signatures_of(proof.witness)
+            if lock and not may_spend(lock, proof.secret.encode(), sigs, now):
                 return PaymentFailed(ref, "11000", "locked to somebody else", False)
         face = sum(proof.amount for proof in proofs)
         fee = self._fee(len(proofs))
-        if fee > face:
+        if fee >= face:  # a wallet does not even ask; it is as if the mint had it
+            for proof in proofs:
+                del self.out[proof.secret]
+            self.fees += face
             return PaymentFailed(ref, "11005", "the fee takes all of it", False)
         for proof in proofs:
             self.spent.add(y_of(proof.secret))
@@ -209,6 +229,7 @@ class Party:
     deaths: int = 0
     is_gone: bool = False
     life: int = 0
+    public: str = ""
 
     def moment(self) -> Moment:
         """Now, with entropy of its own."""
@@ -249,6 +270,8 @@ class Party:
                 case Lock() | TakeOut() | GiveBack() | Redeem() | Reclaim():
                     self.ask_wallet(effect)
                 case MakeInvoice() | WatchInvoice() | PayInvoice():
+                    self.ask_wallet(effect)
+                case FundChannel() | CloseChannel() | SettleChannel():
                     self.ask_wallet(effect)
                 case Probe(lease_id):
                     self.probe(lease_id)
@@ -292,7 +315,9 @@ class SellerParty(Party):
         self.public = public_key(self.secret)
         self.wg_key = wireguard_public_key(self.root.market_wireguard_key())
         hourly = str(more.get("hourly", "0sat/h"))
-        pay = (PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11)
+        pay: tuple[PayMode, ...] = (PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, PayMode.CHANNEL)
+        self.escrow = tuple(str(more.get("escrow", "")).split())
+        pay = (*pay, PayMode.ESCROW) if self.escrow else pay
         self.terms = Terms(Price.parse(price, hourly), (MINT,), pay)
         self.country, self.true_country = "DE", "DE"
         self.serves = True
@@ -311,6 +336,7 @@ class SellerParty(Party):
             self.terms,
             lock_key(self.root.payment_key()),
             country=self.country,
+            escrow=self.escrow,
             expires_at=expires,
             event_id="ab" * 32,
         )
@@ -321,7 +347,8 @@ class SellerParty(Party):
             self.wg_key,
             IPv4Interface("198.18.0.1/16"),
         )
-        settings = SellerSettings("exit", self.terms, lock_key(self.root.payment_key()))
+        receiver, arbiters = lock_key(self.root.payment_key()), frozenset(self.escrow)
+        settings = SellerSettings("exit", self.terms, receiver, escrow=arbiters)
         self.machine = Seller(self.secret, settings, ExitService(4000, place))
         self.machine.mints = {MINT: self.market.bank.mint.keys}
         records = [Keep(space, key, value) for (space, key), value in self.store.items()]
@@ -336,7 +363,7 @@ class SellerParty(Party):
         """What the tunnels of buyers find."""
 
     def machine_step(self, event: BuyerEvent) -> list[MarketEffect]:
-        assert not isinstance(event, Wanted | Ranked | Funds)
+        assert not isinstance(event, Wanted | Ranked | Funds | Disputed)
         return self.machine.step(event, self.moment())
 
     def keys(self, effect: MarketEffect) -> tuple[bytes, ...]:
@@ -515,6 +542,7 @@ class Market:
         self.buyers: list[BuyerParty] = []
         self.buyers_by_key: dict[str, BuyerParty] = {}
         self.scores: dict[str, float] = {}
+        self.others: dict[str, Party] = {}  # neither buy nor sell, by key
         self.loss, self.doubled, self.delay = 0.0, 0.0, (0.01, 0.2)
         self._ranked_at = 0.0
         self._by_key: dict[str, SellerParty] = {}
@@ -540,10 +568,10 @@ class Market:
         """Post a message: perhaps not at all, perhaps twice, perhaps later than the next one."""
         if isinstance(party, BuyerParty):
             sender = party.senders[tell.lease_id]
-            to: Party | None = self.seller_of(tell.to)
+            to: Party | None = self.seller_of(tell.to) or self.others.get(tell.to)
         else:
-            assert isinstance(party, SellerParty)
-            sender, to = party.public, self.buyers_by_key.get(tell.to)
+            to = self.buyers_by_key.get(tell.to) or self.seller_of(tell.to)
+            sender, to = party.public, to or self.others.get(tell.to)
         if to is None:
             return
         receiver = to
@@ -576,5 +604,7 @@ class Market:
                 seller.count()
             else:
                 seller.step(Tick())
+        for other in self.others.values():
+            other.step(Tick())
         if self.now + every <= end:
             self.at(every, lambda: self._beat(every, end))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from nostrvpn.cli import market
 from nostrvpn.cli.entry import main
-from nostrvpn.control.schema import COMMANDS, parse_arguments
+from tests.unit.cli.asked import Daemon
 
 ROW: dict[str, Any] = {
     "ref": "ae32bf11ddde1b9e/exit",
@@ -22,6 +21,8 @@ ROW: dict[str, Any] = {
     "hour_msat": 0,
     "trust": 0.54,
     "rtt_ms": None,
+    "quote_ms": 350.0,
+    "country_seen": "NL",
     "usable": True,
     "why_not": [],
 }
@@ -37,24 +38,12 @@ FOREIGN = {key: value for key, value in ROW.items() if key != "pay"} | {
 }
 LISTED: dict[str, Any] = {"offers": [ROW, FOREIGN], "left_out": 3, "follows": 0}
 WHY = ROW | {
+    "escrow": ["npub1judge"],
     "lines": ["trust 0.54 of 1"],
     "why_not": [{"code": "muted", "text": "on your mute list"}],
 }
 SAID = {"seller": "npub1x", "score": -60, "accepted": 2, "receipt": None, "type": "spam"}
 LISTS = {"seller": "npub1x", "denied": ["npub1x"], "allowed": []}
-
-
-class Daemon:
-    """Notes what it is asked, checked as the real one checks it."""
-
-    answers: Any = None
-    asked: tuple[str, dict[str, object]] = ("", {})
-
-    def __init__(self, _path: str) -> None: ...
-
-    def call(self, name: str, **args: object) -> Any:
-        Daemon.asked = (name, parse_arguments(COMMANDS[name], json.dumps(args).encode()))
-        return self.answers[name]
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +115,7 @@ def test_what_the_list_says(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for words in ("ae32bf11ddde1b9e/exit", " 20 ", "0.54", "5 USD/month", "price only", "3 more"):
         assert words in shown
+    assert ("NL" in shown, "(350 ms)" in shown) == (True, True)
     assert "market.follow" in shown
     Daemon.answers["market_list"] = {"offers": [], "left_out": 0, "follows": 1}
     assert main(["market", "list"]) == 0
@@ -134,7 +124,9 @@ def test_what_the_list_says(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_else_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["market", "why", "x"]) == 0
-    assert "not to be bought: on your mute list" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not to be bought: on your mute list" in said
+    assert "in escrow with npub1judge" in said
     assert main(["market", "rate", "x", "-60"]) == 0
     assert "Rated npub1x -60; 2 relays took it." in capsys.readouterr().out
     Daemon.answers["market_report"] = SAID | {"accepted": 0}

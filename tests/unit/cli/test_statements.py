@@ -15,9 +15,9 @@ from nostrvpn.cli import statements
 from nostrvpn.cli.entry import main
 from nostrvpn.cli.plot import charts
 from nostrvpn.cli.statements import earnings_plot
-from nostrvpn.control.schema import COMMANDS, parse_arguments
 from nostrvpn.market.ledger import Entry
 from nostrvpn.market.statements import Earnings, Statement, csv_text, days_in_order, earnings
+from tests.unit.cli.asked import Daemon
 
 SOLD: dict[str, Any] = {
     "lease": "aa" * 16,
@@ -64,19 +64,6 @@ EARNED: dict[str, Any] = {
     "problems": ["lease x has 1 msat too much"],
 }
 SELLING = {"state": "on", "text": "this exit is for sale", "lines": ["20 sat/GiB"], "leases": 0}
-
-
-class Daemon:
-    """Notes what it is asked, checked as the real one checks it."""
-
-    answers: Any = None
-    asked: tuple[str, dict[str, object]] = ("", {})
-
-    def __init__(self, _path: str) -> None: ...
-
-    def call(self, name: str, **args: object) -> Any:
-        Daemon.asked = (name, parse_arguments(COMMANDS[name], json.dumps(args).encode()))
-        return self.answers[name]
 
 
 @pytest.fixture(autouse=True)

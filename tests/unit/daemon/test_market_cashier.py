@@ -8,13 +8,21 @@ from typing import Any, cast
 
 import pytest
 
+from nostrvpn.cashu.channel import Update
 from nostrvpn.cashu.proof import Proof
 from nostrvpn.cashu.purse import NotEnough
 from nostrvpn.cashu.token import parse_token
 from nostrvpn.daemon.market_cashier import Cashier, Request
 from nostrvpn.daemon.wallet_answers import Redeemed as Done
 from nostrvpn.daemon.wallet_answers import WalletFailed
+from nostrvpn.daemon.wallet_channels import Closed
 from nostrvpn.errors import SystemRefused, UserError
+from nostrvpn.market.channel_effects import (
+    ChannelClosed,
+    CloseChannel,
+    FundChannel,
+    SettleChannel,
+)
 from nostrvpn.market.effects import (
     GiveBack,
     GivenBack,
@@ -81,6 +89,29 @@ async def test_each_request_has_its_answer() -> None:
     reclaim = Reclaim("c", MINT, (PROOF,), 77)
     assert await answered(wallet, reclaim, b"key") == Redeemed("c", 3, 1)
     assert wallet.calls[-1] == ("c", MINT, (PROOF,), 77, b"key")
+
+
+async def test_what_is_asked_about_channels_is_asked_with_the_key_of_who_asks() -> None:
+    wallet, channel = Wallet(), cast("Any", object())
+
+    async def done(*given: Any) -> Closed:
+        await wallet._do(*given)
+        return Closed(5, 4, 1)
+
+    channels = SimpleNamespace(fund=wallet._do, close=done, settle=done)
+    cast("Any", wallet).channels = channels
+    fund = FundChannel("f", MINT, (16,), KEY, KEY, 77)
+    assert await answered(wallet, fund, b"key") == Locked("f", (PROOF,), 1)
+    update = Update(5, "00" * 64)
+    close = CloseChannel("c", MINT, channel, (update,))
+    assert await answered(wallet, close, b"key") == ChannelClosed("c", 5, 4, 1)
+    settle = SettleChannel("s", MINT, channel, (5,), 78)
+    assert await answered(wallet, settle, b"key") == ChannelClosed("s", 5, 4, 1)
+    assert wallet.calls == [
+        ("f", MINT, (16,), (KEY, KEY), 77),
+        ("c", MINT, channel, (update,), b"key"),
+        ("s", MINT, channel, (5,), 78, b"key"),
+    ]
 
 
 @pytest.mark.parametrize(

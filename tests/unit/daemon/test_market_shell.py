@@ -25,6 +25,7 @@ from nostrvpn.daemon.market_post import Correspondent, MarketPost
 from nostrvpn.daemon.market_premises import is_taken
 from nostrvpn.daemon.market_service import MarketService
 from nostrvpn.daemon.shop_commands import SHOP_COMMANDS, buyer_named
+from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.errors import NostrvpnError, PeerMisbehaved
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.io.lock import StateLock
@@ -33,6 +34,7 @@ from nostrvpn.machine import Entropy, Moment
 from nostrvpn.market.effects import Heard, Tell
 from nostrvpn.market.sale import Sale
 from nostrvpn.market.seller import settings_of
+from nostrvpn.market.terms import PayMode
 from nostrvpn.market.wish import Wish
 from nostrvpn.nostr.event import Event, public_key
 
@@ -182,9 +184,10 @@ class Waiting:
         self.customer = Customer.__new__(Customer)
         self.seller, self.counters = "ab" * 32, Counter[str]()
         made = cast("Any", self.customer)
-        deal = SimpleNamespace(lease=SimpleNamespace(seller=self.seller))
+        deal = SimpleNamespace(lease=SimpleNamespace(correspondents=(self.seller, "")))
         made.buyer = SimpleNamespace(deals=(deal,), counters=self.counters)
-        made._hearing, made._waiting, made._tasks = asyncio.Lock(), 0, set()
+        made._hearing, made._waiting, made._tasks = asyncio.Lock(), 0, Supervisor()
+        made._soundings = SimpleNamespace(close=lambda: None)
         made._count = asyncio.Event().wait
         made._machine = SimpleNamespace(offer=lambda event: True)
 
@@ -260,7 +263,7 @@ async def test_what_was_sent_through_tunnels_is_not_kept() -> None:
 
 _LOOKED_AT = {
     *("market_list", "market_why", "market_selling", "market_sessions", "market_earnings"),
-    *("exit_purchase", "wallet_balance", "wallet_history", "wallet_mints"),
+    *("exit_purchase", "market_cases", "wallet_balance", "wallet_history", "wallet_mints"),
 }
 
 
@@ -271,6 +274,7 @@ async def test_who_may_only_look_moves_no_money_and_sees_no_secret(options: Opti
     market = service(options)
     words = cast("Any", await market.call("wallet_backup", {}))["words"]
     keys = [ROOT.reveal(), ROOT.market_key(), ROOT.market_wireguard_key(), ROOT.payment_key()]
+    keys.append(ROOT.arbiter_key())
     secrets = [str(words), *(key.hex() for key in keys), *(b64encode(key).decode() for key in keys)]
     for name in sorted(lookers - {"market_list", "market_why"}):  # those ask relays
         schema, _ = MARKET_COMMANDS[name]
@@ -325,6 +329,19 @@ async def test_who_may_buy_is_said_with_the_offer() -> None:
     assert settings.allow == {friend.public_key}
     assert settings.deny == {ROOT.public_key, "cd" * 32}
     assert shop.sale.contact == "abuse@example.org"
+    assert Sale.from_json(shop.sale.to_json()) == shop.sale
+
+
+@pytest.mark.parametrize("more", [[], ["channel"], ["channel", "channel"]])
+async def test_channels_are_sold_only_if_they_are_named(more: list[Any]) -> None:
+    shop = Noted()
+    said = ExitSell(price="20sat/GiB", mint=["https://mint.example"], i_understand=True, pay=more)
+    await SHOP_COMMANDS["market_sell"](
+        cast("Any", shop), cast("Any", None), msgspec.to_builtins(said)
+    )
+    assert shop.sale is not None
+    plain = (PayMode.LOCKED, PayMode.PLAIN)
+    assert shop.sale.terms.pay == ((*plain, PayMode.CHANNEL) if more else plain)
     assert Sale.from_json(shop.sale.to_json()) == shop.sale
 
 

@@ -62,6 +62,7 @@ def test_a_seller_whom_nobody_reaches() -> None:
 
 
 def test_other_answers() -> None:
-    assert added("exit_status", {"state": "off"}, QUIET, UNSOLD, 5)["purchase"] == QUIET
+    told = added("exit_status", {"state": "off"}, QUIET, UNSOLD, 5)
+    assert (told["purchase"], told["sale"]["state"]) == (QUIET, "off")
     assert added("exit_list", NODE, QUIET, UNSOLD, 5)["wallet_sat"] == 5
     assert added("exit_off", {"state": "off"}, QUIET, UNSOLD, 5) == {"state": "off"}

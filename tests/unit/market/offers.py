@@ -41,6 +41,7 @@ def offer(number: int = 1, **changes: Any) -> Offer:
         max_sessions=50,
         network_class="datacenter",
         contact="abuse@example.org",
+        escrow=(key(50), key(51)),
         asn=64500,
         down_bps=10**9,
         up_bps=10**8,

@@ -23,7 +23,7 @@ PRICE = Price.parse("20sat/GiB")
 # Two steps (more than ten seconds of 4 MB/s), and by how much counts may differ: 11 % and 20 MB.
 LEFT_MSAT = 3000
 BY_WALLET = "bolt11 by a connected wallet"
-MODES = [PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, BY_WALLET]
+MODES = [PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, BY_WALLET, PayMode.CHANNEL]
 
 
 def market(seed, mode, fee_ppk=0):
@@ -34,8 +34,9 @@ def market(seed, mode, fee_ppk=0):
     buyer = BuyerParty(made, "buyer", 0 if by_wallet else SAT, wish)
     buyer.pays_by_wallet = by_wallet
     made.bank.lightning.balances["buyer"] = SAT if by_wallet else 0
-    # The least invoice is worth many small slices: so it takes as many payments.
-    buyer.bps = 40_000_000 if PayMode.BOLT11 in wish.modes else 4_000_000
+    # The least invoice is worth many small slices, and more than one channel is to be used up.
+    is_fast = wish.modes[0] in (PayMode.BOLT11, PayMode.CHANNEL)
+    buyer.bps = 40_000_000 if is_fast else 4_000_000
     made.buyers.append(buyer)
     return made
 
@@ -87,6 +88,15 @@ def test_a_quiet_purchase_adds_up_to_the_msat(mode, fee_ppk):
     check_books(made)
     assert made.buyers[0].moved["seller"] > 300_000_000
     assert made.sellers[0].machine.ledger.balance("earned") < -5000
+
+
+@pytest.mark.parametrize("mebibytes", range(600, 700, 5))
+def test_what_is_left_adds_up_however_little_it_is(mebibytes):
+    """A refund of a sat is nothing once the buyer's own swap is paid for."""
+    made = market(1, PayMode.PLAIN, 100)
+    made.buyers[0].bps = mebibytes * 2**20 // 100
+    whole_life(made, 100)
+    check_books(made)
 
 
 @settings(max_examples=25, deadline=None)

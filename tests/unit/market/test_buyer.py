@@ -458,3 +458,39 @@ def test_a_wish_survives_storage_and_a_damaged_one_is_refused():
     assert Wish.from_json(wish.to_json()) == wish
     with pytest.raises(Exception, match="not a wish"):
         Wish.from_json({"choice": 7})
+
+
+def test_a_seller_that_ends_in_order_broke_no_word_and_the_next_one_is_used():
+    made = market(SellerParty)
+    made.run(60)
+    assert seller_in_use(made) == "seller0"
+    first = made.sellers[0]
+    first.carry_out(first.machine.end_all(first.moment()))
+    first.machine.service.is_open = False
+    made.run(120)
+    assert seller_in_use(made) == "seller1"
+    assert [how for name, how in outcomes(made) if name == "seller0"] == ["served"] * len(
+        [name for name, _ in outcomes(made) if name == "seller0"]
+    )
+    assert "it ended the lease: stopped" in labels(made)
+
+
+class Full(SellerParty):
+    """Has no room, and counts who asks."""
+
+    asked = 0
+
+    def step(self, event):
+        if isinstance(event, Heard) and '"quote_req"' in event.text:
+            type(self).asked += 1
+        super().step(event)
+
+
+def test_a_seller_that_refuses_is_not_asked_again_at_once():
+    made = market(Full)
+    for seller in made.sellers:
+        seller.machine.service.admit = lambda _key: "too-busy"
+    Full.asked = 0
+    made.run(120)
+    assert state(made)["state"] in ("looking", "asking")
+    assert 2 <= Full.asked <= 15

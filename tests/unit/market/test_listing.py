@@ -42,6 +42,7 @@ GREY = [
     ("pay_mode", priced(1, "20sat/GiB", pay=(PayMode.CHANNEL,)), Asked(), Viewer()),
     ("denied", offer(), Asked(), Viewer(lists=Lists(denied=frozenset([key(1)])))),
     ("muted", offer(), Asked(), Viewer(lists=Lists(muted=frozenset([key(1)])))),
+    ("wrong_country", offer(country="DE"), Asked(), Viewer(probes={key(1): Probe(country="US")})),
     ("listed", offer(), Asked(), Viewer(lists=Lists(lists={key(3): frozenset([key(1)])}))),
 ]
 
@@ -51,6 +52,30 @@ def test_why_a_row_is_grey(code: str, made: AnyOffer, asked: Asked, viewer: View
     (row,) = listed(made, asked=asked, viewer=viewer)
     assert codes(row) == [code]
     assert all(text for _, text in row.why_not)
+
+
+def test_where_a_seller_is_seen_counts_until_it_says_so_or_the_user_allows_it() -> None:
+    probes = {key(1): Probe(country="US")}
+    viewer = Viewer(probes=probes)
+    assert listed(offer(country="DE"), asked=Asked(frozenset(["DE"])), viewer=viewer) == ()
+    for made, seen in (
+        (offer(country="US"), viewer),
+        (offer(country=""), viewer),
+        (offer(country="DE"), Viewer(probes=probes, lists=Lists(allowed=frozenset([key(1)])))),
+    ):
+        (row,) = listed(made, asked=Asked(frozenset(["US"])), viewer=seen)
+        assert row.is_usable, made.country
+
+
+def test_latency_through_the_tunnel_comes_before_that_of_a_quote() -> None:
+    probes = {
+        key(1): Probe(quote_ms=10.0),
+        key(2): Probe(rtt_ms=300.0, quote_ms=900.0),
+        key(3): Probe(rtt_ms=20.0),
+    }
+    made = [priced(n, "20sat/GiB") for n in (4, 1, 2, 3)]
+    found = listed(*made, asked=Asked(sort="latency"), viewer=Viewer(probes=probes))
+    assert [row.offer.seller for row in found] == [key(3), key(2), key(1), key(4)]
 
 
 def test_what_is_just_within_is_not_grey() -> None:
@@ -78,8 +103,12 @@ def test_country_and_mint_leave_others_out() -> None:
 
 def test_the_order() -> None:
     cheap, dear, grey = priced(1, "5sat/GiB"), priced(2, "50sat/GiB"), priced(3, "1sat/GiB", pay=())
-    viewer = Viewer(rtts={dear.seller: 10.0})
-    judged = [(grey, trust(grey)), (cheap, trust(cheap)), (dear, trust(dear, Probe(True, 10.0)))]
+    viewer = Viewer(probes={dear.seller: Probe(rtt_ms=10.0)})
+    judged = [
+        (grey, trust(grey)),
+        (cheap, trust(cheap)),
+        (dear, trust(dear, Probe(True, 10.0, at=NOW))),
+    ]
 
     def order(sort: str) -> list[AnyOffer]:
         return [row.offer for row in rows(judged, Asked(sort=sort), viewer, NOW)]

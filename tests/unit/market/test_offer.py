@@ -28,7 +28,7 @@ TAGS = {
     *("d", "v", "t", "service", "metric", "step_size", "price_per_step", "price_per_hour"),
     *("receiver_pubkey", "pay", "free_bytes", "grace_bytes", "max_slice_sat", "ip", "policy"),
     *("relay", "L", "l", "ln", "network_class", "max_sessions", "asn", "pow", "down_bps"),
-    *("up_bps", "contact", "expiration", "alt"),
+    *("up_bps", "contact", "escrow", "expiration", "alt"),
 }
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,31}", fullmatch=True)
@@ -96,7 +96,7 @@ def test_no_endpoint_and_no_wireguard_key_are_in_it() -> None:
     assert {field.name for field in fields(Offer)} == {
         *("seller", "offer_id", "terms", "receiver_pubkey", "relays", "country", "versions"),
         *("policies", "pow_bits", "max_sessions", "network_class", "asn", "down_bps", "up_bps"),
-        *("contact", "created_at", "expires_at", "event_id"),
+        *("contact", "escrow", "created_at", "expires_at", "event_id"),
     }
 
 

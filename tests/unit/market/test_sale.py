@@ -1,6 +1,7 @@
 """What a seller decided, stored and read again."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -26,11 +27,14 @@ SALE = Sale(
     True,
     ("79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798",),
     ("c6047f9441ed7d6d3045406e95c07cd85c778e4b8cef3ca7abac09b95c709ee5",),
+    ("f9308a019258c31049344f85f89d5229b531c845836f99b08601f113bce036f9",),
 )
 
 
 def test_what_is_stored_comes_back():
     assert Sale.from_json(SALE.to_json()) == SALE
+    before = {key: value for key, value in SALE.to_json().items() if key != "escrow"}
+    assert Sale.from_json(before) == replace(SALE, escrow=())
     plain = Sale(Terms(Price.parse("1msat/MB"), ()))
     assert Sale.from_json(plain.to_json()) == plain
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from nostrvpn.market.terms import MIB, PayMode
 from tests.market_shop import Buyer, Shop, amount_of, books, lease_of
 
-# What is paid, one after the other (sat): as proofs, or over invoices.
+# What is paid, one after the other (sat): as proofs, or over invoices; balances of two channels.
 TOKENS, INVOICES = [(4,), (4, 2), (8,)], [(10,), (11,), (12,)]
+BALANCES, CAPACITIES = [4, 10, 8], {1: 16, 3: 32}
 
 
 def story(mode, crashes=(), fee_ppk=0):
@@ -34,6 +35,9 @@ def story(mode, crashes=(), fee_ppk=0):
     def pay(seq):
         if by_invoice:
             buyer.pay_invoice(paid[seq - 1][0], seq)
+        elif mode is PayMode.CHANNEL:
+            opening = buyer.open_channel(CAPACITIES[seq]) if seq in CAPACITIES else {}
+            buyer.by_channel(BALANCES[seq - 1], seq, **opening)
         elif seq == 1:
             buyer.fund(buyer.token(*paid[0]), seq)
         else:
@@ -78,7 +82,7 @@ def outcome(shop, buyer, receipt):
 
 
 MODES = [(PayMode.LOCKED, 0), (PayMode.PLAIN, 0), (PayMode.PLAIN, 100), (PayMode.LOCKED, 100)]
-MODES.append((PayMode.BOLT11, 0))
+MODES += [(PayMode.BOLT11, 0), (PayMode.CHANNEL, 0), (PayMode.CHANNEL, 100)]
 
 
 @pytest.mark.parametrize(("mode", "fee_ppk"), MODES)
@@ -114,7 +118,7 @@ def test_killed_before_any_effect(mode, fee_ppk):
 @pytest.mark.timeout(300)
 @settings(max_examples=15, deadline=None)
 @given(
-    mode=st.sampled_from([PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11]),
+    mode=st.sampled_from([PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, PayMode.CHANNEL]),
     crashes=st.lists(st.integers(0, 40), min_size=2, max_size=6),
 )
 def test_killed_again_and_again(mode, crashes):

@@ -10,7 +10,7 @@ import pytest
 from nostrvpn.cashu.blind import y_of
 from nostrvpn.cashu.token import parse_token
 from nostrvpn.market.attest import is_signed_by, receipt_id
-from nostrvpn.market.effects import Heard, Keep, ServiceChanged, Tell, Tick
+from nostrvpn.market.effects import Heard, Keep, PaymentFailed, ServiceChanged, Tell, Tick
 from nostrvpn.market.lease import Phase
 from nostrvpn.market.messages import Close, Fund, Low, Notice, Receipt, Usage, render_message
 from nostrvpn.market.statements import csv_text, earnings, sessions
@@ -224,6 +224,59 @@ def test_seller_who_stops_gives_back_all_that_is_unused(mode):
     receipt = told(shop, Receipt)[-1]
     assert (receipt.refund_sat, receipt.due_msat) == (14, 2000)
     assert books(shop).earned == 2000
+
+
+def test_a_refund_out_of_what_is_being_swapped_waits_for_it():
+    shop, buyer = opened(LOCKED, (16,))
+    assert shop.wallet.balance() == 0
+    ending = shop.seller.end(buyer.lease_id, "stopped", shop.moment)
+    early = PaymentFailed(f"back:{buyer.lease_id}", "insufficient", "not enough", False)
+    shop.perform([*shop.seller.step(early, shop.moment), *ending])
+    shop.wait(3)
+    (receipt,) = told(shop, Receipt)
+    assert (receipt.refund_sat, receipt.owed_sat) == (16, 0)
+
+
+def test_all_that_are_served_are_told_and_ended():
+    shop, buyer = opened(LOCKED, (16,))
+    other, waits = Buyer(shop, "other"), Buyer(shop, "waits")
+    other.ask()
+    other.fund(other.token(1))
+    waits.ask()
+    shop.move(other, 3 * MIB)
+    assert lease_of(shop, other).suspended_at
+    shop.inbox.clear()
+    shop.perform(shop.seller.tell_all("warning", "ending", shop.moment))
+    assert [message.lease_id for message in told(shop, Notice)] == [buyer.lease_id]
+    shop.perform(shop.seller.end_all(shop.moment))
+    shop.wait(3)
+    ended = {message.lease_id: message.reason for message in told(shop, Receipt)}
+    assert ended == {buyer.lease_id: "stopped", other.lease_id: "stopped"}
+
+
+def test_nobody_new_is_taken_while_it_is_closed_and_no_money():
+    shop, there = opened()
+    quoted, late = Buyer(shop, "quoted"), Buyer(shop, "late")
+    quoted.ask()
+    shop.service.is_open = False
+    late.say(late.request())
+    assert codes(shop)[-1] == "closed"
+    token = quoted.token(8)
+    assert quoted.pay(token) == ["closed"]
+    assert lease_of(shop, quoted).paid_msat == 0
+    assert there.top_up(there.token(4), 1).paid_msat == 12_000
+    shop.service.is_open = True
+    assert quoted.fund(token).paid_msat == 8000
+    late.ask()
+
+
+@pytest.mark.parametrize(("mebibytes", "refund"), [(12, 3), (13, 2), (14, 0), (15, 0)])
+def test_no_refund_that_the_buyers_own_swap_would_eat(mebibytes, refund):
+    shop, buyer = opened(PLAIN, (16,), fee_ppk=100)
+    shop.move(buyer, mebibytes * MIB)
+    receipt = buyer.close()
+    assert (receipt.refund_sat, receipt.owed_sat) == (refund, 0)
+    assert books(shop).wallet == 15 - refund - bool(refund)
 
 
 def test_what_the_fee_would_eat_waits_for_more():

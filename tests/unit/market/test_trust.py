@@ -104,10 +104,13 @@ TABLE: list[tuple[str, dict[str, Any], float]] = [
     ("a bad rank", {"rank": 0}, 0.45),
     ("known for 15 days", {"first_seen": NOW - 15 * 86_400}, 0.525),
     ("known for a year", {"first_seen": NOW - 365 * 86_400}, 0.55),
-    ("a fast probe", {"probe": Probe(True, 100.0)}, 0.5 + 0.1 * 0.45),
-    ("a failed probe", {"probe": Probe(False)}, 0.45),
-    ("another country", {"probe": Probe(True, 10.0, "US"), "claimed": "DE"}, 0.46),
-    ("the same country", {"probe": Probe(True, 1000.0, "DE"), "claimed": "DE"}, 0.5),
+    ("a fast probe", {"probe": Probe(True, 100.0, at=NOW)}, 0.5 + 0.1 * 0.45),
+    ("a failed probe", {"probe": Probe(False, at=NOW)}, 0.45),
+    ("another country", {"probe": Probe(True, 10.0, "US", at=NOW), "claimed": "DE"}, 0.46),
+    ("another country, not tried", {"probe": Probe(country="US", at=NOW), "claimed": "DE"}, 0.46),
+    ("a quote only", {"probe": Probe(quote_ms=30.0, at=NOW)}, 0.5),
+    ("a probe of long ago", {"probe": Probe(False, at=NOW - 31 * 86_400)}, 0.5),
+    ("the same country", {"probe": Probe(True, 1000.0, "DE", at=NOW), "claimed": "DE"}, 0.5),
 ]
 
 
@@ -130,7 +133,7 @@ def test_at_reach_two_friends_of_friends_weigh_less_and_together_like_one() -> N
 
 def test_nothing_but_age_is_known_of_a_stranger() -> None:
     assert not judged(first_seen=NOW - 10**7).is_known
-    assert judged(probe=Probe(False)).is_known
+    assert judged(probe=Probe(False, at=NOW)).is_known
 
 
 def test_a_score_explains_itself() -> None:
