@@ -8,7 +8,8 @@ rules, shields-up, policy), ``routes``, ``exits``, ``exit_offer`` and ``exit_sal
 ``statements`` and ``arbitration`` (market; ``plot``: a picture of earnings), ``exec``, ``names``
 (resolve, nip05), ``wallet`` and ``lightning`` (wallet), ``probes`` (ping), ``why``, ``netcheck``,
 ``doctor``, ``tools`` (export, relay, cleanup, lab, completion, version).
-``choosing.py`` says which of the node's networks a command speaks to, ``terms.py`` what invites and tokens have in common, ``seconds.py`` what is given in seconds.
+``choosing.py`` says which of the node's networks a command speaks to, ``terms.py`` what invites and
+tokens have in common, ``seconds.py`` what is given in seconds.
 ``output.py`` shows values as tables or JSON; ``spawn.py`` starts and watches a detached daemon;
 ``relay_options.py`` has the options about relaying for others, ``peer_argument.py`` the argument PEER;
 ``qr.py`` draws invite links, ``export.py`` renders what ``export`` answers. Commands are imported when
