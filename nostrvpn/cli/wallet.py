@@ -63,7 +63,7 @@ def balance(options: Options, as_json: bool) -> None:
         made.add_row(one["mint"], str(one["free"]), dash(one["pending"] or None))
     console().print(made)
     click.echo(f"{answer['free']} sat can be spent.")
-    if answer["coming_home"]:
+    if answer.get("coming_home"):
         click.echo(f"{answer['coming_home']} sat come home once they are not locked for sellers.")
     for one in answer["unfinished"]:
         click.echo(f"Not finished yet: {one['kind']}, {abs(one['amount'])} sat, {one['mint']}")
