@@ -1,21 +1,25 @@
 """A Lightning wallet that speaks NIP-47, for tests: its encryption and signatures are nostr-sdk's.
 
 It knows no Lightning network: what it pays is paid when it says so, and its invoices come from whoever
-runs it (a mint's, for example).
+runs it (a mint's, for example). A payment of another one's hold invoice waits, without an answer, until
+that one takes it or sends it back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any
 
 import aiohttp
 import nostr_sdk
 
 from nostrvpn.lightning.bolt11 import parse_invoice
+from tests.invoices import make_invoice
 
 __all__ = ["LightningService"]
 
@@ -27,17 +31,22 @@ METHODS = (
 
 class LightningService:
     """``balance`` msat. ``paid``: payment hashes; ``silent``: methods that are done without an answer;
-    ``refusals``: the error code by method; ``make``: amount in msat to an invoice."""
+    ``refusals``: the error code by method; ``make``: amount in msat to an invoice; ``held``: states of
+    own hold invoices by payment hash; ``others``: wallets whose hold invoices it can pay."""
 
     def __init__(
         self, relay: str, make: Callable[[int], Awaitable[str]], *, balance: int = 10**9
     ) -> None:
         self.relay, self.make, self.balance = relay, make, balance
         self.wallet, self.client = nostr_sdk.Keys.generate(), nostr_sdk.Keys.generate()
-        self.encryption = "nip44_v2"
+        self.encryption, self.methods = "nip44_v2", METHODS
         self.paid: list[str] = []
         self.made: set[str] = set()
         self.held: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
+        self.others: list[LightningService] = []
+        self.waiting: dict[str, LightningService] = {}
+        self.payers: dict[str, LightningService] = {}
         self.silent: set[str] = set()
         self.refusals: dict[str, str] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -76,7 +85,7 @@ class LightningService:
             key = self.wallet.public_key().to_hex()
             await self._socket.send_json(["REQ", "asked", {"kinds": [23194], "#p": [key]}])
             tags = [["encryption", self.encryption], ["notifications", "payment_received"]]
-            await self._publish(13194, METHODS, tags)
+            await self._publish(13194, self.methods, tags)
             async for message in self._socket:
                 frame = json.loads(message.data)
                 if frame[0] == "EOSE":
@@ -91,14 +100,17 @@ class LightningService:
         method, params = request["method"], request["params"]
         self.asked.append((method, params))
         body: dict[str, Any] = {"result_type": method, "error": None, "result": None}
-        unknown = {*self.made, *self.paid, *self.held}.isdisjoint(map(str, params.values()))
+        known = {*self.made, *self.paid, *self.held, *self.waiting}
+        unknown = known.isdisjoint(map(str, params.values()))
         if method == "lookup_invoice" and unknown:
             body["error"] = {"code": "NOT_FOUND", "message": "no such invoice"}
         elif method in self.refusals:
             body["error"] = {"code": self.refusals[method], "message": "not today"}
         else:
             body["result"] = await getattr(self, f"_{method}")(params)
-        if method not in self.silent:
+        if body["error"] is None and body["result"] is None:
+            body["error"] = {"code": "OTHER", "message": "it cannot be done now"}
+        if method not in self.silent and body["result"] != {"waits": True}:
             await self._send(23195, body, [["e", event["id"]]])
 
     async def _get_balance(self, _params: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +119,14 @@ class LightningService:
     async def _pay_invoice(self, params: dict[str, Any]) -> dict[str, Any]:
         invoice = parse_invoice(params["invoice"])
         assert invoice.amount_msat is not None
+        name = invoice.payment_hash
+        payee = next((one for one in (self, *self.others) if name in one.held), None)
+        if payee is not None:
+            assert payee.held[name] == "pending"
+            payee.held[name], self.waiting[name] = "accepted", payee
+            payee.payers[name] = self
+            self.balance -= invoice.amount_msat
+            return {"waits": True}
         self.balance -= invoice.amount_msat
         self.paid.append(invoice.payment_hash)
         return {"preimage": "00" * 32, "fees_paid": 1000}
@@ -121,20 +141,39 @@ class LightningService:
         self.made.add(parse_invoice(text).payment_hash)
         return {"invoice": text}
 
-    async def _make_hold_invoice(self, params: dict[str, Any]) -> dict[str, Any]:
-        text = await self.make(params["amount"])
-        self.held[parse_invoice(text).payment_hash] = "accepted"
+    async def _make_hold_invoice(self, params: dict[str, Any]) -> dict[str, Any] | None:
+        name = params["payment_hash"]
+        if name in self.held:
+            return None
+        text = make_invoice(params["amount"], name, int(time.time()), params["expiry"])
+        self.held[name], self.texts[name] = "pending", text
         return {"invoice": text}
 
-    async def _settle_hold_invoice(self, params: dict[str, Any]) -> dict[str, Any]:
-        self.held[params["preimage"]] = "settled"
+    async def _settle_hold_invoice(self, params: dict[str, Any]) -> dict[str, Any] | None:
+        name = sha256(bytes.fromhex(params["preimage"])).hexdigest()
+        if self.held.get(name) != "accepted":
+            return None
+        self.held[name] = "settled"
+        self.balance += parse_invoice(self.texts[name]).amount_msat or 0
         return {}
 
-    async def _cancel_hold_invoice(self, params: dict[str, Any]) -> dict[str, Any]:
-        self.held[params["payment_hash"]] = "canceled"
+    async def _cancel_hold_invoice(self, params: dict[str, Any]) -> dict[str, Any] | None:
+        if self.held.get(params["payment_hash"]) not in ("accepted", "pending"):
+            return None
+        name = params["payment_hash"]
+        self.held[name] = "failed"
+        if name in self.payers:
+            self.payers[name].balance += parse_invoice(self.texts[name]).amount_msat or 0
         return {}
 
     async def _lookup_invoice(self, params: dict[str, Any]) -> dict[str, Any]:
+        name = params["payment_hash"]
+        if name in self.held:
+            return {"state": self.held[name], "invoice": self.texts[name]}
+        if name in self.waiting:
+            state = self.waiting[name].held[name]
+            state = "pending" if state == "accepted" else state
+            return {"state": state, "preimage": "00" * 32, "fees_paid": 1000}
         is_paid = params["payment_hash"] in self.paid
         return {"state": "settled" if is_paid else "pending", "preimage": "00" * 32}
 

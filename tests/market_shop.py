@@ -40,9 +40,11 @@ from nostrvpn.market.channel_effects import ChannelClosed, CloseChannel
 from nostrvpn.market.effects import (
     Counted,
     Counters,
+    EndHold,
     GiveBack,
     GivenBack,
     Heard,
+    HoldEnded,
     InvoiceMade,
     InvoiceSeen,
     Keep,
@@ -113,7 +115,7 @@ class MemoryWallet:
 
     def carry_out(self, effect):
         self.asked.append(effect.ref)
-        if isinstance(effect, MakeInvoice | WatchInvoice):
+        if isinstance(effect, MakeInvoice | WatchInvoice | EndHold):
             return self._by_lightning(effect)
         if effect.ref not in self.done:
             try:
@@ -130,9 +132,13 @@ class MemoryWallet:
         if self.lightning.is_down:
             return PaymentFailed(effect.ref, "unreachable", "no answer", True)
         if isinstance(effect, WatchInvoice):
-            return InvoiceSeen(effect.ref, effect.payment_hash in self.lightning.paid)
+            paid = self.lightning.is_paid(effect.payment_hash, held=effect.held)
+            return InvoiceSeen(effect.ref, paid)
+        if isinstance(effect, EndHold):
+            return HoldEnded(effect.ref, self.lightning.end(effect.payment_hash, effect.preimage))
         now = int(START + self.now)
-        text = self.lightning.make("seller", effect.msat, now, effect.expiry_s)
+        asked = (effect.msat, now, effect.expiry_s, effect.payment_hash)
+        text = self.lightning.make("seller", *asked)
         return InvoiceMade(effect.ref, text)
 
     def _do(self, effect):
@@ -261,7 +267,9 @@ class Shop:
                     self.disk[space, key] = json.loads(json.dumps(value))
                 case Tell(to, text):
                     self.inbox.append((to, parse_message(text)))
-                case Redeem() | GiveBack() | CloseChannel() | MakeInvoice() | WatchInvoice():
+                case Redeem() | GiveBack() | CloseChannel() | MakeInvoice():
+                    answers.append(self.wallet.carry_out(effect))
+                case WatchInvoice() | EndHold():
                     answers.append(self.wallet.carry_out(effect))
                 case ServiceChanged():
                     self.apply()
@@ -483,6 +491,9 @@ def books(shop):
         spent = shop.mints[url].spent
         assert not any(y_of(proof.secret) in spent for proof in shop.wallet.proofs[url])
     by_lightning = shop.wallet.lightning.balances["seller"]
+    paid = (p for lease in shop.seller.leases for p in lease.payments.values())
+    waits = sum(p.msat for p in paid if p.hold in ("held", "settling", "cancelling"))
+    assert ledger.balance(f"locked:{LIGHTNING}") == waits
     assert ledger.balance(f"wallet:{LIGHTNING}") == 1000 * by_lightning
     return SimpleNamespace(
         earned=-ledger.balance("earned"),

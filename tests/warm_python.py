@@ -233,6 +233,8 @@ def _become(request: dict[str, object], files: list[int]) -> int:
         case _:
             raise SystemRefused("not a request")
     sys.argv = ["nostrvpn", *argv]
+    # What a daemon that starts itself anew becomes is a real one.
+    sys.orig_argv[:] = [sys.executable, "-m", "nostrvpn", *argv]
     if "PYTHONUNBUFFERED" in os.environ:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(write_through=True)  # type: ignore[union-attr]

@@ -27,6 +27,11 @@ _LATER: Final = frozenset({"RATE_LIMITED", "INTERNAL", "OTHER"})
 # How long after its end an invoice that a wallet does not know of may be on its way yet (seconds).
 _CLOCKS_S: Final = 120
 _SELLS: Final = frozenset({"make_invoice", "lookup_invoice"})
+_HOLDS: Final = frozenset(
+    {"make_hold_invoice", "settle_hold_invoice", "cancel_hold_invoice", "lookup_invoice"}
+)
+# What wallets call an invoice whose payment was sent back.
+_RETURNED: Final = frozenset({"failed", "expired", "canceled", "cancelled"})
 _BUYS: Final = frozenset({"pay_invoice", "lookup_invoice", "get_balance"})
 
 _log = logging.getLogger("nostrvpn.market")
@@ -43,6 +48,11 @@ class LightningRail:
     def can_sell(self) -> bool:
         """Whether the connected wallet makes invoices and knows what became of them."""
         return self._lightning.methods >= _SELLS
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether the connected wallet can have a payment wait (NIP-47, hold invoices)."""
+        return self._lightning.methods >= _HOLDS
 
     async def look(self) -> None:
         """Ask for the balance; a wallet that refuses to tell it is not paid from."""
@@ -64,9 +74,45 @@ class LightningRail:
         except SystemRefused:
             return (await client().make_invoice(msat, "nostrvpn", expiry_s)).text
 
-    async def is_paid(self, payment_hash: str) -> bool:
-        """Tell whether an invoice of the connected wallet is paid, for good."""
-        return _is_settled(await self._lightning.connected().lookup_invoice(payment_hash))
+    async def make_held(self, msat: int, expiry_s: int, payment_hash: str) -> str:
+        """Return an invoice whose payment waits; the same one if the wallet made it before."""
+        client = self._lightning.connected()
+        try:
+            made = await client.make_hold_invoice(msat, payment_hash, expiry_s)
+        except NostrvpnError as exc:
+            known = (await client.lookup_invoice(payment_hash)).get("invoice")
+            if not isinstance(known, str) or not known:
+                raise exc
+            return known
+        return made.text
+
+    async def is_paid(self, payment_hash: str, *, held: bool = False) -> bool:
+        """Tell whether an invoice of the connected wallet is paid, for good or (``held``) waits."""
+        found = await self._lightning.connected().lookup_invoice(payment_hash)
+        return _is_settled(found) or (held and found.get("state") == "accepted")
+
+    async def end_hold(self, payment_hash: str, preimage: str) -> bool:
+        """Take a payment that waits, or without ``preimage`` send it back; tell whether it is ours.
+
+        WalletFailed with ``may_retry`` if the wallet does not tell.
+        """
+        client, why = self._lightning.connected(), "the Lightning wallet does not tell"
+        try:
+            if preimage:
+                await client.settle_hold_invoice(preimage)
+            else:
+                await client.cancel_hold_invoice(payment_hash)
+        except NostrvpnError as exc:  # perhaps it was done before: it says so below
+            why = str(exc)
+        try:
+            found = await client.lookup_invoice(payment_hash)
+        except NostrvpnError as exc:
+            raise WalletFailed(str(exc), may_retry=True) from exc
+        if _is_settled(found):
+            return True
+        if found.get("state") in _RETURNED:
+            return False
+        raise WalletFailed(why, may_retry=True)
 
     async def pay(self, text: str, *, is_again: bool) -> int:
         """Pay an invoice; return the fee (sat, rounded up).

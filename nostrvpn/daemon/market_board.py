@@ -74,7 +74,7 @@ class MarketBoard:
         moment: Callable[[], Moment],
     ) -> None:
         self.mints: frozenset[str] | None = None
-        self.pay = frozenset((PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, PayMode.CHANNEL))
+        self.pay = frozenset(PayMode) - {PayMode.ESCROW}
         self._relays, self._store, self._root = relays, store, root
         self._settings, self._moment = settings, moment
         own = frozenset((root.public_key, public_key(root.rating_key())))

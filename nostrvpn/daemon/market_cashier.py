@@ -22,8 +22,10 @@ from nostrvpn.market.channel_effects import (
     SettleChannel,
 )
 from nostrvpn.market.effects import (
+    EndHold,
     GiveBack,
     GivenBack,
+    HoldEnded,
     InvoiceMade,
     InvoicePaid,
     InvoiceSeen,
@@ -44,7 +46,7 @@ from nostrvpn.market.terms import LIGHTNING
 __all__ = ["Cashier", "Request"]
 
 _OfChannels = FundChannel | CloseChannel | SettleChannel
-_OfLightning = MakeInvoice | WatchInvoice | PayInvoice
+_OfLightning = MakeInvoice | WatchInvoice | EndHold | PayInvoice
 Request = Lock | TakeOut | Redeem | GiveBack | Reclaim | _OfLightning | _OfChannels
 
 _log = logging.getLogger("nostrvpn.market")
@@ -106,7 +108,7 @@ class Cashier:
     async def _ask(self, request: Request, key: bytes | None) -> MarketEvent:
         wallet, ref = self._wallet, request.ref
         match request:
-            case MakeInvoice() | WatchInvoice() | PayInvoice():
+            case MakeInvoice() | WatchInvoice() | EndHold() | PayInvoice():
                 return await self._by_lightning(request)
             case FundChannel() | CloseChannel() | SettleChannel():
                 return await self._by_channel(request, key)
@@ -160,10 +162,14 @@ class Cashier:
         if rail is None:
             raise UserError("there is no Lightning wallet")
         match request:
-            case MakeInvoice(_, msat, expiry_s):
+            case MakeInvoice(_, msat, expiry_s, ""):
                 return InvoiceMade(ref, await rail.make(msat, expiry_s))
-            case WatchInvoice(_, payment_hash):
-                return InvoiceSeen(ref, await rail.is_paid(payment_hash))
+            case MakeInvoice(_, msat, expiry_s, payment_hash):
+                return InvoiceMade(ref, await rail.make_held(msat, expiry_s, payment_hash))
+            case WatchInvoice(_, payment_hash, held):
+                return InvoiceSeen(ref, await rail.is_paid(payment_hash, held=held))
+            case EndHold(_, payment_hash, preimage):
+                return HoldEnded(ref, await rail.end_hold(payment_hash, preimage))
             case PayInvoice(invoice=text, is_again=is_again):
                 return InvoicePaid(ref, await rail.pay(text, is_again=is_again))
 

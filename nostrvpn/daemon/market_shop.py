@@ -25,6 +25,7 @@ from nostrvpn.io.dns_server import DnsServer
 from nostrvpn.market.channel_effects import CloseChannel
 from nostrvpn.market.effects import (
     Counted,
+    EndHold,
     GiveBack,
     Heard,
     Keep,
@@ -182,7 +183,8 @@ class Shop:
 
     @property
     def _is_ending(self) -> bool:
-        return any(lease.phase == Phase.ENDING for lease in self.seller.leases)
+        leases = self.seller.leases
+        return any(lease.phase == Phase.ENDING or lease.is_holding for lease in leases)
 
     def review(self) -> None:
         """End the leases of buyers that are denied now."""
@@ -243,7 +245,9 @@ class Shop:
             case Tell():
                 self._telling += 1
                 self._tasks.start("tell", self._tell(effect))
-            case Redeem() | GiveBack() | CloseChannel() | MakeInvoice() | WatchInvoice():
+            case (
+                Redeem() | GiveBack() | CloseChannel() | MakeInvoice() | WatchInvoice() | EndHold()
+            ):
                 key = self._host.root.payment_key()
                 self._parts.cashier.ask(effect, key, self._offer)
             case ServiceChanged():

@@ -96,10 +96,10 @@ class Wares:
         return {mint: keys for mint, keys in found.items() if mint in wanted}
 
     def _terms(self, sale: Sale) -> Terms:
-        """Invoices are taken while a wallet that makes them is connected."""
-        if not self._parts.rail.can_sell or PayMode.BOLT11 in sale.terms.pay:
-            return sale.terms
-        return replace(sale.terms, pay=(*sale.terms.pay, PayMode.BOLT11))
+        """Invoices are taken while a wallet that makes them is connected, held ones if it can hold."""
+        rail, pay = self._parts.rail, sale.terms.pay
+        can = {PayMode.HOLD: rail.can_hold, PayMode.BOLT11: rail.can_sell}
+        return replace(sale.terms, pay=(*pay, *(m for m in can if can[m] and m not in pay)))
 
     async def _quietly(self, work: Any) -> object:
         try:

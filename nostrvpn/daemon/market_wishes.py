@@ -45,6 +45,8 @@ def parse_wish(args: Mapping[str, Any], root: RootSecret) -> Wish:
         day,
     )
     modes = Wish().modes if args["pay"] is None else (PayMode(args["pay"]),)
+    if modes == (PayMode.BOLT11,):  # a payment that waits for our word risks less
+        modes = (PayMode.HOLD, PayMode.BOLT11)
     arbiters = third_parties(root, args["escrow"])
     if arbiters and args["pay"] is not None:
         raise UsageError("--escrow is a way to pay of its own", "leave --pay out")

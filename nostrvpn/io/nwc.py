@@ -58,6 +58,9 @@ _SUBSCRIPTION: Final = "nwc"
 # A wallet sends one or two a payment.
 _MAX_SEEN: Final = 512
 
+# So many blocks, six hours, a payment that is held can be on its way at least.
+HOLD_BLOCKS = 36
+
 _log = logging.getLogger(__name__)
 
 
@@ -134,6 +137,7 @@ class LightningWallet:
     ) -> Invoice:
         """Return an invoice whose payment waits for ``settle_hold_invoice`` or its cancellation."""
         asked = {"amount": amount_msat, "payment_hash": payment_hash, "expiry": expiry_s}
+        asked["min_cltv_expiry_delta"] = HOLD_BLOCKS
         invoice = self._invoice(await self._ask("make_hold_invoice", asked), amount_msat)
         if invoice.payment_hash != payment_hash:
             raise PeerMisbehaved("bad_wallet_answer", "the invoice has another payment hash")

@@ -197,9 +197,9 @@ class _Story:
     def _buy_plain(self) -> Json:
         """Buy once more, with money that is swapped at once: what is not used comes back."""
         self._buy("--pay", "plain", budget=BUDGET)
-        for _ in range(MOST_DOWNLOADS):
+        for number in range(1, MOST_DOWNLOADS + 1):
             self._finish(self._download(SHORT_DOWNLOAD), SHORT_DOWNLOAD)
-            lease = self._purchase()["lease"]
+            lease = self._lease_counted(number * SHORT_DOWNLOAD)
             if lease["paid_msat"] - lease["due_msat"] >= WORTH_GIVING_BACK_MSAT:
                 break
         before = self._free(self.buyer)
@@ -208,6 +208,15 @@ class _Story:
             wait_until(lambda: self._free(self.buyer) > before, "the refund", timeout=_SLOW)
             self._say(f"laptop: the refund is in the wallet: {self._free(self.buyer)} sat")
         return row
+
+    def _lease_counted(self, size: int) -> Json:
+        """Return the lease once its own count has come to so many bytes."""
+
+        def lease() -> Json | None:
+            found: Json = self._purchase()["lease"]
+            return found if found["bytes"] >= size else None
+
+        return wait_until(lease, "all to be counted", timeout=_SLOW)
 
     def _rate(self, row: Json) -> None:
         said = self.buyer.query("market", "rate", row["lease_id"], "80")

@@ -23,6 +23,7 @@ The seller:
 - ``payments``  what is refused, credited, repeated; ``payment_check``: money, as far as one can know
 - ``till``      what was shown before, and redeeming many at once; ``money_in``: one payment as a record
 - ``invoices``  Lightning invoices that are not paid yet, or not known to be
+- ``holds``    payments that wait in the network until the buyer releases them
 - ``channel_till``  channels: which updates are taken, when one is closed; ``sold_channel``: one of them
 - ``escrow_sold``  payments that wait for the buyer's word, or an arbiter's, and disputes
 - ``errands``   the wallet is asked until it answers; ``serving``: counted, suspended, resumed
@@ -36,6 +37,7 @@ The buyer:
 - ``deal``      the quote
 - ``buying``    one purchase, from request to receipt; ``saying``: its messages, made from the record
 - ``paying``    what is set aside, shown slice by slice, and comes home; ``ceilings``: how much, at most
+- ``invoice_paying``  the same by Lightning; what waits there until it is used
 - ``channel_paying``  the same by channels; ``channel_effects``: what the wallet is asked about them
 - ``escrow_bought``  payments that are released once they are used; ``homing``: what comes home, and when
 - ``bill_check``  the own count, and what it thinks of the seller's; ``receipts``: the last bill

@@ -44,8 +44,10 @@ class Money(msgspec.Struct):
 
     ``plan``: the amounts of each payment; ``slices``: proofs not shown yet, payment by payment;
     ``locktime``: after that they can be had back, 0 for plain money. ``invoice``: the seller's, if that
-    is how it is paid; then it is there once it is paid. Of a channel ``seed`` (hex) makes its outputs,
-    ``capacity`` is what it can pay, and ``margin_sat`` what of that is not credited (sat).
+    is how it is paid; then it is there once it is paid, or with
+    ``hash`` (of a preimage of ours) once the seller says that it is held; ``is_held``: the wallet does
+    not know what becomes of it. Of a channel ``seed`` (hex) makes its outputs, ``capacity`` is what it
+    can pay, and ``margin_sat`` what of that is not credited (sat).
     """
 
     ref: str
@@ -57,6 +59,8 @@ class Money(msgspec.Struct):
     slices: list[tuple[Proof, ...]] = []
     is_over: bool = False  # nothing of it will be shown any more
     invoice: str = ""
+    hash: str = ""
+    is_held: bool = False
     seed: str = ""
     capacity: int = 0
     margin_sat: int = 0
@@ -125,7 +129,7 @@ class Escrowed(msgspec.Struct):
     @property
     def sat(self) -> int:
         """The face value."""
-        return sum(proof.amount for proof in self.proofs)
+        return sum(proof.amount for proof in self.proofs) or self.credit_msat // 1000
 
 
 class BoughtLease(msgspec.Struct):
@@ -214,8 +218,7 @@ class BoughtLease(msgspec.Struct):
     def is_asking(self) -> bool:
         """Whether the seller's invoice is waited for."""
         purse = self.purse
-        by_invoice = self.mode is PayMode.BOLT11
-        return by_invoice and purse is not None and not (purse.is_there or purse.invoice)
+        return self.mode.by_invoice and purse is not None and not (purse.is_there or purse.invoice)
 
     @property
     def has_paid(self) -> bool:
@@ -227,6 +230,11 @@ class BoughtLease(msgspec.Struct):
     def is_paying(self) -> bool:
         """Whether an invoice may be paid at any moment."""
         return any(money.invoice and not (money.is_there or money.is_over) for money in self.money)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a payment is made that waits for the seller's word, and then for ours."""
+        return self.mode is PayMode.HOLD and self.is_paying
 
     @property
     def is_live(self) -> bool:
@@ -262,7 +270,8 @@ class BoughtLease(msgspec.Struct):
         for money in self.money:
             if money.is_there:
                 yield Entry(money.ref, at, locked, wallet, 1000 * money.sat, "set aside")
-                yield Entry(f"{money.ref}/fee", at, "fees", wallet, 1000 * money.fee_sat)
+                if not money.is_held:  # else it is not known yet
+                    yield Entry(f"{money.ref}/fee", at, "fees", wallet, 1000 * money.fee_sat)
         for paid in self.slices:
             yield Entry(f"{key}/pay/{paid.seq}", at, lease, locked, 1000 * paid.sat, "paid")
         for parcel in self.parcels:
@@ -345,7 +354,7 @@ class BoughtLease(msgspec.Struct):
         owes = self.receipt.owed_sat and not self.receipt.token
         kinds = ("refund", "escrow")
         coming = any(not p.is_settled for p in self.parcels if p.kind in kinds)
-        return not (owes or coming or self._is_in_escrow)
+        return not (owes or coming or self._is_in_escrow or any(m.is_held for m in self.money))
 
     @property
     def _is_in_escrow(self) -> bool:
@@ -357,7 +366,7 @@ class BoughtLease(msgspec.Struct):
         return (
             self.phase == Phase.OVER
             and not self._is_in_escrow
-            and all(money.is_over for money in self.money)
+            and all(money.is_over and not money.is_held for money in self.money)
             and all(parcel.is_settled for parcel in self.parcels)
         )
 

@@ -43,9 +43,10 @@ from nostrvpn.market.effects import (
 from nostrvpn.market.escrow_bought import BoughtEscrow, dispute
 from nostrvpn.market.homing import Homing
 from nostrvpn.market.introduction import prepare_request
+from nostrvpn.market.invoice_paying import came_back, invoice_paid
 from nostrvpn.market.ledger import Ledger
 from nostrvpn.market.messages import LeaseMessage, parse_message
-from nostrvpn.market.paying import Pocket, invoice_paid, parcel_came, parcel_lost, took
+from nostrvpn.market.paying import Pocket, parcel_came, parcel_lost, took
 from nostrvpn.market.terms import PayMode
 from nostrvpn.market.trust import Outcome
 from nostrvpn.market.wish import BuyerEvent, Candidate, Disputed, Funds, Ranked, Wanted, Wish
@@ -227,8 +228,9 @@ class Buyer:
 
     def _wanted(self, wish: Wish | None, moment: Moment) -> list[MarketEffect]:
         self.pocket.wish = wish
-        self._look_at = moment.now if wish is not None else None
-        self.why = ""
+        self._look_at, self.why = moment.now if wish is not None else None, ""
+        if wish is not None:
+            self._choice.forgive(wish.choice)
         for deal in self.deals:
             deal.try_money(moment)
         return []
@@ -282,7 +284,7 @@ class Buyer:
                     if not may_retry:
                         self.counters["parcel_lost"] += 1
                         parcel_lost(lease, self.pocket, moment, ref)
-                else:
+                elif may_retry or not came_back(lease, self.pocket, ref):
                     return deal.no_money(ref, text or code, may_retry, moment)
         return []
 

@@ -18,6 +18,7 @@ from nostrvpn.market.bought_lease import BoughtLease, Phase
 from nostrvpn.market.deal import check_quote
 from nostrvpn.market.effects import Counters, MarketEffect, Probe, Probed, Say, ServiceChanged
 from nostrvpn.market.exit_access import ExitAccess
+from nostrvpn.market.invoice_paying import hold, hold_at_end, prepare_invoice, take_invoice
 from nostrvpn.market.messages import (
     Grant,
     Invoice,
@@ -28,7 +29,7 @@ from nostrvpn.market.messages import (
     Receipt,
     Usage,
 )
-from nostrvpn.market.paying import Pocket, ask_again, go_home, prepare, show, take_invoice
+from nostrvpn.market.paying import Pocket, ask_again, go_home, prepare, show
 from nostrvpn.market.receipts import parting, take_receipt
 from nostrvpn.market.saying import Voice
 from nostrvpn.market.tries import Tries
@@ -92,16 +93,15 @@ class Buying:
         lease = self.lease
         if lease.phase in (Phase.CLOSING, Phase.OVER):
             return []
-        had_tunnel = lease.is_live
+        changed: list[MarketEffect] = [ServiceChanged()] if lease.is_live else []
         lease.label, lease.ended_at = reason, int(moment.wall)
         if outcome is not None:
             lease.outcome = outcome
-        if self.lease.is_choosing:
+        if lease.is_choosing:
             lease.phase = Phase.OVER
             return []
         self._enter(Phase.CLOSING, moment)
         self._probe_at = None
-        changed: list[MarketEffect] = [ServiceChanged()] if had_tunnel else []
         if lease.purse is not None and (lease.purse.is_there or lease.is_asking):
             go_home(lease, lease.purse)
         return [*changed, Say("info", f"exit of {lease.seller[:8]}: {reason}"), *self.say(moment)]
@@ -112,11 +112,10 @@ class Buying:
         limit = patience.PATIENCE_S.get(lease.phase)
         if limit is not None and now >= self._since + limit:
             return self._give_up(moment)
-        late = now >= self._since_shown + patience.ANSWER_S and lease.phase == Phase.SERVED
-        if late and lease.pending is not None:
-            return self.end(moment, "it took the payment and did not answer", Outcome.BROKE_OFF)
-        if late and lease.is_asking:
-            return self.end(moment, "it made no invoice", Outcome.BROKE_OFF)
+        late = now >= self._since_shown + patience.answer_s(lease) and lease.phase == Phase.SERVED
+        if late and (lease.pending is not None or lease.is_asking or lease.is_holding):
+            why = "it made no invoice" if lease.is_asking else "it did not answer for the payment"
+            return self.end(moment, why, Outcome.BROKE_OFF)
         effects: list[MarketEffect] = []
         is_again = self._voice.due is not None and now >= self._voice.due
         if lease.phase == Phase.SERVED and lease.pending is not None and is_again:
@@ -166,8 +165,7 @@ class Buying:
         self.wants_out = self.tries.why_slow or self.wants_out
         if lease.phase != Phase.PROBING:
             return []
-        lease.is_probed = True
-        self._probe_at = None
+        lease.is_probed, self._probe_at = True, None
         return self._tried(moment)
 
     def heard(self, message: LeaseMessage, moment: Moment) -> list[MarketEffect]:
@@ -176,8 +174,8 @@ class Buying:
             return self._take(message, moment)
         except PeerMisbehaved as exc:
             self.counters[exc.code] += 1
-            what = type(message).__name__.lower()
-            return self.end(moment, f"its {what} cannot be used", Outcome.NO_SERVICE)
+            why = f"its {type(message).__name__.lower()} cannot be used"
+            return self.end(moment, why, Outcome.NO_SERVICE)
 
     def _take(self, message: LeaseMessage, moment: Moment) -> list[MarketEffect]:
         match message:
@@ -207,8 +205,8 @@ class Buying:
             return []
         self._money_at = moment.now + patience.MONEY_AGAIN_S
         if may_retry:
-            self.is_short = f"the mint {lease.mint}: {why}"
-            self.wants_out = self.is_short
+            if not lease.is_holding:  # that waits, as it should
+                self.is_short = self.wants_out = f"the mint {lease.mint}: {why}"
             return []
         money.is_over = True
         self.is_short = self.wants_out = why
@@ -235,12 +233,15 @@ class Buying:
 
     def _invoiced(self, message: Invoice, moment: Moment) -> list[MarketEffect]:
         asked = take_invoice(self.lease, message, moment)
-        if asked:
-            self._money_at, self._voice.due = moment.now + patience.MONEY_AGAIN_S, None
-        return asked
+        if not asked:
+            return []
+        self._money_at, self._since_shown = moment.now + patience.MONEY_AGAIN_S, moment.now
+        return [*asked, *self.say(moment)]  # of what is held, the seller's word counts
 
     def _granted(self, grant: Grant, moment: Moment) -> list[MarketEffect]:
         lease = self.lease
+        if hold(lease, self.pocket, moment, grant.seq):
+            self.is_short = self.wants_out = ""
         was_pending = lease.pending is not None
         if not self._is_answered(grant.seq, grant.paid_msat):
             return self.end(moment, "it credits less than it was paid", Outcome.OVERCHARGED)
@@ -291,8 +292,7 @@ class Buying:
         pending = lease.pending
         if lease.phase == Phase.ASKING and notice.level == "error":
             return self.end(moment, f"it refuses: {code}", Outcome.SERVED)
-        is_trial = lease.phase in (Phase.TRYING, Phase.PROBING)
-        if code == "trial-denied" and is_trial:
+        if code == "trial-denied" and lease.phase in (Phase.TRYING, Phase.PROBING):
             self._enter(Phase.PAYING, moment)
             return self._pay(moment)
         if code == "unknown-lease":
@@ -320,6 +320,7 @@ class Buying:
         if lease.quote is None or not is_signed_by(receipt, lease.seller):
             self.counters["bad_signature"] += 1
             return []
+        hold_at_end(lease, self.pocket, receipt, moment)
         if lease.is_square or lease.is_paying:
             return []  # it is in the books, or asked for again once they know what was paid
         effects: list[MarketEffect] = []
@@ -366,13 +367,13 @@ class Buying:
             if not lease.purse.is_there:
                 return []
             go_home(lease, lease.purse)  # used up, or no longer locked for long enough
-        asked = prepare(lease, self.pocket, moment)
+        make = prepare_invoice if lease.mode.by_invoice else prepare
+        asked = make(lease, self.pocket, moment)
         if asked is None:
             self._money_at = self._money_at or moment.now + patience.MONEY_AGAIN_S
             self.is_short = self.pocket.why_short(lease.mint, moment)
             return self.end(moment, self.is_short) if lease.phase == Phase.PAYING else []
-        self._money_at = moment.now + patience.MONEY_AGAIN_S
-        self._since_shown = moment.now
+        self._money_at, self._since_shown = moment.now + patience.MONEY_AGAIN_S, moment.now
         self._voice.begin()
         return [*asked, *self.say(moment)]
 
@@ -386,8 +387,7 @@ class Buying:
         return self.end(moment, f"no answer while {phase}", outcome)
 
     def _over(self, moment: Moment) -> list[MarketEffect]:
-        self.lease.phase = Phase.OVER
-        self._voice.due = None
+        self.lease.phase, self._voice.due = Phase.OVER, None
         paying.take_back(self.lease)
         return []
 

@@ -46,6 +46,12 @@ class Choice:
         """It did what it was paid for: what was before is forgotten."""
         self._rest.pop(seller, None)
 
+    def forgive(self, name: str) -> None:
+        """Somebody wants this very offer (``ref`` or ``address``), whatever its seller did before."""
+        for one in self.candidates:
+            if name in (one.offer.ref, one.offer.address):
+                self._rest.pop(one.offer.seller, None)
+
     def score(self, ref: str) -> float:
         """Return how far the seller of an offer is trusted, 0 if the offer is gone."""
         return next((c.score for c in self.candidates if c.offer.ref == ref), 0.0)

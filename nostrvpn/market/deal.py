@@ -33,7 +33,7 @@ def check_quote(quote: Quote, lease: BoughtLease, moment: Moment) -> str | None:
     receiver = lease.seller if in_escrow else lease.offer.receiver_pubkey[2:]
     if quote.receiver[2:] != receiver:
         return "the money would go to another key than the offer's"
-    by_invoice = lease.mode is PayMode.BOLT11
+    by_invoice = lease.mode.by_invoice
     if quote.mode is not lease.mode or not (by_invoice or lease.mint in quote.mints):
         return "it wants to be paid in another way than was asked"
     if quote.lock_s > (LONGEST_LEASE_ESCROW_S if in_escrow else LONGEST_LOCK_S):
@@ -51,10 +51,12 @@ def way_to_pay(offer: Offer, wish: Wish, sat: Mapping[str, int]) -> tuple[PayMod
     if offer.pow_bits > MAX_WORK_BITS:
         return None
     for mode in wish.modes:
-        by_invoice = mode is PayMode.BOLT11
+        sources = sat if mode is PayMode.BOLT11 else offer.terms.mints
+        if mode is PayMode.HOLD:  # a mint would be asked for days whether it melted
+            sources = (LIGHTNING,)
         mints = [
             mint
-            for mint in (sat if by_invoice else offer.terms.mints)
+            for mint in sources
             if sat.get(mint, 0) > 0 and (not wish.mints or mint in wish.mints)
         ]
         if mode is PayMode.ESCROW and not arbiter_of(offer, wish):
@@ -73,4 +75,4 @@ def arbiter_of(offer: Offer, wish: Wish) -> str:
 
 def least_sat(offer: Offer, mode: PayMode) -> int:
     """Return the least that a payment can be (sat)."""
-    return least_invoice_sat(offer.terms.price) if mode is PayMode.BOLT11 else 1
+    return least_invoice_sat(offer.terms.price) if mode.by_invoice else 1

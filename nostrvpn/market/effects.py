@@ -24,9 +24,11 @@ from nostrvpn.market.channel_effects import (
 __all__ = [
     "Counted",
     "Counters",
+    "EndHold",
     "GiveBack",
     "GivenBack",
     "Heard",
+    "HoldEnded",
     "InvoiceMade",
     "InvoicePaid",
     "InvoiceSeen",
@@ -162,19 +164,33 @@ class MakeInvoice:
     """Have the connected Lightning wallet make an invoice (seller). Answer: InvoiceMade.
 
     Asked again, it may make another one: the machine goes by the first that it wrote down.
+    ``payment_hash``: of a payment that is to be held, else "".
     """
 
     ref: str
     msat: int
     expiry_s: int
+    payment_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchInvoice:
-    """Ask the connected wallet whether an invoice of its own is paid (seller). Answer: InvoiceSeen."""
+    """Ask the connected wallet whether an invoice of its own is paid, or only ``held`` (seller).
+    Answer: InvoiceSeen."""
 
     ref: str
     payment_hash: str
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndHold:
+    """Have the connected wallet take a payment that it holds, or without ``preimage`` send it back
+    (seller). Answer: HoldEnded, with what it came to."""
+
+    ref: str
+    payment_hash: str
+    preimage: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +219,7 @@ MarketEffect = (
     | Reclaim
     | MakeInvoice
     | WatchInvoice
+    | EndHold
     | PayInvoice
     | FundChannel
     | CloseChannel
@@ -281,10 +298,18 @@ class InvoiceMade:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceSeen:
-    """The answer to WatchInvoice: whether it is paid, for good."""
+    """The answer to WatchInvoice: whether it is paid, for good or as far as was asked."""
 
     ref: str
     is_paid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HoldEnded:
+    """The answer to EndHold: whether the payment is ours, or the payer's again."""
+
+    ref: str
+    is_settled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +381,7 @@ MarketEvent = (
     | InvoiceMade
     | InvoiceSeen
     | InvoicePaid
+    | HoldEnded
     | ChannelClosed
     | PaymentFailed
     | Counted

@@ -103,7 +103,7 @@ class Ending:
         return effects
 
     def _overdue(self, lease: Lease, wall: float) -> str:
-        by_invoice = lease.mode is PayMode.BOLT11  # waited for once the service has ended
+        by_invoice = lease.mode.by_invoice  # waited for once the service has ended
         if lease.phase != Phase.OPEN or (lease.has_pending and not by_invoice):
             return ""
         if lease.access is None:
@@ -118,7 +118,7 @@ class Ending:
         return "idle" if wall > used + IDLE_S else ""
 
     def _is_past(self, lease: Lease, wall: float) -> bool:
-        return wall > lease.ended_at + RECEIPT_S and lease.refund != "owed"
+        return wall > lease.ended_at + RECEIPT_S and lease.refund != "owed" and not lease.is_holding
 
     def _refund(self, lease: Lease) -> tuple[str, int]:
         """Return from which mint how much is given back (sat).
@@ -128,7 +128,7 @@ class Ending:
         What came by Lightning is in another wallet than tokens are made from.
         """
         ours = lease.reason in ("no-service", "policy-denied", "price-changed", "stopped")
-        stays = lease.mode in (PayMode.BOLT11, PayMode.ESCROW)
+        stays = lease.mode.by_invoice or lease.mode is PayMode.ESCROW
         stays |= lease.mode in (PayMode.LOCKED, PayMode.CHANNEL) and not ours
         if not lease.paid_by or stays:
             return "", 0

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from nostrvpn.machine import earliest
 from nostrvpn.market.channel_effects import CloseChannel
-from nostrvpn.market.effects import GiveBack, MakeInvoice, Redeem
+from nostrvpn.market.effects import EndHold, GiveBack, MakeInvoice, Redeem
 
 __all__ = ["Errands", "Request"]
 
-Request = Redeem | GiveBack | MakeInvoice | CloseChannel
+Request = Redeem | GiveBack | MakeInvoice | EndHold | CloseChannel
 
 # Seconds until a request that failed is made again, twice as long each time: mints count requests.
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0

@@ -17,6 +17,7 @@ from nostrvpn.market.bought_lease import BoughtLease, Escrowed, Parcel, Phase
 from nostrvpn.market.buying import Buying
 from nostrvpn.market.effects import MarketEffect, Say, Tell
 from nostrvpn.market.escrow import BUYER, OPEN, case_id, sign_secrets, signed
+from nostrvpn.market.invoice_paying import preimage_of
 from nostrvpn.market.messages import (
     Claim,
     LeaseMessage,
@@ -28,6 +29,7 @@ from nostrvpn.market.messages import (
 )
 from nostrvpn.market.patience import AGAIN_S
 from nostrvpn.market.paying import CLOCKS_S
+from nostrvpn.market.terms import PayMode
 from nostrvpn.market.trust import Outcome
 
 __all__ = ["BoughtEscrow", "disputable", "dispute"]
@@ -56,7 +58,10 @@ class BoughtEscrow:
         for deal in deals:
             for one in deal.lease.escrow:
                 self._advance(deal, one, moment)
-                if one.state == "freeing":
+                if deal.lease.mode is PayMode.HOLD:
+                    left = one.locktime + 1 - moment.wall
+                    ends += [moment.now + left] if one.state == "open" and left > 0 else []
+                elif one.state == "freeing":
                     ends.append(moment.now + max(0.0, one.locktime + CLOCKS_S + 1 - moment.wall))
                 for what, words in _sayings(deal, one):
                     key = (deal.lease.key, one.seq, what)
@@ -68,8 +73,10 @@ class BoughtEscrow:
 
     def _advance(self, deal: Buying, one: Escrowed, moment: Moment) -> None:
         lease = deal.lease
-        if one.state == "open" and _is_served(deal, one):
+        if one.state == "open" and _is_served(deal, one, moment.wall):
             one.state = "freeing"
+        if lease.mode is PayMode.HOLD:
+            return  # where it goes, the wallet says
         over = moment.wall > one.locktime + CLOCKS_S
         unused = one.state == "open" and lease.phase == Phase.OVER
         if unused or (one.state == "freeing" and over):
@@ -164,6 +171,8 @@ def _come_home(
 
 def disputable(lease: BoughtLease) -> list[Escrowed]:
     """Return the payments in escrow that an arbiter can still decide about."""
+    if not lease.arbiter:
+        return []
     home = {p.ref for p in lease.parcels if p.is_settled}
     return [
         one
@@ -182,13 +191,15 @@ def _case(one: Escrowed) -> str:
     return case_id(proof.secret for proof in one.proofs)
 
 
-def _is_served(deal: Buying, one: Escrowed) -> bool:
+def _is_served(deal: Buying, one: Escrowed, wall: float) -> bool:
     """Whether the seller may have a payment: it is used up; or begun, if the lease ended in peace."""
     lease = deal.lease
     if lease.quote is None:
         return False
     due = max(deal.count.bill.due_msat, deal.count.agreed_msat)
     if lease.phase == Phase.SERVED:
+        if lease.mode is PayMode.HOLD and wall > one.locktime:
+            return True  # the network does not wait for ever
         return due >= one.before_msat + one.credit_msat
     if lease.phase not in (Phase.CLOSING, Phase.OVER):
         return False
@@ -216,6 +227,9 @@ def _sayings(deal: Buying, one: Escrowed) -> list[tuple[str, Callable[[], LeaseM
 
 def _release(deal: Buying, one: Escrowed) -> Release:
     lease = deal.lease
+    if lease.mode is PayMode.HOLD:
+        preimage = preimage_of(lease, deal.pocket.root, one.seq).hex()
+        return Release(lease_id=lease.lease_id, seq=one.seq, preimage=preimage)
     key = deal.pocket.root.lease_key(lease.number)
     sigs = sign_secrets((proof.secret for proof in one.proofs), key)
     return Release(lease_id=lease.lease_id, seq=one.seq, sigs=sigs)

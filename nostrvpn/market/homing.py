@@ -8,11 +8,12 @@ from nostrvpn.machine import Moment, earliest
 from nostrvpn.market.bought_lease import BoughtLease
 from nostrvpn.market.channel_paying import settle_again_s
 from nostrvpn.market.effects import MarketEffect
+from nostrvpn.market.invoice_paying import pay_again
 from nostrvpn.market.paying import bring_home
 
 __all__ = ["Homing"]
 
-PARCEL_AGAIN_S = 60
+PARCEL_AGAIN_S, HELD_AGAIN_S = 60, 15
 
 
 class Homing:
@@ -33,6 +34,16 @@ class Homing:
         again: dict[str, float] = {}
         waiting: list[float] = []
         for lease in leases:
+            for money in lease.money:
+                if money.is_held:
+                    # Once the lease is over, what becomes of it is decided in a moment.
+                    pause = PARCEL_AGAIN_S if lease.is_live else HELD_AGAIN_S
+                    at = min(self._again.get(money.ref, moment.now), moment.now + pause)
+                    if at <= moment.now:
+                        doing.append(pay_again(lease, money))
+                        at = moment.now + pause
+                    again[money.ref] = at
+                    waiting.append(at)
             for parcel in lease.parcels:
                 if parcel.is_settled:
                     continue

@@ -14,6 +14,7 @@ from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.machine import Moment
 from nostrvpn.market.effects import MakeInvoice, MarketEffect, PaymentFailed, WatchInvoice
 from nostrvpn.market.ending import Ending
+from nostrvpn.market.holds import HOLD_S, UNRELEASED
 from nostrvpn.market.lease import Lease, Payment
 from nostrvpn.market.messages import Invoice, InvoiceRequest
 from nostrvpn.market.payments import Payments
@@ -54,13 +55,17 @@ class Invoices:
         if code is not None:
             return self._payments.refused(lease, seq, code, moment)
         effects = self._payments.open(lease, moment)
-        lease.remember(seq, Payment("", "pending", 1000 * request.sat, LIGHTNING))
+        lease.remember(seq, Payment(request.hash, "pending", 1000 * request.sat, LIGHTNING))
         kept = stall.keep(lease, moment.wall)
         return [*effects, *kept, *stall.errands.ask(self._begin(lease, seq), moment.now)]
 
     def _refuse(self, lease: Lease, request: InvoiceRequest, moment: Moment) -> str | None:
-        if lease.mode is not PayMode.BOLT11:
+        if not lease.mode.by_invoice:
             return "mode-not-accepted"
+        if (lease.mode is PayMode.HOLD) != bool(request.hash) or self._knows(request.hash):
+            return "hash-refused"
+        if self._waiting(lease) >= UNRELEASED:
+            return "release-needed"
         if request.sat < least_invoice_sat(lease.price):
             return "slice-too-small"
         if request.sat > lease.quote.max_slice_sat:
@@ -69,10 +74,22 @@ class Invoices:
             return "too-busy"
         return self._payments.refuse(lease, request.seq, moment)
 
+    @staticmethod
+    def _waiting(lease: Lease) -> int:
+        """Return how many payments wait for the buyer's word, or may yet."""
+        if lease.mode is not PayMode.HOLD:
+            return 0
+        return sum(p.state == "pending" or p.hold == "held" for p in lease.payments.values())
+
     def _begin(self, lease: Lease, seq: int) -> MakeInvoice:
         ref = f"invoice:{lease.id}:{seq}"
         self._open[ref] = (lease.id, seq)
-        return MakeInvoice(ref, lease.payments[seq].msat, INVOICE_S)
+        asked = lease.payments[seq]
+        return MakeInvoice(ref, asked.msat, INVOICE_S, asked.id if not asked.invoice else "")
+
+    def _knows(self, payment_hash: str) -> bool:
+        others = (p for lease in self._stall.leases.values() for p in lease.payments.values())
+        return bool(payment_hash) and any(paid.id == payment_hash for paid in others)
 
     def _again(self, lease: Lease, seq: int, known: Payment, moment: Moment) -> list[MarketEffect]:
         if not known.invoice:
@@ -95,8 +112,9 @@ class Invoices:
         except PeerMisbehaved as exc:
             self._stall.counters[exc.code] += 1
             return self._settle(ref, "lightning-down", moment)
-        hashes = (p.id for other in self._stall.leases.values() for p in other.payments.values())
-        if invoice.amount_msat != payment.msat or invoice.payment_hash in hashes:
+        name = invoice.payment_hash
+        is_good = name == payment.id if payment.id else not self._knows(name)
+        if invoice.amount_msat != payment.msat or not is_good:
             self._stall.counters["invoice that was not asked for"] += 1
             return self._settle(ref, "lightning-down", moment)
         payment = replace(payment, id=invoice.payment_hash, invoice=text, until=invoice.expires_at)
@@ -114,6 +132,8 @@ class Invoices:
         if is_paid:
             self._forget(ref)
             paid = Payment(payment.id, "credited", payment.msat, LIGHTNING)
+            if lease.mode is PayMode.HOLD:
+                paid = replace(paid, hold="held", until=int(moment.wall) + HOLD_S)
             return self._payments.credit(lease, seq, paid, moment)
         if moment.wall > payment.until + LATE_S:
             return self._settle(ref, "invoice-expired", moment)
@@ -142,7 +162,7 @@ class Invoices:
     def adopt(self, lease: Lease) -> None:
         """Go on with a lease of an earlier run."""
         for seq, payment in lease.payments.items():
-            if lease.mode is PayMode.BOLT11 and payment.state == "pending":
+            if lease.mode.by_invoice and payment.state == "pending":
                 request = self._begin(lease, seq)
                 if not payment.invoice:
                     self._stall.errands.owe(request)
@@ -153,7 +173,8 @@ class Invoices:
         if moment.now < self._watched_at.get(ref, float("-inf")) + after:
             return []
         self._watched_at[ref] = moment.now
-        return [WatchInvoice(ref, payment.id)]
+        is_hold = self._stall.leases[self._open[ref][0]].mode is PayMode.HOLD
+        return [WatchInvoice(ref, payment.id, is_hold)]
 
     def _find(self, ref: str) -> tuple[Lease, int, Payment] | None:
         lease_id, seq = self._open.get(ref, ("", 0))

@@ -37,7 +37,9 @@ class Phase:
 class Payment:
     """A payment by its ``seq``: ``state`` is pending, credited, or the code of its refusal.
 
-    By an invoice: ``id`` is its payment hash, empty until it is made; ``until``: when it expires.
+    By an invoice: ``id`` is its payment hash, empty until it is made; ``until``: when it expires, or
+    until when it may wait if that is what it does. ``hold``: held, settling (``preimage`` is known),
+    cancelling, settled or cancelled; "" for what never waited.
     """
 
     id: str
@@ -46,6 +48,13 @@ class Payment:
     mint: str = ""
     invoice: str = field(default="", repr=False)
     until: int = 0
+    hold: str = ""
+    preimage: str = field(default="", repr=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is still to become of it."""
+        return self.state == "pending" or self.hold not in ("", "settled")
 
 
 @dataclass(slots=True)
@@ -142,10 +151,21 @@ class Lease:
     def remember(self, seq: int, payment: Payment) -> None:
         """Set what became of a payment; the oldest settled ones are forgotten."""
         self.payments[seq] = payment
-        settled = sorted(s for s, p in self.payments.items() if p.state != "pending")
+        settled = sorted(s for s, p in self.payments.items() if not p.is_open)
         for old in settled[: max(0, len(self.payments) - REMEMBERED_PAYMENTS)]:
             del self.payments[old]
             self.stale_below = max(self.stale_below, old + 1)
+
+    def used_of(self, seq: int) -> int:
+        """Return how much of a payment was served for (msat)."""
+        later = (paid for other, paid in self.payments.items() if other >= seq)
+        before = self.paid_msat - sum(paid.msat for paid in later if paid.state == "credited")
+        return max(0, min(self.payments[seq].msat, self.bill.due_msat - before))
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a payment waits to become ours or the buyer's."""
+        return any(p.hold in ("held", "settling", "cancelling") for p in self.payments.values())
 
     @property
     def has_pending(self) -> bool:

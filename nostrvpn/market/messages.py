@@ -73,7 +73,7 @@ NOTICE_CODES = frozenset(
         *("unknown-keyset", "inactive-keyset", "expiring-keyset"),
         *("fee-too-low", "slice-too-large", "mint-down", "mode-not-accepted", "stale-seq"),
         *("policy-denied", "price-changed", "work-needed", "trial-denied", "quote-expired"),
-        *("slice-too-small", "lightning-down", "invoice-expired"),
+        *("slice-too-small", "lightning-down", "invoice-expired", "hash-refused"),
         *("channel-closed", "channel-refused"),
         *("arbiter-not-accepted", "release-needed", "released", "release-refused"),
         *("claim-refused", "too-many-claims"),
@@ -171,11 +171,13 @@ class InvoiceRequest(Struct, frozen=True, tag="invoice_req", kw_only=True):
     """The buyer of a lease that is paid by invoices asks for one over ``sat``.
 
     Said again with its ``seq`` it asks whether that one is paid; the answer is then the grant.
+    ``hash``: of the payment, where the buyer has the preimage (mode hold).
     """
 
     lease_id: Hex32
     seq: Number
     sat: Sat
+    hash: Seed = ""
 
 
 class Invoice(Struct, frozen=True, tag="invoice", kw_only=True):
@@ -281,13 +283,14 @@ class Release(Struct, frozen=True, tag="release", kw_only=True):
     """One side lets the other have a payment that is in escrow: the buyer, who was served for it, or the
     seller, who served nothing for it.
 
-    ``sigs``: its signature of each proof's secret (NUT-11), in the order of the token. The answer to
-    the buyer's: a notice ``released``, the same each time.
+    ``sigs``: its signature of each proof's secret (NUT-11), in the order of the token; ``preimage``: of
+    a payment by Lightning. The answer to the buyer's: a notice ``released``, the same each time.
     """
 
     lease_id: Hex32
     seq: Number
-    sigs: Annotated[tuple[Signature, ...], Meta(min_length=1, max_length=16)]
+    sigs: Annotated[tuple[Signature, ...], Meta(max_length=16)] = ()
+    preimage: Seed = ""
 
 
 class Return(Struct, frozen=True, tag="return", kw_only=True):

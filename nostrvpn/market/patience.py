@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from nostrvpn.market.bought_lease import Phase
+from nostrvpn.market.bought_lease import BoughtLease, Phase
 
 __all__ = [
     "AGAIN_S",
-    "ANSWER_S",
     "MONEY_AGAIN_S",
     "PATIENCE_S",
     "PROBE_AGAIN_S",
@@ -14,6 +13,7 @@ __all__ = [
     "PROBE_S",
     "PROBE_SOON_S",
     "SLOW_PROBES",
+    "answer_s",
 ]
 
 # Without an answer, a message is said again after these seconds, then each time the last of them.
@@ -27,9 +27,14 @@ PATIENCE_S = {
     Phase.PAYING: 90,
     Phase.CLOSING: 3600,
 }
-ANSWER_S = 60
+_ANSWER_S, _HELD_S = 60, 180
 # How often the tunnel in use is tried, and how often it may fail or be slow in a row.
 PROBE_S, PROBE_SOON_S, PROBE_AGAIN_S = 60, 8, 3
 PROBE_FAILURES, SLOW_PROBES = 2, 3
 # How often money is asked for again that the ceilings, or the mint, did not give.
 MONEY_AGAIN_S = 30
+
+
+def answer_s(lease: BoughtLease) -> int:
+    """Return how long a seller may take to answer for a payment: one by Lightning has its way to go."""
+    return _HELD_S if lease.is_holding else _ANSWER_S

@@ -18,7 +18,6 @@ from nostrvpn.cashu.proof import Keyset, MintKeys, Proof
 from nostrvpn.cashu.token import Token, expand_ids, parse_token, render_token
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.identity.keys import RootSecret
-from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.machine import Moment
 from nostrvpn.market.billing import credit_msat, ramp
 from nostrvpn.market.bought_lease import BoughtLease, Escrowed, Money, Parcel, Slice
@@ -26,26 +25,25 @@ from nostrvpn.market.ceilings import Spending
 from nostrvpn.market.channel_effects import most_capacity
 from nostrvpn.market.channel_paying import come_home, fund, measure, plan_channel, show_update
 from nostrvpn.market.effects import Lock, MarketEffect, PayInvoice, Reclaim, Redeem, TakeOut
-from nostrvpn.market.messages import Invoice
-from nostrvpn.market.terms import PayMode, least_invoice_sat
+from nostrvpn.market.terms import PayMode
 from nostrvpn.market.wish import Wish
 
 __all__ = [
     "Pocket",
     "accept_refund",
     "answered",
+    "arrived",
     "ask_again",
     "bring_home",
     "fee_room",
     "go_home",
-    "invoice_paid",
+    "next_amounts",
     "parcel_came",
     "parcel_lost",
     "prepare",
     "settle",
     "show",
     "take_back",
-    "take_invoice",
     "took",
 ]
 
@@ -55,6 +53,8 @@ FIRST_BUNDLE, LAST_BUNDLE = 16, 256
 BUNDLE_LIFE_S = 1800
 # The clocks of a mint, a seller and a buyer differ.
 CLOCKS_S = 60
+# A payment waits in the Lightning network no longer: then it is released while the exit serves.
+LET_GO_S = 1800
 
 
 @dataclass(slots=True)
@@ -118,8 +118,6 @@ def prepare(lease: BoughtLease, pocket: Pocket, moment: Moment) -> list[MarketEf
     assert lease.quote is not None
     if pocket.wish is None:
         return None
-    if lease.mode is PayMode.BOLT11:
-        return _prepare_invoice(lease, pocket, moment)
     allowed = pocket.allowed(lease.mint, moment)
     if lease.mode is PayMode.CHANNEL:
         return _prepare_channel(lease, pocket, allowed, moment)
@@ -157,56 +155,6 @@ def _prepare_channel(
     lease.money.append(money)
     pocket.spending.set_aside(money.ref, money.sat + fee_room(money.sat), moment)
     return [_request(lease, money)]
-
-
-def _prepare_invoice(
-    lease: BoughtLease, pocket: Pocket, moment: Moment
-) -> list[MarketEffect] | None:
-    """Set aside what an invoice will be over; the seller is asked for it by the record."""
-    assert lease.quote is not None
-    assert pocket.wish is not None
-    most = min(lease.quote.max_slice_sat, pocket.wish.ceilings.slice_sat)
-    most = min(most, max(0, pocket.allowed(lease.mint, moment) - 2) * 10 // 11)
-    least = least_invoice_sat(lease.quote.price)
-    if least > most:
-        return None
-    amount = min(most, max(least, next_amounts(lease, pocket, 0)))
-    money = Money(f"{lease.key}/m{len(lease.money)}", [(amount,)])
-    lease.money.append(money)
-    # A number of its own: what became of an invoice that was not paid is the seller's to say.
-    lease.seq = len(lease.money)
-    pocket.spending.set_aside(money.ref, amount + fee_room(amount), moment)
-    return []
-
-
-def take_invoice(lease: BoughtLease, told: Invoice, moment: Moment) -> list[MarketEffect]:
-    """Have the seller's invoice paid; PeerMisbehaved "bad_invoice" if it is not what was asked for."""
-    money = lease.purse
-    if money is None or not lease.is_asking or told.seq != lease.seq:
-        return []
-    invoice = parse_invoice(told.invoice)
-    is_known = any(other.invoice == invoice.text for other in lease.money)
-    if invoice.amount_msat != 1000 * money.sat or is_known:
-        raise PeerMisbehaved("bad_invoice", "an invoice over another amount, or one of before")
-    if invoice.expires_at < moment.wall + CLOCKS_S:
-        raise PeerMisbehaved("bad_invoice", "an invoice that expires at once")
-    money.invoice = invoice.text
-    return [PayInvoice(money.ref, lease.mint, money.invoice, fee_room(money.sat))]
-
-
-def invoice_paid(lease: BoughtLease, pocket: Pocket, moment: Moment, got: tuple[str, int]) -> None:
-    """An invoice is paid: ``got`` is the ref of its money, and the fee in sat."""
-    ref, fee_sat = got
-    money = next((m for m in lease.money if m.ref == ref), None)
-    if money is None or money.is_there or money.is_over:
-        return
-    money.slices = [()]
-    beyond = fee_sat - fee_room(money.sat)
-    if beyond > 0:  # a connected wallet knows no limit of ours: it is spent all the same
-        pocket.spending.set_aside(f"{ref}/fee", beyond, moment)
-        pocket.spending.show(f"{ref}/fee", beyond, moment)
-        pocket.spending.put_back(f"{ref}/fee", moment)
-    _arrived(lease, pocket, moment, (money, fee_sat))
 
 
 def _powers(amount: int) -> tuple[int, ...]:
@@ -252,10 +200,11 @@ def took(
     money.slices = parts
     if money.seed:
         measure(money, pocket, lease.mint)
-    _arrived(lease, pocket, moment, (money, fee_sat))
+    arrived(lease, pocket, moment, (money, fee_sat))
 
 
-def _arrived(lease: BoughtLease, pocket: Pocket, moment: Moment, made: tuple[Money, int]) -> None:
+def arrived(lease: BoughtLease, pocket: Pocket, moment: Moment, made: tuple[Money, int]) -> None:
+    """Money is ready to be shown: ``made`` is it, and the fee in sat."""
     money, fee_sat = made
     money.is_there, money.fee_sat = True, fee_sat
     pocket.spending.show(money.ref, fee_sat, moment)
@@ -281,9 +230,10 @@ def show(lease: BoughtLease, pocket: Pocket, moment: Moment) -> bool:
     token = render_token(Token(lease.mint, proofs)) if proofs else "paid"
     if money.invoice:
         sat, worth = money.sat, 1000 * money.sat
-    if lease.arbiter:
+    if lease.arbiter or money.hash:
+        until = money.locktime or int(moment.wall) + LET_GO_S
         before = sum(payment.credit_msat for payment in lease.slices)
-        lease.escrow.append(Escrowed(lease.seq, proofs, money.locktime, before, worth))
+        lease.escrow.append(Escrowed(lease.seq, proofs, until, before, worth))
     shown_at = int(moment.wall)
     lease.slices.append(Slice(lease.seq, sat, worth, money.ref, token, proofs, shown_at))
     lease.seq += 1

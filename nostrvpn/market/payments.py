@@ -48,7 +48,7 @@ class Payments:
         if seq in lease.payments:
             return [self._stall.notice(lease, "info", "payment-pending", moment.wall, seq=seq)]
         code = self.refuse(lease, seq, moment, is_trial=is_trial)
-        if lease.mode is PayMode.BOLT11 and not is_trial:
+        if lease.mode.by_invoice and not is_trial:
             code = "mode-not-accepted"
         if code is not None:
             return self.refused(lease, seq, code, moment)

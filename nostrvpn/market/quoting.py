@@ -84,10 +84,10 @@ class Quoting:
 
     def _has_room(self, mode: PayMode) -> bool:
         terms = self._stall.settings.terms
-        return mode is not PayMode.BOLT11 or least_invoice_sat(terms.price) <= terms.max_slice_sat
+        return not mode.by_invoice or least_invoice_sat(terms.price) <= terms.max_slice_sat
 
     def _mints(self, request: QuoteRequest) -> tuple[str, ...]:
-        if request.mode is PayMode.BOLT11:
+        if request.mode.by_invoice:
             return self._stall.settings.terms.mints  # none of them has to do with it
         taken = [url for url in self._stall.settings.terms.mints if url in self._stall.till.mints]
         return tuple(url for url in taken if not request.mints or url in request.mints)

@@ -17,7 +17,6 @@ from nostrvpn.market.messages import (
     TopUp,
     render_message,
 )
-from nostrvpn.market.terms import PayMode
 
 __all__ = ["Voice", "message_of", "request_of", "tell"]
 
@@ -68,11 +67,12 @@ def message_of(lease: BoughtLease, relays: tuple[str, ...]) -> LeaseMessage | No
             return request_of(lease, relays)
         case Phase.TRYING:
             return Fund(lease_id=lease.lease_id, seq=0)
-        case Phase.PAYING | Phase.SERVED if lease.mode is PayMode.BOLT11:
-            if pending is None and not lease.is_asking:
+        case Phase.PAYING | Phase.SERVED if lease.mode.by_invoice:
+            if pending is None and not (lease.is_asking or lease.is_holding):
                 return None
             seq = lease.seq if pending is None else pending.seq
-            return InvoiceRequest(lease_id=lease.lease_id, seq=seq, sat=lease.money[-1].sat)
+            money = lease.money[-1]
+            return InvoiceRequest(lease_id=lease.lease_id, seq=seq, sat=money.sat, hash=money.hash)
         case Phase.PAYING | Phase.SERVED if pending is not None and pending.signature:
             return message_of_update(lease, pending)
         case Phase.PAYING | Phase.SERVED if pending is not None:
@@ -92,7 +92,7 @@ def request_of(lease: BoughtLease, relays: tuple[str, ...]) -> QuoteRequest:
         wg_pub=lease.wg_pub,
         refund=lease.refund,
         mode=lease.mode,
-        mints=() if lease.mode is PayMode.BOLT11 else (lease.mint,),
+        mints=() if lease.mode.by_invoice else (lease.mint,),
         relays=relays,
         nonce=lease.nonce,
         who=lease.who,

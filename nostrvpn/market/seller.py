@@ -22,6 +22,7 @@ from nostrvpn.market.effects import (
     Counted,
     GivenBack,
     Heard,
+    HoldEnded,
     InvoiceMade,
     InvoiceSeen,
     Keep,
@@ -35,6 +36,7 @@ from nostrvpn.market.effects import (
 )
 from nostrvpn.market.ending import Ending
 from nostrvpn.market.escrow_sold import DISPUTES, SoldEscrow
+from nostrvpn.market.holds import SoldHolds
 from nostrvpn.market.invoices import Invoices
 from nostrvpn.market.lease import LEASES, METERS, Lease, Phase
 from nostrvpn.market.ledger import Ledger
@@ -83,6 +85,7 @@ class Seller:
         self._payments = Payments(self._stall, self._serving, self._ending)
         self._invoices = Invoices(self._stall, self._payments, self._ending)
         self._escrow = SoldEscrow(self._stall)
+        self._holds = SoldHolds(self._stall, self._ending)
         self._looked_at: float | None = None
 
     @property
@@ -185,6 +188,10 @@ class Seller:
                 return self._invoices.made(ref, text, moment)
             case InvoiceSeen(ref, is_paid):
                 return self._invoices.seen(ref, is_paid, moment)
+            case HoldEnded():
+                return self._holds.ended(event, moment)
+            case PaymentFailed(ref) if self._holds.is_one(ref):
+                return self._holds.failed(event, moment)
             case PaymentFailed(ref) if ref in self._stall.channels:
                 return self._stall.channels.failed(event, moment)
             case PaymentFailed(ref) if ref in self._invoices:
@@ -266,6 +273,7 @@ class Seller:
             effects += stall.count_trial(lease)
             effects += self._payments.adopt_channels(lease, moment)
             self._invoices.adopt(lease)
+            self._holds.adopt(lease)
             effects += self._resume(lease, moment)
         return _keeps_first([*effects, ServiceChanged()])
 
@@ -293,13 +301,13 @@ class Seller:
         match message:
             case QuoteRequest():
                 return self._quoting.answer(sender, message, moment)
-            case Release():
+            case Release() if not message.preimage:
                 return self._escrow.released(sender, message, moment)
             case Return():
                 return self._escrow.returned(sender, message, moment)
             case Verdict():
                 return self._escrow.judged(sender, message, moment)
-            case Fund() | TopUp() | InvoiceRequest() | Close() | Low():
+            case Fund() | TopUp() | InvoiceRequest() | Close() | Low() | Release():
                 lease = self._stall.leases.get(message.lease_id)
             case _:
                 self.counters["not for a seller"] += 1
@@ -315,6 +323,8 @@ class Seller:
         match message:
             case Fund() | TopUp():
                 return self._payments.paid(lease, message, moment)
+            case Release():
+                return self._holds.released(lease, message, moment)
             case InvoiceRequest():
                 return self._invoices.asked(lease, message, moment)
             case Close(reason=reason):
@@ -338,6 +348,7 @@ class Seller:
             *self._quoting.expire(moment.wall),
             *self._escrow.look(moment),
             *self._ending.expire(moment),
+            *self._holds.look(moment),
             *stall.till.redeem(moment),
             *stall.channels.close(stall.leases, moment),
             *stall.errands.due(moment.now),

@@ -13,7 +13,7 @@ from nostrvpn.market.channel_till import ChannelTill
 from nostrvpn.market.effects import Keep, MarketEffect, Tell
 from nostrvpn.market.errands import Errands
 from nostrvpn.market.introduction import introduced
-from nostrvpn.market.lease import LEASES, METERS, Lease, Phase
+from nostrvpn.market.lease import LEASES, METERS, Lease, Payment, Phase
 from nostrvpn.market.ledger import Entry, Ledger
 from nostrvpn.market.messages import LeaseMessage, Notice, QuoteRequest, Usage, render_message
 from nostrvpn.market.sale import Sale
@@ -118,6 +118,7 @@ class Stall:
             if paid.state == "credited":
                 ref, account = f"paid:{lease.id}:{seq}", f"{lease.mode.account}:{paid.mint}"
                 entries.append(Entry(ref, at, account, owes, paid.msat, "payment"))
+            entries += _of_hold(lease, seq, paid, at)
         if lease.phase == Phase.CLOSED:
             entries += self._closing(lease, at, owes)
         return [keep for entry in entries for keep in self.ledger.post(entry)]
@@ -193,3 +194,15 @@ class Stall:
         if not was_kept:
             return []
         return [Keep(LEASES, lease.id, None), Keep(METERS, lease.id, None)]
+
+
+def _of_hold(lease: Lease, seq: int, paid: Payment, at: int) -> list[Entry]:
+    """Return what became of a payment that was held, once that is sure."""
+    name, locked = f"{lease.id}:{seq}", f"locked:{paid.mint}"
+    if paid.hold == "settled":
+        return [Entry(f"held:{name}", at, f"wallet:{paid.mint}", locked, paid.msat, "released")]
+    if paid.hold == "cancelled" and lease.phase == Phase.CLOSED:
+        used = lease.used_of(seq)
+        rest = Entry(f"back:{name}", at, "unused", locked, paid.msat - used, "the buyer's")
+        return [Entry(f"lost:{name}", at, "lost", locked, used, "not released"), rest]
+    return []

@@ -41,13 +41,15 @@ _TIME = re.compile(r"([0-9]{1,12})\s*(sats?|msat)/h(?:our)?\Z", re.IGNORECASE)
 class PayMode(Enum):
     """How a slice is paid: a token that the seller swaps first (``PLAIN``), proofs locked to the seller
     and shown one after the other (``LOCKED``), the same but locked to two of seller, buyer and an
-    arbiter (``ESCROW``), a Spilman channel (``CHANNEL``), or an invoice (``BOLT11``)."""
+    arbiter (``ESCROW``), a Spilman channel (``CHANNEL``), an invoice (``BOLT11``), or one whose payment
+    waits in the network for the buyer's word (``HOLD``)."""
 
     PLAIN = "plain"
     LOCKED = "locked"
     CHANNEL = "channel"
     BOLT11 = "bolt11"
     ESCROW = "escrow"
+    HOLD = "hold"
 
     @property
     def is_locked(self) -> bool:
@@ -55,9 +57,15 @@ class PayMode(Enum):
         return self in (PayMode.LOCKED, PayMode.ESCROW)
 
     @property
+    def by_invoice(self) -> bool:
+        """Whether it is paid by Lightning."""
+        return self in (PayMode.BOLT11, PayMode.HOLD)
+
+    @property
     def account(self) -> str:
         """What the seller has of a payment that is credited: proofs not redeemed, a channel, money."""
-        return "locked" if self.is_locked else "channel" if self is PayMode.CHANNEL else "wallet"
+        is_kept = self.is_locked or self is PayMode.HOLD
+        return "locked" if is_kept else "channel" if self is PayMode.CHANNEL else "wallet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class Wish:
         by_escrow = set(self.modes) == {PayMode.ESCROW}
         if by_escrow and not set(self.arbiters) & set(offer.escrow):
             return "no common arbiter"
-        by_invoice = PayMode.BOLT11 in self.modes and PayMode.BOLT11 in offer.terms.pay
+        by_invoice = any(m.by_invoice for m in self.modes if m in offer.terms.pay)
         if self.mints and not (by_invoice or set(self.mints) & set(offer.terms.mints)):
             return "no common mint"
         return self.ceilings.refuse_price(offer.terms.price)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from nostrvpn.io.store import Store
 from nostrvpn.lab.mint import Mint
 from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.market.effects import (
+    EndHold,
+    HoldEnded,
     InvoiceMade,
     InvoicePaid,
     InvoiceSeen,
@@ -166,3 +169,60 @@ async def test_a_payment_that_was_never_asked_for_is_made_after_a_restart(room: 
     again = PayInvoice("lease/m4", LIGHTNING, text, 3, is_again=True)
     assert await buyer.ask(again) == InvoicePaid("lease/m4", 1)
     assert len(buyer.service.paid) == 1
+
+
+async def held(room: Room, monkeypatch: pytest.MonkeyPatch, secret: bytes, ref: str) -> PayInvoice:
+    """Have a payment wait from the one wallet to the other; return what paid it."""
+    monkeypatch.setattr("nostrvpn.io.nwc.ANSWER_S", 1.0)
+    room.buyer.service.others.append(room.seller.service)
+    name = sha256(secret).hexdigest()
+    made = await room.seller.ask(MakeInvoice(f"invoice:{ref}", 10_000, 180, name))
+    assert isinstance(made, InvoiceMade)
+    assert parse_invoice(made.invoice).payment_hash == name
+    # The answer was lost: it is the same invoice.
+    assert await room.seller.ask(MakeInvoice(f"invoice:{ref}", 10_000, 180, name)) == made
+    assert await room.seller.ask(WatchInvoice(ref, name, held=True)) == InvoiceSeen(ref, False)
+    failed = await room.buyer.ask(PayInvoice(ref, LIGHTNING, made.invoice, 3))
+    assert isinstance(failed, PaymentFailed)
+    assert failed.may_retry
+    assert await room.seller.ask(WatchInvoice(ref, name, held=True)) == InvoiceSeen(ref, True)
+    assert await room.seller.ask(WatchInvoice(ref, name)) == InvoiceSeen(ref, False)
+    again = PayInvoice(ref, LIGHTNING, made.invoice, 3, is_again=True)
+    failed = await room.buyer.ask(again)
+    assert isinstance(failed, PaymentFailed)
+    assert failed.may_retry
+    return again
+
+
+async def test_a_payment_waits_until_it_is_taken(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert room.seller.rail.can_hold
+    secret = b"s" * 32
+    again = await held(room, monkeypatch, secret, "lease/m5")
+    name, had = sha256(secret).hexdigest(), room.seller.service.balance
+    wrong = await room.seller.ask(EndHold("hold:x:0", name, "00" * 32))
+    assert isinstance(wrong, PaymentFailed)
+    assert wrong.may_retry
+    take = EndHold("hold:x:1", name, secret.hex())
+    for _ in range(2):  # asked again, if the first answer was lost
+        assert await room.seller.ask(take) == HoldEnded("hold:x:1", True)
+    assert room.seller.service.balance == had + 10_000
+    assert await room.seller.ask(EndHold("hold:x:2", name)) == HoldEnded("hold:x:2", True)
+    assert await room.buyer.ask(again) == InvoicePaid("lease/m5", 1)
+
+
+async def test_a_payment_that_waits_is_sent_back(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, had = b"t" * 32, room.buyer.service.balance
+    again = await held(room, monkeypatch, secret, "lease/m6")
+    name = sha256(secret).hexdigest()
+    for _ in range(2):
+        assert await room.seller.ask(EndHold("hold:x:3", name)) == HoldEnded("hold:x:3", False)
+    late = EndHold("hold:x:4", name, secret.hex())
+    assert await room.seller.ask(late) == HoldEnded("hold:x:4", False)
+    failed = await room.buyer.ask(again)
+    assert isinstance(failed, PaymentFailed)
+    assert not failed.may_retry
+    assert room.buyer.service.balance == had

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from hashlib import sha256
 
 import pytest
 
@@ -58,10 +59,14 @@ async def test_all_that_a_wallet_can_be_asked(
     assert await wallet.balance() == 10**9 - AMOUNT
     assert (await wallet.lookup_invoice(INVOICE.payment_hash))["state"] == "settled"
     assert await wallet.make_invoice(AMOUNT, "a", 60) == INVOICE
-    held = await wallet.make_hold_invoice(AMOUNT, INVOICE.payment_hash, 60)
-    await wallet.settle_hold_invoice("22" * 32)
-    await wallet.cancel_hold_invoice(held.payment_hash)
-    assert service.held == {"22" * 32: "settled", held.payment_hash: "canceled"}
+    name = sha256(bytes(32)).hexdigest()
+    for payment_hash in (name, "22" * 32):
+        held = await wallet.make_hold_invoice(AMOUNT, payment_hash, 60)
+        assert held.payment_hash == payment_hash
+        service.held[payment_hash] = "accepted"
+    await wallet.settle_hold_invoice(bytes(32).hex())
+    await wallet.cancel_hold_invoice("22" * 32)
+    assert service.held == {name: "settled", "22" * 32: "failed"}
     assert await wallet.pay_keysend("02" + "ab" * 32, 5000, "a tip") == "11" * 32
     assert dict(service.asked)["pay_keysend"] == {
         "amount": 5000,
@@ -80,9 +85,12 @@ async def test_a_refusal_has_the_wallets_word(
     assert await wallet.balance() == 10**9
 
 
-async def test_an_invoice_over_another_amount_is_not_taken(wallet: LightningWallet) -> None:
+async def test_an_invoice_over_another_amount_is_not_taken(
+    service: LightningService, wallet: LightningWallet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(PeerMisbehaved, match="another amount"):
         await wallet.make_invoice(AMOUNT + 1, "a", 60)
+    monkeypatch.setattr(service, "_make_hold_invoice", service._make_invoice)
     with pytest.raises(PeerMisbehaved, match="payment hash"):
         await wallet.make_hold_invoice(AMOUNT, "ff" * 32, 60)
 

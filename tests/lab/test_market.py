@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,15 @@ def test_a_mint_or_a_relay_that_is_gone_does_not_end_service(lab: Village) -> No
 
 
 def test_plain_money_that_was_not_used_comes_back(lab: Village) -> None:
+    def counted(size: int) -> bool:
+        return bool(lab.lease()["bytes"] >= size)
+
     before = lab.laptop.ask("wallet_balance")["free"]
     lab.buy(lab.refs["vps"], "--pay", "plain")
     size = 8 * SAT_BYTES
-    for _ in range(5):
+    for number in range(1, 6):
         assert lab.received(lab.download(size)) == size
+        wait_until(partial(counted, number * size), "all to be counted", timeout=LIMIT)
         if lab.lease()["paid_msat"] - lab.lease()["due_msat"] > 5000:
             break
     row = lab.settle().bought[0]

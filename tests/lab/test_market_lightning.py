@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 class Town(Strangers):
     """Both sides have their money at one Lightning wallet."""
 
-    def connect(self) -> None:
-        """Start the wallet, and connect both to it."""
+    def connect(self, *kind: str) -> None:
+        """Start a wallet, and connect both to it."""
         self.wallet = Process(
             self.server.namespace,
-            (sys.executable, "-m", PROGRAM, self.server.relay_url),
-            log=self.directory / "lightning-wallet.log",
+            (sys.executable, "-m", PROGRAM, self.server.relay_url, *kind),
+            log=self.directory / f"lightning-wallet{len(kind)}.log",
             environment={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         self.stack.callback(self.wallet.kill)
@@ -45,7 +45,7 @@ class Town(Strangers):
         return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def town() -> Iterator[Town]:
     with watched(Town()) as lab:
         lab.open_up()
@@ -61,7 +61,7 @@ def accounts(lab: Town) -> tuple[dict[str, int], dict[str, int]]:
 def test_an_exit_is_paid_by_invoices_while_a_wallet_is_connected(town: Town) -> None:
     lab = town
     assert "bolt11" not in lab.pays()
-    lab.connect()
+    lab.connect("plain")
     wait_until(lambda: "bolt11" in lab.pays(), "an offer that takes invoices", timeout=LIMIT)
     ecash = lab.laptop.query("wallet", "balance")
     lab.buy(lab.refs["vps"], "--pay", "bolt11")
@@ -91,3 +91,29 @@ def test_an_exit_is_paid_by_invoices_while_a_wallet_is_connected(town: Town) -> 
     assert ours["wallet:lightning"] == -sold["paid_msat"] - ours["fees"]
     assert ours["spent"] == -theirs["earned"]
     assert lab.laptop.query("wallet", "balance") == ecash
+
+
+@pytest.mark.timeout(patient(240))
+def test_what_waits_in_the_network_goes_home_unless_it_was_used(town: Town) -> None:
+    lab = town
+    lab.connect()
+    wait_until(lambda: "hold" in lab.pays(), "an offer that takes held invoices", timeout=LIMIT)
+    lab.buy(lab.refs["vps"], "--pay", "bolt11")
+    assert (lab.lease()["mode"], lab.lease()["mint"]) == ("hold", "lightning")
+    size = 12 * SAT_BYTES
+    assert lab.received(lab.download(size)) == size
+    wait_until(lambda: lab.lease()["paid_msat"] >= 20_000, "the second grant", timeout=LIMIT)
+    wait_until(lambda: "wallet:lightning" in accounts(lab)[1], "the first release", timeout=LIMIT)
+    assert accounts(lab)[1]["locked:lightning"] >= 10_000
+    lab.laptop.cli("exit", "off")
+
+    def is_over() -> bool:
+        ours, theirs = accounts(lab)
+        waits = [name for name in ours if name.startswith(("locked:", "lease:"))]
+        return not waits and "locked:lightning" not in theirs
+
+    wait_until(is_over, "settled books", timeout=4 * LIMIT, evidence=lambda: str(accounts(lab)))
+    ours, theirs = accounts(lab)
+    assert ours["wallet:lightning"] == -theirs["wallet:lightning"] - ours.get("fees", 0)
+    assert ours["spent"] == -theirs["earned"] > 10_000
+    assert "lost" not in {*ours, *theirs}

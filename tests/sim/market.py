@@ -33,9 +33,11 @@ from nostrvpn.market.channel_effects import CloseChannel, FundChannel, SettleCha
 from nostrvpn.market.effects import (
     Counted,
     Counters,
+    EndHold,
     GiveBack,
     GivenBack,
     Heard,
+    HoldEnded,
     InvoiceMade,
     InvoicePaid,
     InvoiceSeen,
@@ -95,7 +97,9 @@ class Bank:
     def total(self) -> int:
         """All sat there are: in wallets, as proofs that are out, and what mint and nodes took."""
         out = sum(p.amount for p in self.out.values())
-        by_lightning = sum(self.lightning.balances.values())
+        lightning = self.lightning
+        by_lightning = sum(lightning.balances.values()) + sum(lightning.held.values())
+        by_lightning += lightning.fees
         return sum(self.balances.values()) + out + by_lightning + self.fees
 
     def do(
@@ -109,10 +113,12 @@ class Bank:
         if self.is_down:
             return PaymentFailed(ref, "unreachable", "it does not answer", True)
         match effect:
-            case MakeInvoice(ref, msat, expiry):
-                return InvoiceMade(ref, self.lightning.make(owner, msat, int(now), expiry))
-            case WatchInvoice(ref, payment_hash):
-                return InvoiceSeen(ref, payment_hash in self.lightning.paid)
+            case MakeInvoice(ref, msat, expiry, name):
+                return InvoiceMade(ref, self.lightning.make(owner, msat, int(now), expiry, name))
+            case WatchInvoice(ref, name, held):
+                return InvoiceSeen(ref, self.lightning.is_paid(name, held=held))
+            case EndHold(ref, name, preimage):
+                return HoldEnded(ref, self.lightning.end(name, preimage))
         made = self._do(owner, effect, keys, now)
         if not (isinstance(made, PaymentFailed) and made.may_retry):
             self.done[owner, ref] = made
@@ -159,6 +165,9 @@ class Bank:
         self, owner: str, ref: str, source: str, what: tuple[str, int], now: float
     ) -> BuyerEvent:
         text, fee = what[0], self.lightning.fee_sat
+        name, amount = parse_invoice(text).payment_hash, parse_invoice(text).amount_sat
+        if name in self.lightning.paid and name in self.lightning.states:
+            return self._of_hold(owner, ref, name, amount)
         wallet = self.lightning.balances if source == LIGHTNING else self.balances
         need = parse_invoice(text).amount_sat + fee
         if wallet[owner] < need or (fee > what[1] and source != LIGHTNING):
@@ -166,8 +175,21 @@ class Bank:
         if not self.lightning.pay(text, int(now)):
             return PaymentFailed(ref, "refused", "paid before, or expired", False)
         wallet[owner] -= need
+        if name in self.lightning.held:
+            self.lightning.held[name] += fee  # it is on its way, as the rest is
+            return PaymentFailed(ref, "pending", "it is being paid yet", True)
         self.fees += fee
         return InvoicePaid(ref, fee)
+
+    def _of_hold(self, owner: str, ref: str, name: str, amount: int) -> BuyerEvent:
+        """What became of a payment that was held."""
+        lightning = self.lightning
+        if lightning.states[name] == "settled":
+            return InvoicePaid(ref, lightning.fee_sat)
+        if lightning.states[name] == "accepted":
+            return PaymentFailed(ref, "pending", "it is being paid yet", True)
+        lightning.balances[owner] += lightning.held.pop(name, 0)
+        return PaymentFailed(ref, "refused", "it came back", False)
 
     def _pay_out(
         self, owner: str, amounts: tuple[int, ...], lock: LockOf | None
@@ -269,7 +291,7 @@ class Party:
                     self.market.send(self, effect)
                 case Lock() | TakeOut() | GiveBack() | Redeem() | Reclaim():
                     self.ask_wallet(effect)
-                case MakeInvoice() | WatchInvoice() | PayInvoice():
+                case MakeInvoice() | WatchInvoice() | PayInvoice() | EndHold():
                     self.ask_wallet(effect)
                 case FundChannel() | CloseChannel() | SettleChannel():
                     self.ask_wallet(effect)
@@ -315,7 +337,7 @@ class SellerParty(Party):
         self.public = public_key(self.secret)
         self.wg_key = wireguard_public_key(self.root.market_wireguard_key())
         hourly = str(more.get("hourly", "0sat/h"))
-        pay: tuple[PayMode, ...] = (PayMode.LOCKED, PayMode.PLAIN, PayMode.BOLT11, PayMode.CHANNEL)
+        pay: tuple[PayMode, ...] = tuple(mode for mode in PayMode if mode is not PayMode.ESCROW)
         self.escrow = tuple(str(more.get("escrow", "")).split())
         pay = (*pay, PayMode.ESCROW) if self.escrow else pay
         self.terms = Terms(Price.parse(price, hourly), (MINT,), pay)
