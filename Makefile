@@ -45,7 +45,7 @@ demo: setup ## two laptops behind two NATs meet: the whole product in a minute
 demo-market: setup mint ## an exit is sold and bought by the megabyte, with a mint, and all books agree
 	@$(BIN)/nostrvpn lab market
 
-test: setup test-packages check unit sim contract lab test-kernel ## everything, in about 27 minutes
+test: setup test-packages check unit sim contract lab test-kernel ## everything, in about 24 minutes
 
 check: setup ## style, types and import rules
 	$(BIN)/ruff check .
@@ -71,7 +71,7 @@ contract: setup test-packages mint ## one suite against each real implementation
 	$(BIN)/pytest -q $(PARALLEL) tests/contract
 
 lab: setup test-packages mint ## real daemons in network namespaces
-	$(BIN)/pytest -q $(PARALLEL) tests/lab
+	$(BIN)/pytest -q $(PARALLEL) --reruns 1 -raR tests/lab
 
 matrix: setup ## every kind of network meets every other: writes docs/matrix.md
 	@mkdir -p build
