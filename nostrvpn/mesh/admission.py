@@ -25,7 +25,7 @@ from nostrvpn.mesh.names import dns_label, free_label
 from nostrvpn.mesh.roster import Roster
 from nostrvpn.mesh.tokens import verify_proof
 
-__all__ = ["MAX_INVITES", "Admission", "rank_of", "wait_of"]
+__all__ = ["CATCH_UP_S", "MAX_INVITES", "TURN_S", "Admission", "rank_of", "wait_of"]
 
 MAX_INVITES = 100  # outstanding at a time: a listening node subscribes one mailbox for each
 # Requests by tokens that wait for their turn.
@@ -34,7 +34,8 @@ MAX_TURNS = 64
 TURN_S = 2.0
 EARLY_TURNS = 8
 # Who was away answers nobody by a token before it has heard who used it up meanwhile: of two admissions
-# too many the one with the older knowledge would hold, and put somebody out who is in.
+# too many the one with the older knowledge would hold, and put somebody out who is in. Who is the only
+# member has nobody to hear that of.
 CATCH_UP_S = 10.0
 # The rest of a large network shares so much: most of those before them are asleep.
 LATE_TURNS_S = 60.0
@@ -253,7 +254,8 @@ class Admission:
             if member.role is not Role.GUEST and member.is_active(moment.wall)
         }
         rank = rank_of(self._ledger.me, helpers, token, sender)
-        due = max(moment.now, self._caught_up_at or 0.0) + wait_of(rank, len(helpers))
+        caught_up_at = self._caught_up_at if len(roster.members) > 1 else None
+        due = max(moment.now, caught_up_at or 0.0) + wait_of(rank, len(helpers))
         if (token, sender) not in self._turns:
             if len(self._turns) >= MAX_TURNS:
                 raise PeerMisbehaved("join_crowded", "too many requests by tokens at a time")

@@ -9,7 +9,7 @@ import pytest
 from nostrvpn.errors import PeerMisbehaved, UserError
 from nostrvpn.identity.keys import RootSecret
 from nostrvpn.machine import Entropy, Moment
-from nostrvpn.mesh.admission import MAX_INVITES
+from nostrvpn.mesh.admission import CATCH_UP_S, MAX_INVITES, TURN_S
 from nostrvpn.mesh.effects import (
     JoinState,
     MakeKey,
@@ -601,6 +601,25 @@ def test_by_a_token_one_member_admits_and_the_others_let_it():
     late.join(text, at(70))
     with pytest.raises(PeerMisbehaved, match="used"):
         alice.on_join_request(public(8), late.join_request(b"a" * 32), at(70))
+
+
+def test_who_comes_back_catches_up_before_it_answers_by_a_token_unless_it_is_alone():
+    alone, (first, second) = node(1), mesh(2)
+    alone.create("home", at(0))
+    for one in (alone, first):
+        text, effects = one.make_token(1, DAY, {"role": "member"}, (), at(30))
+        if one is first:
+            tell(effects, second)
+        joiner = node(9)
+        joiner.join(text, at(31))
+        asked = joiner.join_request(b"a" * 32)
+        one.hurry(at(31))
+        answers = one.on_join_request(public(9), asked, at(31.1))
+        assert bool(welcome_bodies(answers)) == (one is alone)
+        answers += one.tick(at(31 + CATCH_UP_S - 0.1))
+        assert bool(welcome_bodies(answers)) == (one is alone)
+        answers += one.tick(at(31 + CATCH_UP_S + 2 * TURN_S))
+        assert welcome_bodies(answers)
 
 
 def test_nobody_joins_by_a_token_with_somebody_elses_proof():
