@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -107,11 +106,8 @@ class BoughtWay:
         host = HostState(one.link, one.mtu, one.addresses, routes, alias=ALIAS_MARK)
         link, device = self._links[one.link], _device(one)
         is_anew = self._sessions.get(one.link, one.session) != one.session
-        if is_anew and (found := link.find()) is not None:
-            # A peer that is made anew shakes hands at once; an old one sends into the void for 15 s.
-            link.set_device(found, replace(device, peers=()))
         self._sessions[one.link] = one.session
-        link.settle(device, host)
+        link.settle(device, host, anew=is_anew)
         with suppress(OSError):  # what answers a probe comes in by a link that no route leads to
             path = Path(f"/proc/sys/net/ipv4/conf/{one.link}/rp_filter")
             path.write_text("2", encoding="ascii")

@@ -6,6 +6,7 @@ Blocking; used by the reconciler's worker thread only.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from nostrvpn.errors import SystemRefused
 from nostrvpn.host import diff as host_diff
@@ -50,18 +51,32 @@ class OwnLink:
             self._backend.apply(self._name, operations, device)
         self._applied = wireguard_diff.applied_generations(device)
 
-    def settle(self, device: Device, host: HostState) -> None:
-        """Have the link with this device, then up with what is around it; SystemRefused."""
-        self.set_device(self.find() or self.make(host.mtu), device)
+    def settle(self, device: Device, host: HostState, *, anew: bool = False) -> None:
+        """Have this link, one beside a network's, with its device and what is around it; SystemRefused.
+
+        With ``anew`` its peers are made anew: such a one shakes hands at once, an old one sends into the
+        void for 15 s.
+        """
+        link = find_link(self._name)
+        if link is not None and link.home:
+            raise SystemRefused(
+                f"the interface {self._name} is another node's",
+                "Choose another name for that node's, with --interface.",
+            )
+        found = self.find()
+        if anew and found is not None:
+            self.set_device(found, replace(device, peers=()))
+            found = self.find()
+        self.set_device(found or self.make(host.mtu), device)
         changes = host_diff.diff(observe_host(self._name), host)
         for change in changes:
             _log.info("[#] %s", change)
         apply_host(changes)
 
     def remove(self) -> None:
-        """Remove the link, present or not; a link that is not ours stays. SystemRefused."""
+        """Remove the link, present or not; a network's or a stranger's stays. SystemRefused."""
         link = find_link(self._name)
-        if link is not None and link.is_ours:
+        if link is not None and link.is_ours and not link.home:
             _log.info("[#] ip link delete dev %s", self._name)
             self._backend.delete(self._name)
         self._applied = {}

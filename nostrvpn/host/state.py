@@ -75,6 +75,15 @@ def is_marked(alias: str) -> bool:
     return alias.startswith(ALIAS_MARK)
 
 
+def home_of(alias: str) -> str:
+    """Return whose network's link has this alias: a node's state directory; else "".
+
+    What a node has besides its network (an exit it buys, the tunnel it sells through) carries the mark
+    alone.
+    """
+    return alias.removeprefix(ALIAS_MARK).strip() if is_marked(alias) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class RouteLimit:
     """The metrics of one route into the tunnel, in bytes: the largest packet, and TCP's MSS.

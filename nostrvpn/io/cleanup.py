@@ -65,7 +65,12 @@ def remove_marked(interface: str | None = None, *, keep_shield: bool = False) ->
     removed = tries.do(delete_booths, interface) or []
     names = None if interface is None else own_links(interface)
     found_links = tries.do(marked_interfaces)
-    links = [link for link in found_links or () if names is None or link.name in names]
+    links = [
+        link
+        for link in found_links or ()
+        # A name beside ours may be that of another node's network.
+        if names is None or link.name == interface or (link.name in names and not link.home)
+    ]
     links += [left for name in names or () if (left := tries.do(_unmarked, name))]
     gone = [link.name for link in links if tries.do(_delete, link)]
     removed += gone

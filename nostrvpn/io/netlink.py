@@ -32,6 +32,7 @@ from nostrvpn.host.state import (
     HostState,
     IPInterface,
     IPNetwork,
+    home_of,
     is_marked,
 )
 from nostrvpn.io.outer_limits import (
@@ -93,6 +94,11 @@ class Link:
     def is_ours(self) -> bool:
         """Whether the link carries our mark."""
         return is_marked(self.alias)
+
+    @property
+    def home(self) -> str:
+        """The state directory of the node whose network's link this is; "" if it is none."""
+        return home_of(self.alias)
 
 
 @dataclass(frozen=True, slots=True)

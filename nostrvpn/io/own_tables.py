@@ -31,8 +31,9 @@ def delete_own_tables(
     The tables of a relay, a subnet router and of that also remember routing settings of the host, which
     are put back. One that is refused does not keep the others; then SystemRefused is raised at the end.
     """
-    links = () if interface is None else own_links(interface)
-    is_left = any((link := find_link(name)) is not None and link.is_ours for name in links)
+    found = () if interface is None else map(find_link, own_links(interface))
+    links = (link for link in found if link is not None and link.is_ours)
+    is_left = any(link.name == interface or not link.home for link in links)
     names = tables_of(interface, keep_judges=is_left)
     if keep_shield and interface is not None:
         names = tuple(name for name in names if name != shield_table(interface))

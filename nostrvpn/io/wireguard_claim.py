@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from nostrvpn.config.options import NETWORKS, Options
 from nostrvpn.errors import SystemRefused
-from nostrvpn.host.state import ALIAS_MARK
 from nostrvpn.io.lock import lock_holder
 from nostrvpn.io.netlink import Link, marked_interfaces
 from nostrvpn.wireguard.device import ObservedDevice
@@ -37,7 +36,7 @@ def require_no_other_node(interface: str | None, home: str | None) -> None:
     Its alias says whose an interface is. ``home`` is the state directory of the network that asks.
     """
     for link in marked_interfaces():
-        owner = link.alias.removeprefix(ALIAS_MARK).strip()
+        owner = link.home
         if interface not in (None, link.name) or not owner or owner == home:
             continue
         holder = lock_holder(Options(state_dir=owner).lock_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,9 @@ from nostrvpn.daemon.bought_way import BoughtWay
 from nostrvpn.host import sold_leases
 from nostrvpn.host.bought import bought_table
 from nostrvpn.host.sold import sold_interface, sold_table
+from nostrvpn.host.state import ALIAS_MARK
 from nostrvpn.io.cleanup import remove_marked
+from nostrvpn.io.netlink import create_link, set_link
 from nostrvpn.io.nftables import delete_table
 from tests.contract.market_room import (
     BUYER,
@@ -241,3 +244,16 @@ def test_after_selling_the_host_is_as_it_was(room: Room, by: str) -> None:
     else:
         room.seller.call(room.way.settle, None)
     assert room.looks(room.seller) == before
+
+
+def test_a_link_of_that_name_that_is_another_nodes_is_left_alone(room: Room) -> None:
+    name = sold_interface(room.interface)
+    room.seller.call(create_link, name, "veth", 1400)
+    room.seller.call(partial(set_link, name, mtu=None, alias=f"{ALIAS_MARK} /var/lib/other"))
+    before = room.seller.ip("-o", "link", "show", "dev", name)
+    room.seller.call(room.way.settle, room.sold(lease()))
+    assert room.way.error is not None
+    assert "another node's" in room.way.error
+    room.seller.call(room.way.end, "")
+    assert room.seller.call(remove_marked, room.interface) == ()
+    assert room.seller.ip("-o", "link", "show", "dev", name) == before

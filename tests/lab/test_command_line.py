@@ -168,8 +168,8 @@ def test_a_damaged_state_loses_no_membership(lab: Homes, node: LabNode) -> None:
 def test_two_nodes_on_one_machine() -> None:
     with homes(2) as lab:
         first, second = lab.nodes
-        third = lab.second_node(lab.laptops[0], f"{first.interface}y")
-        fourth = lab.second_node(lab.laptops[1], f"{second.interface}y")
+        third = lab.second_node(lab.laptops[0], f"{first.interface}b")
+        fourth = lab.second_node(lab.laptops[1], f"{second.interface}b")
         join(first, second)
         join(third, fourth)
         for mine, theirs in ((first, second), (third, fourth)):
