@@ -55,7 +55,8 @@ class OwnLink:
         """Have this link, one beside a network's, with its device and what is around it; SystemRefused.
 
         With ``anew`` its peers are made anew: such a one shakes hands at once, an old one sends into the
-        void for 15 s.
+        void for 15 s. So they are where the device is given another key: who pays by the byte under this
+        key does not inherit what was counted under another.
         """
         link = find_link(self._name)
         if link is not None and link.home:
@@ -64,7 +65,7 @@ class OwnLink:
                 "Choose another name for that node's, with --interface.",
             )
         found = self.find()
-        if anew and found is not None:
+        if found is not None and (anew or found.public_key not in (None, device.public_key)):
             self.set_device(found, replace(device, peers=()))
             found = self.find()
         self.set_device(found or self.make(host.mtu), device)

@@ -102,7 +102,7 @@ def counted(backend: Backend, link: str) -> Counted | None:
         epoch = f"{_BOOT_ID.read_text(encoding='ascii').strip()}/{socket.if_nametoindex(link)}"
     except OSError:
         return None
-    return Counted(_counters(device), epoch)
+    return Counted(_counters(device), epoch, device.public_key or "")
 
 
 def _counters(device: ObservedDevice) -> dict[str, Counters]:

@@ -14,7 +14,7 @@ from nostrvpn.market.billing import (
 )
 from nostrvpn.market.bought_lease import BoughtLease
 from nostrvpn.market.ceilings import DAY
-from nostrvpn.market.effects import Counters
+from nostrvpn.market.effects import Counted, Counters
 from nostrvpn.market.messages import Receipt, Usage
 
 __all__ = ["HANDSHAKE_AGE_S", "OwnCount"]
@@ -55,9 +55,13 @@ class OwnCount:
         """Whether there is a handshake, and not too old a one."""
         return self.handshake is not None and moment.wall - self.handshake < HANDSHAKE_AGE_S
 
-    def read(self, counters: Counters, epoch: str, moment: Moment) -> None:
-        """Take a reading of the seller's peer."""
-        grown = self.meter.read(counters.rx, counters.tx, epoch)
+    def read(self, counted: Counted, moment: Moment) -> Counters | None:
+        """Take a reading of the lease's device; return the seller's peer, None without one."""
+        access = self.lease.exit_access
+        counters = counted.by_key.get(access.key) if access is not None else None
+        if counters is None:
+            return None
+        grown = self.meter.read(counters.rx, counters.tx, counted.epoch)
         self.handshake = counters.last_handshake
         if self._read_at is not None:
             elapsed = moment.now - self._read_at
@@ -77,6 +81,7 @@ class OwnCount:
             self.overcharge = self.refuse(usage) if left == 1 else None
         self.lease.meter = self.meter.to_json()
         self.lease.counted_at = int(moment.wall)
+        return counters
 
     @property
     def is_doubting(self) -> bool:

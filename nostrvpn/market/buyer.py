@@ -210,13 +210,13 @@ class Buyer:
                         deal.try_money(moment)
             case Heard():
                 return self._heard(event, moment)
-            case Counted(by_key, epoch):
+            case Counted(_, _, device):
                 return [
                     effect
                     for deal in self.deals
-                    if (access := deal.lease.exit_access) is not None
+                    if deal.lease.wg_pub == device
                     and (deal.lease.is_live or deal.lease.phase == Phase.CLOSING)
-                    for effect in deal.counted(by_key.get(access.key), epoch, moment)
+                    for effect in deal.counted(event, moment)
                 ]
             case Probed(lease_id) if lease_id in self._deals:
                 return self._deals[lease_id].probed(event, moment)

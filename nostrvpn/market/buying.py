@@ -16,7 +16,7 @@ from nostrvpn.market.attest import is_signed_by
 from nostrvpn.market.bill_check import OwnCount
 from nostrvpn.market.bought_lease import BoughtLease, Phase
 from nostrvpn.market.deal import check_quote
-from nostrvpn.market.effects import Counters, MarketEffect, Probe, Probed, Say, ServiceChanged
+from nostrvpn.market.effects import Counted, MarketEffect, Probe, Probed, Say, ServiceChanged
 from nostrvpn.market.exit_access import ExitAccess
 from nostrvpn.market.invoice_paying import hold, hold_at_end, prepare_invoice, take_invoice
 from nostrvpn.market.messages import (
@@ -136,10 +136,9 @@ class Buying:
         if self._money_at is not None:
             self._money_at = moment.now
 
-    def counted(self, counters: Counters | None, epoch: str, moment: Moment) -> list[MarketEffect]:
-        """Take a reading of the tunnel's counters, None if there is no such peer."""
-        if counters is not None:
-            self.count.read(counters, epoch, moment)
+    def counted(self, counted: Counted, moment: Moment) -> list[MarketEffect]:
+        """Take a reading of this lease's tunnel; its peer may be missing."""
+        counters = self.count.read(counted, moment)
         if self.count.overcharge is not None:
             self.counters["overcharged"] += 1
             why = f"overcharge: {self.count.overcharge}"

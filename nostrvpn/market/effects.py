@@ -350,14 +350,16 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """All counters of the market's interface, by WireGuard public key (base64).
+    """All counters of one of the market's interfaces, by WireGuard public key (base64).
 
-    ``epoch`` names the life of the counters (boot id and interface index): another epoch means that
-    they began at zero again, however large they are.
+    ``device`` is the interface's own public key: for a buyer it says of which lease the counters are, as
+    two leases may be of one seller. ``epoch`` names the life of the counters (boot id and interface
+    index): another epoch means that they began at zero again, however large they are.
     """
 
     by_key: Mapping[str, Counters]
     epoch: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from tests.contract.market_room import (
     BUYER,
     CLOSED,
     CONTROL,
+    DATA,
     FIRST,
     INSIDE,
     LIMIT,
@@ -38,8 +39,10 @@ from tests.contract.market_room import (
     PORT,
     PUBLIC,
     SELLER,
+    SELLERS_KEY,
     Room,
     drain,
+    key,
     lease,
 )
 
@@ -310,3 +313,19 @@ def test_a_seller_that_began_anew_is_spoken_to_at_once(room: Buyer) -> None:
         room.use(None)
         room.use(replace(room.lease_of(1), keepalive=25))
         room.until_reached(PUBLIC[4])
+
+
+def test_one_lease_does_not_inherit_what_was_counted_for_another(room: Buyer) -> None:
+    """Of the same seller, by the same link, one right after the other: by such a count it would pay."""
+    link, sent = room.connect(), 50
+    assert room.send(link, sent) > sent // 2
+
+    def counted(number: int) -> int:
+        found = room.buyer.call(room.bought.read, link)
+        assert found.device == key(number).public_key
+        return int(found.by_key[SELLERS_KEY.public_key].tx)
+
+    assert counted(0) > sent // 2 * len(DATA)
+    room.sell(lease(1))
+    room.buy(room.lease_of(1))
+    assert counted(1) < len(DATA)

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -338,6 +339,7 @@ class SellerParty(Party):
         self.wg_key = wireguard_public_key(self.root.market_wireguard_key())
         hourly = str(more.get("hourly", "0sat/h"))
         pay: tuple[PayMode, ...] = tuple(mode for mode in PayMode if mode is not PayMode.ESCROW)
+        self.receiver = lock_key(self.root.payment_key())
         self.escrow = tuple(str(more.get("escrow", "")).split())
         pay = (*pay, PayMode.ESCROW) if self.escrow else pay
         self.terms = Terms(Price.parse(price, hourly), (MINT,), pay)
@@ -356,7 +358,7 @@ class SellerParty(Party):
             self.public,
             "exit",
             self.terms,
-            lock_key(self.root.payment_key()),
+            self.receiver,
             country=self.country,
             escrow=self.escrow,
             expires_at=expires,
@@ -369,8 +371,8 @@ class SellerParty(Party):
             self.wg_key,
             IPv4Interface("198.18.0.1/16"),
         )
-        receiver, arbiters = lock_key(self.root.payment_key()), frozenset(self.escrow)
-        settings = SellerSettings("exit", self.terms, receiver, escrow=arbiters)
+        arbiters = frozenset(self.escrow)
+        settings = SellerSettings("exit", self.terms, self.receiver, escrow=arbiters)
         self.machine = Seller(self.secret, settings, ExitService(4000, place))
         self.machine.mints = {MINT: self.market.bank.mint.keys}
         records = [Keep(space, key, value) for (space, key), value in self.store.items()]
@@ -428,6 +430,7 @@ class BuyerParty(Party):
         self.root = RootSecret(market.random.randbytes(32))
         self.wish = wish or Wish()
         self.bps = 1_000_000
+        self.is_looking = False  # reads the offers, as long as something is wanted
         self.pays_by_wallet = False  # what it has is in its Lightning wallet
         self.moved: Counter[str] = Counter()
         self.address = ip_address(market.random.randbytes(4))
@@ -459,6 +462,9 @@ class BuyerParty(Party):
 
     def want(self, wish: Wish | None) -> None:
         """The user says what he wants."""
+        self.is_looking = wish is not None
+        if self.is_looking:
+            self.step(Ranked(self.market.ranking(self)))
         self.step(Wanted(wish))
 
     def after_wallet(self) -> None:
@@ -520,7 +526,7 @@ class BuyerParty(Party):
         now = self.market.now
         seller.sources[deal.lease.wg_pub] = self.address
         theirs = seller.counters.setdefault(deal.lease.wg_pub, [0, 0, 0])
-        ours = self.counters.setdefault(seller.wg_key, [0, 0, 0])
+        ours = self.counters.setdefault(deal.lease.key, [0, 0, 0])
         theirs[0], theirs[1] = theirs[0] + size // 10, theirs[1] + size - size // 10
         ours[0], ours[1] = ours[0] + size - size // 10, ours[1] + size // 10
         theirs[2] = ours[2] = int(now)
@@ -530,20 +536,24 @@ class BuyerParty(Party):
         for link in self.machine.links():
             deal = next(d for d in self.machine.deals if d.lease.key == link.key)
             seller = self.market.seller_of(deal.lease.seller)
-            if seller is None or not seller.has_peer(deal.lease.wg_pub):
-                continue
-            self._carry(deal, seller, 64)  # a keepalive
-            if link.carries and seller.lets_out(deal.lease.wg_pub):
-                size = self.allowed(seller, deal.lease.wg_pub, int(self.bps * seconds))
-                self._carry(deal, seller, size)
-                self.moved[seller.name] += size
-        wall = START + self.market.now
-        by_key = {
-            key: Counters(rx, tx, int(wall) if seen > self.market.now - 150 else int(wall) - 900)
-            for key, (rx, tx, seen) in self.counters.items()
-        }
-        if self.machine.deals:
-            self.step(Counted(by_key, self.name))
+            if seller is not None and seller.has_peer(deal.lease.wg_pub):
+                self._carry(deal, seller, 64)  # a keepalive
+                if link.carries and seller.lets_out(deal.lease.wg_pub):
+                    size = self.allowed(seller, deal.lease.wg_pub, int(self.bps * seconds))
+                    self._carry(deal, seller, size)
+                    self.moved[seller.name] += size
+            self.count(deal)
+
+    def count(self, deal: Buying) -> None:
+        """Give the machine what the device of a lease counted."""
+        access, found = deal.lease.exit_access, self.counters.get(deal.lease.key)
+        assert access is not None
+        by_key = {access.key: Counters(0, 0, None)}
+        if found is not None:
+            wall, (rx, tx, seen) = int(START + self.market.now), found
+            shaken = wall if seen > self.market.now - 150 else wall - 900
+            by_key = {access.key: Counters(rx, tx, shaken)}
+        self.step(Counted(by_key, self.name, deal.lease.wg_pub))
 
     def allowed(self, seller: SellerParty, wg_pub: str, size: int) -> int:
         """What the seller's kernel lets through of it: what is paid for, beyond what it has counted."""
@@ -564,6 +574,7 @@ class Market:
         self.buyers: list[BuyerParty] = []
         self.buyers_by_key: dict[str, BuyerParty] = {}
         self.scores: dict[str, float] = {}
+        self.has_opinions = False
         self.others: dict[str, Party] = {}  # neither buy nor sell, by key
         self.loss, self.doubled, self.delay = 0.0, 0.0, (0.01, 0.2)
         self._ranked_at = 0.0
@@ -581,10 +592,22 @@ class Market:
             self._by_key = {seller.public: seller for seller in self.sellers}
         return self._by_key.get(public)
 
-    def ranking(self, buyer: BuyerParty) -> tuple[Candidate, ...]:
-        """Return all offers; those that are gone leave the list."""
-        offers = [seller.offer for seller in self.sellers if not seller.is_gone]
-        return tuple(Candidate(o, self.scores.get(o.seller, 0.5)) for o in offers)
+    def offers(self) -> list[Offer]:
+        """All offers; those of sellers that are gone leave the list."""
+        return [seller.offer for seller in self.sellers if not seller.is_gone]
+
+    def ranking(
+        self, buyer: BuyerParty, offers: list[Offer] | None = None
+    ) -> tuple[Candidate, ...]:
+        """Return the offers (all of them), as this buyer scores them."""
+        offers = self.offers() if offers is None else offers
+        return tuple(Candidate(offer, self.score(buyer, offer.seller)) for offer in offers)
+
+    def score(self, buyer: BuyerParty, seller: str) -> float:
+        """How far a buyer trusts a seller: as ``scores`` says, or as he likes himself."""
+        if not self.has_opinions:
+            return self.scores.get(seller, 0.5)
+        return zlib.crc32(f"{buyer.name}/{seller}".encode()) / 2**32
 
     def send(self, party: Party, tell: Tell) -> None:
         """Post a message: perhaps not at all, perhaps twice, perhaps later than the next one."""
@@ -616,8 +639,10 @@ class Market:
         self.bank.mint.now = START + self.now
         if self.now >= self._ranked_at + 600:
             self._ranked_at = self.now
+            offers = self.offers()
             for buyer in self.buyers:
-                buyer.step(Ranked(self.ranking(buyer)))
+                if buyer.is_looking or buyer.machine.deals:
+                    buyer.step(Ranked(self.ranking(buyer, offers)))
         for buyer in self.buyers:
             if buyer.machine.deals:
                 buyer.use(every)

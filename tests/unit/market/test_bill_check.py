@@ -7,7 +7,7 @@ from typing import Any, cast
 from nostrvpn.machine import Entropy, Moment
 from nostrvpn.market.bill_check import READINGS, OwnCount
 from nostrvpn.market.billing import Bill, Meter
-from nostrvpn.market.effects import Counters
+from nostrvpn.market.effects import Counted, Counters
 from nostrvpn.market.messages import Usage
 from nostrvpn.market.terms import MIB, Price
 
@@ -18,10 +18,14 @@ class Quoted:
     price = PRICE
 
 
+class Access:
+    key = "the seller's"
+
+
 class Lease:
     """As much of a lease as a count needs."""
 
-    quote = Quoted()
+    quote, exit_access = Quoted(), Access()
     free_bytes = ms = started_at = counted_at = 0
     meter: object = None
 
@@ -48,7 +52,7 @@ USAGE = Usage(
 
 def read(count: OwnCount, total: int, at: float) -> None:
     moment = Moment(at, 1_800_000_000 + at, Entropy(bytes(32)))
-    count.read(Counters(total, 0, int(moment.wall)), "boot", moment)
+    count.read(Counted({Access.key: Counters(total, 0, int(moment.wall))}, "boot"), moment)
 
 
 def counted(total: int) -> OwnCount:

@@ -9,13 +9,14 @@ import pytest
 
 from nostrvpn.identity.keys import RootSecret
 from nostrvpn.market.attest import signed
+from nostrvpn.market.bought_lease import Phase
 from nostrvpn.market.ceilings import HOUR, Ceilings
 from nostrvpn.market.deal import check_quote
-from nostrvpn.market.effects import Heard, Keep, Tell
+from nostrvpn.market.effects import Counted, Counters, Heard, Keep, Tell
 from nostrvpn.market.messages import Grant, Low, Notice, Quote, Usage, parse_message, render_message
-from nostrvpn.market.terms import PayMode
+from nostrvpn.market.terms import GIB, MIB, PayMode
 from nostrvpn.market.wish import AUTO, Ranked, Wish
-from tests.sim.market import MINT, BuyerParty, Market, SellerParty
+from tests.sim.market import MINT, START, BuyerParty, Market, SellerParty
 
 CAP_SAT = 7  # the first slices: 1, 2, 4 sat
 
@@ -494,3 +495,19 @@ def test_a_seller_that_refuses_is_not_asked_again_at_once():
     made.run(120)
     assert state(made)["state"] in ("looking", "asking")
     assert 2 <= Full.asked <= 15
+
+
+def test_what_another_lease_counted_with_this_seller_is_not_this_ones():
+    made = market()
+    buyer, [seller] = made.buyers[0], made.sellers
+    buyer.bps = 0
+    made.run(30)
+    [deal] = buyer.machine.deals
+    paid = deal.lease.paid_msat
+    wall = int(START + made.now)
+    many = Counted({seller.wg_key: Counters(GIB, GIB, wall)}, "boot", "the key of the lease before")
+    buyer.step(many)
+    assert deal.count.used < MIB
+    assert (deal.lease.phase, deal.lease.paid_msat) == (Phase.SERVED, paid)
+    buyer.step(replace(many, device=deal.lease.wg_pub))
+    assert deal.count.used > GIB
