@@ -140,11 +140,11 @@ def market_day(seed: int, buyers: int, sellers: int, hours: int) -> Figures:
     made = Market(seed)
     made.delay = (0.02, 0.5)
     made.loss = 0.02
+    made.has_opinions = True  # each buyer his own: all sellers are tried, cheats too
     kinds = (Overcharger, NonServer)
     for n in range(sellers):
         kind = kinds[n // 5 % 2] if n % 5 == 4 else SellerParty
         made.sellers.append(kind(made, f"seller{n}", f"{made.random.randrange(15, 60)}sat/GiB"))
-        made.scores[made.sellers[-1].public] = made.random.random()
     cheats = (DoubleSpender, TrialFarmer, RefundRacer)
     for n in range(buyers):
         one = cheats[n // 5 % 3] if n % 5 == 4 else BuyerParty
