@@ -69,7 +69,10 @@ class Ending:
 
     def is_early(self, lease: Lease, code: str) -> bool:
         """Whether a refund that failed is only asked too early: what was paid is being swapped."""
-        return code == "insufficient" and self._stall.till.is_redeeming(lease.refund_mint)
+        if code != "insufficient":
+            return False
+        self._stall.till.lease_ended(lease.refund_mint)  # a process before this one may have been told
+        return self._stall.till.is_redeeming(lease.refund_mint)
 
     def not_given(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
         """The wallet refuses the refund for good: it stays owed, the receipt says so."""
@@ -123,13 +126,13 @@ class Ending:
     def _refund(self, lease: Lease) -> tuple[str, int]:
         """Return from which mint how much is given back (sat).
 
-        Of locked proofs and channels the buyer still has what was not shown, so what is left of the
-        last slice stays here, but where we ended the lease; of what is in escrow the buyer decides.
-        What came by Lightning is in another wallet than tokens are made from.
+        Of a channel the buyer has all that it did not show, in steps as small as he likes, so what is
+        left of the last one stays here, but where we ended the lease; of what is in escrow the buyer
+        decides. What came by Lightning is in another wallet than tokens are made from.
         """
         ours = lease.reason in ("no-service", "policy-denied", "price-changed", "stopped")
         stays = lease.mode.by_invoice or lease.mode is PayMode.ESCROW
-        stays |= lease.mode in (PayMode.LOCKED, PayMode.CHANNEL) and not ours
+        stays |= lease.mode is PayMode.CHANNEL and not ours
         if not lease.paid_by or stays:
             return "", 0
         mint, paid = max(lease.paid_by.items(), key=lambda item: item[1])

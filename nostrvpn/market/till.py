@@ -137,8 +137,11 @@ class Till:
         return [lost.keep(), *self._lose(lost, wall)]
 
     def is_redeeming(self, mint: str) -> bool:
-        """Whether proofs of this mint are being swapped: the wallet has more in a moment."""
-        return any(batch.mint == mint for batch in self._batches.values())
+        """Whether proofs of this mint are being swapped, or will be: the wallet has more in a moment."""
+        if any(batch.mint == mint for batch in self._batches.values()):
+            return True
+        waiting = self._waiting(mint)
+        return mint in self._ended and bool(waiting) and not self._is_eaten(mint, _as_many(waiting))
 
     def lease_ended(self, mint: str) -> None:
         """Redeem this mint's proofs at the next look."""

@@ -121,7 +121,11 @@ class Bank:
             case EndHold(ref, name, preimage):
                 return HoldEnded(ref, self.lightning.end(name, preimage))
         made = self._do(owner, effect, keys, now)
-        if not (isinstance(made, PaymentFailed) and made.may_retry):
+        # Who has too little now may have enough later.
+        may_retry = isinstance(made, PaymentFailed) and (
+            made.may_retry or made.code == "insufficient"
+        )
+        if not may_retry:
             self.done[owner, ref] = made
         return made
 
@@ -190,7 +194,7 @@ class Bank:
         if lightning.states[name] == "accepted":
             return PaymentFailed(ref, "pending", "it is being paid yet", True)
         lightning.balances[owner] += lightning.held.pop(name, 0)
-        return PaymentFailed(ref, "refused", "it came back", False)
+        return PaymentFailed(ref, PaymentFailed.FAILED, "it came back", False)
 
     def _pay_out(
         self, owner: str, amounts: tuple[int, ...], lock: LockOf | None

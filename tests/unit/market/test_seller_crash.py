@@ -94,7 +94,7 @@ def test_an_honest_run(mode, fee_ppk):
     if not fee_ppk:
         assert paid == (33_000 if mode is PayMode.BOLT11 else 18_000)
         assert spent == 0
-    if mode is PayMode.PLAIN:
+    if mode in (PayMode.PLAIN, PayMode.LOCKED):
         assert back == (paid - due) // 1000 - (fee_ppk > 0)
     else:
         assert back == 0

@@ -303,6 +303,7 @@ def test_rotated_keyset():
     shop.seller.mints = {URL: shop.mint.keys}
     assert buyer.pay(old, 2) == ["inactive-keyset"]
     assert buyer.top_up(new, 1).paid_msat == 12_000
+    shop.move(buyer, 13 * MIB)
     buyer.close()
     shop.wait(60)
     assert books(shop).wallet == 12  # what was held is redeemed, of both keysets
