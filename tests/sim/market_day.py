@@ -14,7 +14,7 @@ from functools import partial
 
 from nostrvpn.market.attest import signed
 from nostrvpn.market.ceilings import HOUR
-from nostrvpn.market.effects import Lock, MarketEffect, Reclaim, Tell
+from nostrvpn.market.effects import GiveBack, Lock, MarketEffect, Reclaim, Tell
 from nostrvpn.market.messages import Fund, TopUp, Usage, parse_message, render_message
 from nostrvpn.market.wish import BuyerEvent, Wish
 from tests.sim.market import BuyerParty, Market, SellerParty
@@ -24,7 +24,14 @@ __all__ = ["Figures", "market_day"]
 BEAT_S = 60.0
 
 
-class Overcharger(SellerParty):
+class Keeper(SellerParty):
+    """Gives nothing back, and so has no receipt to show."""
+
+    def carry_out(self, effects: list[MarketEffect]) -> None:
+        super().carry_out([effect for effect in effects if not isinstance(effect, GiveBack)])
+
+
+class Overcharger(Keeper):
     """Doubles what it counted."""
 
     def carry_out(self, effects: list[MarketEffect]) -> None:
@@ -41,7 +48,7 @@ class Overcharger(SellerParty):
         return replace(effect, text=render_message(lie))
 
 
-class NonServer(SellerParty):
+class NonServer(Keeper):
     """Serves until it is paid, and nothing after that."""
 
     def lets_out(self, wg_pub: str) -> bool:
