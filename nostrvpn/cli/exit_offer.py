@@ -17,6 +17,33 @@ __all__ = ["clients_command", "offer_command"]
 
 _POLICIES = click.Choice(["web", "reduced", "tor-default", "open"])
 _MBIT = 125_000
+# As far as the daemon counts.
+_MOST_MBIT, _MOST_GB, _MOST_CONNECTIONS = 100_000, 1_000_000, 100_000
+
+
+class _Amount(click.types.FloatParamType):
+    """A number from 0, which is no limit, to ``most``."""
+
+    name = "number"
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; click's own usage error for anything else."""
+        number = float(super().convert(value, param, ctx))
+        # Not a number is neither above nor below any.
+        if not 0 <= number <= self._most:
+            self.fail(f"{value} is not between 0 and {self._most}", param, ctx)
+        return number
+
+
+def _country(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    from nostrvpn.exits.offer import parse_country
+
+    return parse_country(text) if text else ""
 
 
 @click.command("offer")
@@ -28,14 +55,29 @@ _MBIT = 125_000
 @click.option("--deny", multiple=True, metavar="PORTS|CIDR", help="What nobody reaches through it.")
 @click.option("--allow-lan", is_flag=True, help="The networks this host is in, and private ranges.")
 @click.option(
-    "--client-rate", type=float, default=0.0, metavar="Mbit/s", help="Most of each guest."
+    "--client-rate",
+    type=_Amount(_MOST_MBIT),
+    default=0.0,
+    metavar="Mbit/s",
+    help="Most of each guest.",
 )
 @click.option(
-    "--bandwidth", type=float, default=0.0, metavar="Mbit/s", help="Of all, shared fairly."
+    "--bandwidth",
+    type=_Amount(_MOST_MBIT),
+    default=0.0,
+    metavar="Mbit/s",
+    help="Of all, shared fairly.",
 )
-@click.option("--connections", type=int, metavar="N/s", help="New ones of each guest (100).")
-@click.option("--budget", type=float, default=0.0, metavar="GB", help="Of all, in a month.")
-@click.option("--country", default="", metavar="CC", help="Where it says it is.")
+@click.option(
+    "--connections",
+    type=click.IntRange(0, _MOST_CONNECTIONS),
+    metavar="N/s",
+    help="New ones of each guest (100).",
+)
+@click.option(
+    "--budget", type=_Amount(_MOST_GB), default=0.0, metavar="GB", help="Of all, in a month."
+)
+@click.option("--country", default="", metavar="CC", callback=_country, help="Where it says it is.")
 @click.option("--no-ipv6", is_flag=True, help="IPv4 only.")
 @click.option(
     "--upstream",

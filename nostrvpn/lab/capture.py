@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import struct
 from dataclasses import dataclass
@@ -19,6 +20,19 @@ PCAP_MAGIC_NANOSECONDS = 0xA1B23C4D
 """draft-ietf-opsawg-pcap: little-endian, nanosecond timestamps (what tcpdump writes for us)."""
 
 READ_TIMEOUT = 30.0
+DRAIN_TIMEOUT = 20.0
+DRAIN_POLL = 0.05
+
+# Each slot of the kernel's ring is as long as the longest packet, which segmentation offload makes
+# longer than the MTU: so 512 of them. By itself tcpdump has 8, and loses most of a burst.
+LONGEST = 65_300
+RING_KIB = 32_768
+
+# What tcpdump says when it ends, and when asked by a signal.
+_COUNTS = re.compile(
+    r"(\d+) packets? captured[,\n]\s*(\d+) packets? received by filter"
+    r"[,\n]\s*(\d+) packets? dropped by kernel"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +68,8 @@ class Capture:
     ) -> None:
         self.file = file
         argv = ["tcpdump", "-i", interface, "-w", str(file), "-n", "-U", "--immediate-mode"]
-        argv += ["--nano", "-Z", "root", *expression.split()]
+        argv += ["--nano", "-Z", "root", "-s", str(LONGEST), "-B", str(RING_KIB)]
+        argv += expression.split()
         self._process = Process(namespace, tuple(argv), log=file.with_suffix(".log"))
         self._process.wait_for_text("listening on")
 
@@ -80,6 +95,31 @@ class Capture:
         )
 
     def stop(self) -> None:
-        """End the capture; the file is complete afterwards."""
-        self._process.signal(signal.SIGINT)
+        """End the capture when all that passed so far is in the file, which is complete afterwards."""
+        if self._process.alive:
+            wait_until(
+                self._is_drained,
+                f"{self.file} to be written",
+                timeout=DRAIN_TIMEOUT,
+                poll=DRAIN_POLL,
+            )
+            self._process.signal(signal.SIGINT)
         self._process.stop()
+
+    @property
+    def lost(self) -> int:
+        """How many packets passed that are not in the file of an ended capture.
+
+        All had been taken or dropped when it ended; what came while it did so is neither.
+        """
+        return self._counts()[-1][2]
+
+    def _counts(self) -> list[tuple[int, ...]]:
+        return [tuple(map(int, said)) for said in _COUNTS.findall(self._process.output())]
+
+    def _is_drained(self) -> bool:
+        said = len(self._counts())
+        self._process.signal(signal.SIGUSR1)
+        wait_until(lambda: len(self._counts()) > said, "tcpdump's counts", poll=DRAIN_POLL)
+        captured, passed, dropped = self._counts()[-1]
+        return captured + dropped >= passed

@@ -252,7 +252,8 @@ def _plan(node: Node, settings: ExitSettings, moment: Moment) -> _Json:
     lines.append(f"DNS questions go to {asked}; others (ports 53 and 853) are held back")
     if settings.bypass:
         lines.append(f"around the exit: {', '.join(settings.bypass)}")
-    lines.append("connections that came in from outside the mesh are cut, SSH among them")
+    kept = "the mesh and the local network" if settings.allow_lan else "the mesh"
+    lines.append(f"connections that came in from outside {kept} are cut, SSH among them")
     return {
         "wanted": settings.exit if settings.exit == AUTO else node.peer_name(settings.exit),
         "lines": lines,

@@ -209,7 +209,6 @@ class ExitOffering:
             upstream_interface(tunnel.interface),
             provider.mtu,
             frozenset(map(ip_interface, addresses)),
-            alias=tunnel.alias,
         )
         overlay = frozenset(overlay_of(roster))
         return Upstream(host, self.versions(node), overlay, gateway.networks)

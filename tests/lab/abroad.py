@@ -27,7 +27,7 @@ from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.processes import Process
 from nostrvpn.lab.topology import Host, Lab
 
-__all__ = ["NOBODY", "Abroad", "Frame", "frames_of", "strays"]
+__all__ = ["NOBODY", "Abroad", "Frame", "answer_everybody", "frames_of", "strays"]
 
 NOBODY = 65534
 HOME_LAN6 = "fd11:1::"
@@ -38,6 +38,14 @@ PROGRAMS = Path(__file__).parent / "programs"
 _IPV4, _IPV6, _ARP = 0x0800, 0x86DD, 0x0806
 _TCP, _UDP, _ICMP, _ICMP6, _HOP_BY_HOP = 6, 17, 1, 58, 0
 _NEIGHBOUR = {133, 135, 136}
+
+
+def answer_everybody(lab: Lab, host: Host) -> None:
+    """Let a host answer whoever asks it with the asker's address, at ``SITE_PORTS`` of TCP and UDP."""
+    arguments = (sys.executable, str(PROGRAMS / "answering.py"), *map(str, SITE_PORTS))
+    process = Process(host.namespace, arguments, log=lab.directory / f"{host.name}-answering.log")
+    lab.stack.callback(process.kill)
+    process.wait_for_text("listening everywhere")
 
 
 class Abroad(Lab):
@@ -61,11 +69,7 @@ class Abroad(Lab):
         self.away = self.router("away")
         self.site = self.host("site")
         for host in (self.site, self.printer):
-            arguments = (sys.executable, str(PROGRAMS / "answering.py"), *map(str, SITE_PORTS))
-            log = self.directory / f"{host.name}-answering.log"
-            process = Process(host.namespace, arguments, log=log)
-            self.stack.callback(process.kill)
-            process.wait_for_text("listening everywhere")
+            answer_everybody(self, host)
         # As on many distributions, so that a program without privileges can send echoes.
         group_range = "net.ipv4.ping_group_range=0 2147483647"
         self.host_laptop.run("sysctl", "-q", "-w", group_range)
@@ -209,6 +213,7 @@ def strays(lab: Abroad, capture: Capture, *, lan: bool = False, cable: str = "et
     Left out are: ARP, neighbour discovery, DHCP, the agent's own (relay, STUN, and WireGuard or STUN
     datagrams from its own port), and with ``lan`` whatever goes to the home's own networks.
     """
+    assert capture.lost == 0, f"{capture.lost} packets are not in the capture"
     server = {*lab.server.plug.addresses, *lab.server.plug.addresses6}
     own_port = lab.own_port()
     found = []

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -16,15 +13,26 @@ from nostrvpn.host.booth import BOOTH_NETWORKS
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import Process
-from tests.lab.abroad import NOBODY, Abroad, frames_of
+from tests.lab.abroad import NOBODY, Abroad
+from tests.lab.asking import (
+    LIMIT,
+    NOTHING,
+    PROGRAM,
+    asking,
+    asking_on,
+    hears,
+    links,
+    nothing_of_it_outside,
+    outside,
+    sites,
+    traces,
+)
 from tests.lab.homes import join, watched
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
 
-LIMIT = 20.0
 # A network namespace ends when the kernel gets to it: one after the other, of all that the machine has.
 DISMANTLED_S = 60.0
-PROGRAM = Path(__file__).parent / "programs" / "asking.py"
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +61,6 @@ def lab(abroad: Abroad) -> Iterator[Abroad]:
     wait_until(lambda: not links(abroad), "all commands to be gone", timeout=LIMIT)
 
 
-def links(lab: Abroad) -> list[str]:
-    """The links of commands that there are on the laptop."""
-    listed = json.loads(lab.host_laptop.run("ip", "-j", "link"))
-    return [one["ifname"] for one in listed if one["ifname"].startswith("nvxec")]
-
-
-def traces(lab: Abroad) -> str:
-    """All that a command may leave on the laptop."""
-    run = lab.host_laptop.run
-    tables = [t for t in run("nft", "list", "tables").splitlines() if t.endswith("_exec")]
-    rules = [
-        line
-        for family in ("-4", "-6")
-        for line in run("ip", family, "rule").splitlines()
-        if line.startswith(("4618:", "4619:", "4620:"))
-    ]
-    return "\n".join([*links(lab), *tables, *rules])
-
-
-def outside(lab: Abroad, number: int) -> list[str]:
-    """What the site sees an exit as, by TCP and UDP, of both IP versions."""
-    host = lab.hosts_abroad[number]
-    return [str(host.address)] * 2 + [str(host.address6)] * 2
-
-
-def sites(lab: Abroad) -> tuple[str, str]:
-    return str(lab.site.address), str(lab.site.address6)
-
-
-def asking(how: str, *targets: str) -> tuple[str, ...]:
-    return (sys.executable, str(PROGRAM), how, *targets)
-
-
 def said(lab: Abroad, *command: str) -> str:
     """Run a command through the first exit to its end; return what it said."""
     return lab.laptop.cli("exec", "--exit", lab.exits[0].name, "--", *command)
@@ -98,55 +73,6 @@ def run(lab: Abroad, *command: str) -> list[str]:
 def addresses(node: LabNode) -> list[str]:
     """A node's addresses in the mesh."""
     return [text.partition("/")[0] for text in node.status()["addresses"]]
-
-
-@contextmanager
-def asking_on(lab: Abroad, *options: str) -> Iterator[Process]:
-    """A command that asks the site through the first exit, on and on."""
-    arguments = ("exec", "--exit", lab.exits[0].name, *options, "--")
-    log = lab.directory / f"asking-{uuid4().hex}.log"
-    argv = (*lab.laptop.command, *arguments, *asking("forever", *sites(lab)))
-    process = Process(lab.host_laptop.namespace, argv, log=log)
-    try:
-        hears(process, outside(lab, 0))
-        yield process
-    finally:
-        process.kill()
-
-
-def hears(process: Process, words: list[str]) -> None:
-    """Wait until a command that asks on and on hears this, in a round that begins from now on."""
-    rounds = len(process.output().splitlines())
-    text = " ".join(words)
-    wait_until(
-        # The one under way may still be the last of before.
-        lambda: text in process.output().splitlines()[rounds + 1 :],
-        f"a command that hears {text!r}",
-        timeout=LIMIT,
-        evidence=process.tail,
-    )
-
-
-NOTHING = ["-"] * 4
-
-
-@contextmanager
-def nothing_of_it_outside(lab: Abroad) -> Iterator[None]:
-    """Nothing on the laptop's cable comes from a command, or is for the site."""
-    capture = lab.watch()
-    yield
-    capture.stop()
-    found = [
-        str(frame)
-        for frame in frames_of(capture.packets(), lab.mac())
-        if frame.target in lab.strangers
-        or any(
-            frame.source is not None and frame.source in network
-            for network in BOOTH_NETWORKS
-            if frame.source is not None and frame.source.version == network.version
-        )
-    ]
-    assert not found, f"{len(found)} packets: {sorted(set(found))[:20]}"
 
 
 def test_the_site_sees_the_exit_for_the_command_and_the_host_for_the_host(lab: Abroad) -> None:

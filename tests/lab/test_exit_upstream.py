@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,70 +11,25 @@ import pytest
 from nostrvpn.lab.capture import Capture
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
-from nostrvpn.lab.processes import Process
 from tests.lab.abroad import NOBODY, Abroad
 from tests.lab.homes import join, watched
+from tests.lab.provider import CUSTOMER, PORT, Provider
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(180))]
 
 LIMIT = 30.0
-PORT = 51820
-# What the provider calls itself and its customer.
-PROVIDER, CUSTOMER = ("10.200.0.1", "fd20::1"), ("10.200.0.2", "fd20::2")
 
 
 class Provided(Abroad):
-    """The first exit is a customer of a provider; its file is in ``file``."""
+    """The first exit is a customer of a provider."""
 
     def __init__(self) -> None:
         super().__init__(exits=1)
 
     def build(self) -> None:
         super().build()
-        self.provider = self.host("provider")
-        keys = {}
-        for name in ("provider", "customer"):
-            private = _wg("genkey")
-            keys[name] = private, _wg("pubkey", given=private)
-        namespace, link = self.provider.namespace, self.exits[0].interface.rsplit("-", 1)[0] + "-p"
-        arguments = ("wireguard-go", "-f", link)
-        process = Process(namespace, arguments, log=self.directory / "provider.log")
-        self.stack.callback(process.kill)
-        wait_until(
-            lambda: namespace.run("ip", "link", "show", link, check=False).returncode == 0,
-            "the provider's link",
-            timeout=LIMIT,
-        )
-        secret = self.directory / "provider.key"
-        secret.write_text(keys["provider"][0])
-        allowed = ",".join(f"{ip}/{32 if '.' in ip else 128}" for ip in CUSTOMER)
-        key = keys["customer"][1]
-        namespace.run("wg", "set", link, "listen-port", str(PORT), "private-key", str(secret))
-        namespace.run("wg", "set", link, "peer", key, "allowed-ips", allowed)
-        namespace.ip(f"addr add {PROVIDER[0]}/24 dev {link}", f"link set {link} up")
-        namespace.ip(f"addr add {PROVIDER[1]}/64 dev {link} nodad")
-        namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        namespace.nft(
-            "table inet provider {\nchain out {\ntype nat hook postrouting priority 100;\n"
-            'oifname "eth0" masquerade\n}\n}\n'
-        )
-        # Whom the customer shall not be reached by, and whose file it is.
-        self.link, self.customer_key = link, keys["customer"][0]
-        self.file = self.directory / "provider.conf"
-        self.file.write_text(
-            f"[Interface]\nPrivateKey = {keys['customer'][0]}\nAddress = {CUSTOMER[0]}/32\n"
-            f"Address = {CUSTOMER[1]}/128  # both\nMTU = 1380\nDNS = {PROVIDER[0]}\n\n"
-            f"[Peer]\nPublicKey = {keys['provider'][1]}\nAllowedIPs = 0.0.0.0/0, ::/0\n"
-            f"Endpoint = {self.provider.address}:{PORT}\nPersistentKeepalive = 5\n"
-        )
-        self.file.chmod(0o600)
-
-
-def _wg(*arguments: str, given: str = "") -> str:
-    done = subprocess.run(
-        ["wg", *arguments], input=given, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+        link = self.exits[0].interface.rsplit("-", 1)[0] + "-p"
+        self.provider = Provider(self, self.host("provider"), link)
 
 
 @pytest.fixture
@@ -115,23 +69,23 @@ def test_guests_leave_by_the_provider_or_not_at_all(lab: Provided) -> None:
     [exit_node] = lab.exits
     before = rules(exit_node)
     capture = to_the_site(lab)
-    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.file))
+    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.provider.file))
     offered = exit_node.query("exit", "clients")["offer"]["upstream"]
-    assert offered["endpoint"] == f"{lab.provider.address}:{PORT}"
+    assert offered["endpoint"] == f"{lab.provider.host.address}:{PORT}"
     wait_until(lambda: lab.laptop.ask("exit_list")["exits"], "an offer", timeout=LIMIT)
     lab.laptop.cli("exit", "use", exit_node.name, "--yes")
     wait_until(partial(is_connected, lab.laptop), "the exit", timeout=LIMIT)
-    outside = {str(lab.provider.address), str(lab.provider.address6)}
+    outside = lab.provider.outside
     wait_until(lambda: seen_as(lab) == outside, "the way by the provider", timeout=LIMIT)
     # The host itself leaves by its own uplink, and the provider gets nothing into it.
     own = exit_node.namespace
     found = own.run("ip", "-j", "route", "get", str(lab.site.address)).stdout
     assert '"dev":"eth0"' in found
-    assert not reaches(lab.provider.namespace, CUSTOMER[0])
-    assert not reaches(lab.provider.namespace, CUSTOMER[1])
+    assert not reaches(lab.provider.host.namespace, CUSTOMER[0])
+    assert not reaches(lab.provider.host.namespace, CUSTOMER[1])
 
     # While the provider is away, nothing of theirs goes by another way: with and without the link.
-    lab.provider.namespace.ip(f"link set {lab.link} down")
+    lab.provider.leave()
     assert seen_as(lab) == set()
     name = next(
         line.split(":")[1].strip()
@@ -140,9 +94,7 @@ def test_guests_leave_by_the_provider_or_not_at_all(lab: Provided) -> None:
     )
     own.ip(f"link del {name}")
     assert seen_as(lab) == set()
-    # IPv6 addresses go with a link that goes down.
-    again = f"addr replace {PROVIDER[1]}/64 dev {lab.link} nodad"
-    lab.provider.namespace.ip(f"link set {lab.link} up", again)
+    lab.provider.come_back()
     wait_until(lambda: seen_as(lab) == outside, "the provider again", timeout=LIMIT * 2)
 
     # A killed daemon leaves it as it is; no key is told anywhere.
@@ -152,8 +104,8 @@ def test_guests_leave_by_the_provider_or_not_at_all(lab: Provided) -> None:
     wait_until(lambda: seen_as(lab) == outside, "the provider after a crash", timeout=LIMIT)
     capture.stop()
     assert capture.packets() == []
-    assert lab.customer_key not in exit_node.process.output()
-    assert lab.customer_key not in exit_node.cli("exit", "clients", "--json")
+    assert lab.provider.customer_key not in exit_node.process.output()
+    assert lab.provider.customer_key not in exit_node.cli("exit", "clients", "--json")
 
     exit_node.cli("exit", "offer", "--stop")
     wait_until(lambda: rules(exit_node) == before, "the rules gone", timeout=LIMIT)
@@ -163,31 +115,31 @@ def test_guests_leave_by_the_provider_or_not_at_all(lab: Provided) -> None:
 
 def test_a_provider_that_dies_ends_the_offer_and_its_return_brings_it_back(lab: Provided) -> None:
     [exit_node] = lab.exits
-    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.file))
+    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.provider.file))
     wait_until(lambda: lab.laptop.query("exit", "list")["exits"], "an offer", timeout=LIMIT)
     lab.laptop.cli("exit", "use", "auto", "--yes")
-    outside = {str(lab.provider.address), str(lab.provider.address6)}
+    outside = lab.provider.outside
     wait_until(lambda: seen_as(lab) == outside, "the way by the provider", timeout=LIMIT)
 
     def says_so() -> bool:
         seen_as(lab)  # guests go on sending
         return "provider does not answer" in lab.laptop.query("exit", "status")["text"]
 
-    lab.provider.namespace.nft(
+    lab.provider.host.namespace.nft(
         "table inet gone {\nchain in {\ntype filter hook input priority 0;\n"
         f"udp dport {PORT} drop\n}}\n}}\n"
     )
     wait_until(says_so, "the laptop to be told", timeout=LIMIT * 2)
     assert [one["state"] for one in lab.laptop.query("exit", "list")["exits"]] == ["down"]
     assert exit_node.query("exit", "clients")["state"] == "no_way_out"
-    lab.provider.namespace.nft("delete table inet gone\n")
+    lab.provider.host.namespace.nft("delete table inet gone\n")
     wait_until(lambda: seen_as(lab) == outside, "the provider again", timeout=LIMIT * 2)
     exit_node.cli("exit", "offer", "--stop")
 
 
 def test_a_killed_exit_with_a_provider_leaves_nothing_after_cleanup(lab: Provided) -> None:
     [exit_node] = lab.exits
-    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.file))
+    exit_node.cli("exit", "offer", "--to", "members", "--upstream", str(lab.provider.file))
     own = exit_node.namespace
     wait_until(lambda: f"{exit_node.interface}u" in own.run("ip", "-o", "link").stdout, "the link")
     exit_node.kill()
@@ -204,17 +156,17 @@ def test_a_bad_file_is_refused_and_changes_nothing(lab: Provided) -> None:
     def refusal(path: Path) -> str:
         done = exit_node.attempt("exit", "offer", "--to", "members", "--upstream", str(path))
         assert done.returncode != 0
-        assert lab.customer_key not in done.stdout + done.stderr
+        assert lab.provider.customer_key not in done.stdout + done.stderr
         return str(done.stderr)
 
-    sound = lab.file.read_text()
+    sound = lab.provider.file.read_text()
     commanding = lab.directory / "commanding.conf"
     proof = lab.directory / "ran"
     commanding.write_text(sound.replace("[Peer]", f"PostUp = touch {proof}\n[Peer]"))
     commanding.chmod(0o600)
     assert "PostUp" in refusal(commanding)
-    lab.file.chmod(0o644)
-    assert "chmod 600" in refusal(lab.file)
+    lab.provider.file.chmod(0o644)
+    assert "chmod 600" in refusal(lab.provider.file)
     assert "cannot be read" in refusal(lab.directory / "nowhere.conf")
     assert not proof.exists()
     assert exit_node.query("exit", "clients")["state"] == "stopped"

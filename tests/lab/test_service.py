@@ -21,7 +21,9 @@ from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.service import ServiceNode
 from nostrvpn.lab.transfer import transfer
+from tests.lab.abroad import Abroad
 from tests.lab.homes import Homes, join, machine, peer_of, ping, problems, wait_direct, watched
+from tests.lab.test_leaks import nothing_strays, outside, seen_as, use
 from tests.lab.test_permissions import Guarded, addresses, connect, listening
 from tests.lab.test_relayed import RELAYS, SIZE, Relayed
 from tests.lab.test_subnets import BOX4, BOX6, Office, answers, routes, share
@@ -42,6 +44,10 @@ class ServiceOffice(Office):
 
 
 class ServiceRelayed(Relayed):
+    node_type = ServiceNode
+
+
+class ServiceAbroad(Abroad):
     node_type = ServiceNode
 
 
@@ -171,6 +177,33 @@ def test_a_subnet_router_forwards_and_leaves_the_host_as_it_was(office: Office):
     office.second.kill()
     office.second.cli("cleanup")
     assert machine(office.second) == before[office.second.name]
+
+
+def test_an_exit_is_offered_and_used_and_nothing_leaves_beside_it():
+    with watched(ServiceAbroad(exits=1)) as lab:
+        before = {node.name: machine(node) for node in lab.nodes}
+        laptop, provider = lab.laptop, lab.exits[0]
+        join(laptop, provider)
+        provider.cli("exit", "offer", "--to", "members", "--bandwidth", "100", "--budget", "10")
+        wait_until(lambda: laptop.ask("exit_list")["exits"], "an offer", timeout=20.0)
+        lab.own_port()
+        exec_ = ("exec", "--exit", provider.name, "--user", "root", "--", "ip", "route")
+        assert "default" in laptop.cli(*exec_)
+        use(lab)
+        with nothing_strays(lab) as talk:
+            wait_until(lambda: seen_as(lab) == outside(lab, 0), "the exit", timeout=20.0)
+            laptop.cli("exit", "use", provider.name, "--yes", "--kill-switch", "lockdown")
+            laptop.cli("exit", "off")
+            wait_until(lambda: seen_as(lab) == set(), "nothing to leave", timeout=20.0)
+            use(lab)
+            laptop.kill()
+            talk()
+        for node in lab.nodes:
+            if node.process.alive:
+                node.kill()
+            node.cli("cleanup")
+            assert machine(node) == before[node.name]
+        assert seen_as(lab) & {str(lab.home.address)}
 
 
 def test_a_daemon_that_root_starts_gives_root_up(office: Office):

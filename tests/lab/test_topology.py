@@ -322,6 +322,17 @@ def test_capture_counts_and_finds_packets() -> None:
         assert capture.search(b"no such bytes") == []
 
 
+def test_a_capture_has_every_packet_of_a_burst() -> None:
+    burst = 400
+    with TwoNats(relay=False) as lab:
+        capture = lab.capture("laptop-a", "eth0", "udp")
+        with udp(lab.laptop_a.namespace, lab.laptop_a.address) as client:
+            for _ in range(burst):
+                client.sendto(b"x", (str(lab.server.address), FIRST))
+        capture.stop()
+        assert (capture.count(f"udp dst port {FIRST}"), capture.lost) == (burst, 0)
+
+
 def test_an_exception_leaves_nothing_behind() -> None:
     def fail_inside() -> None:
         with TwoNats(relay=False) as lab:

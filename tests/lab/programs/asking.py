@@ -1,11 +1,13 @@
 """Asks sites who they see: ``asking.py once|forever TARGET...``, by TCP port 80 and UDP port 443.
 
-A line for each round: what each target said over TCP and over UDP, ``-`` for nothing. ``dns`` as the
-only target asks each resolver of /etc/resolv.conf instead, and ``dns:TARGET`` that one.
+A line for each round, in which all are asked at once: what each target said over TCP and over UDP, or
+``-`` for nothing. ``dns`` as the only target asks each resolver of /etc/resolv.conf instead, and
+``dns:TARGET`` that one.
 """
 
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,13 +35,23 @@ def one_round(targets: list[str]) -> str:
         lines = Path("/etc/resolv.conf").read_text().splitlines()
         servers = [line.split()[1] for line in lines if line.startswith("nameserver")]
         targets = [f"dns:{server}" for server in servers]
-    said = []
+    questions = []
     for target in targets:
         if target.startswith("dns:"):
-            said.append(ask(target.removeprefix("dns:"), socket.SOCK_DGRAM, 53, QUESTION))
+            questions.append((target.removeprefix("dns:"), socket.SOCK_DGRAM, 53, QUESTION))
             continue
-        said.append(ask(target, socket.SOCK_STREAM, 80, b""))
-        said.append(ask(target, socket.SOCK_DGRAM, 443, b"?"))
+        questions.append((target, socket.SOCK_STREAM, 80, b""))
+        questions.append((target, socket.SOCK_DGRAM, 443, b"?"))
+    said = ["-"] * len(questions)
+
+    def put(number: int) -> None:
+        said[number] = ask(*questions[number])
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(len(said))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return " ".join(said)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nostrvpn.cli import exits
+from nostrvpn.cli import exit_offer, exits
 from nostrvpn.cli.entry import main
 from nostrvpn.control.schema import COMMANDS, parse_arguments
 from nostrvpn.io import ssh_session
@@ -73,7 +73,8 @@ class Daemon:
 
 @pytest.fixture(autouse=True)
 def daemon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exits, "ControlClient", Daemon)
+    for module in (exits, exit_offer):
+        monkeypatch.setattr(module, "ControlClient", Daemon)
     monkeypatch.setattr(Daemon, "asked", [])
     from_afar(monkeypatch, None)
 
@@ -130,6 +131,12 @@ def test_what_is_typed_is_what_is_asked(line: str, command: str, args: dict[str,
         "exit bypass list uid:7",
         "exit trust remove",
         "exit bypass forget uid:7",
+        "exit offer --client-rate -3",
+        "exit offer --bandwidth inf",
+        "exit offer --budget nan",
+        "exit offer --connections -1",
+        "exit offer --country Germany",
+        "exit offer --policy some",
     ],
 )
 def test_a_wrong_line_is_refused_before_anything_is_asked(
@@ -137,7 +144,9 @@ def test_a_wrong_line_is_refused_before_anything_is_asked(
 ) -> None:
     assert main(line.split()) == 2
     assert Daemon.asked == []
-    assert "hint" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "hint" in said
+    assert "exit_offer" not in said
 
 
 @pytest.mark.parametrize(

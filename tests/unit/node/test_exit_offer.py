@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.exits.limits import Volume
 from nostrvpn.exits.offer import ExitOffer
+from nostrvpn.host.state import ALIAS_MARK, home_of
 from nostrvpn.node.events import ExitUsed, HostChanged, ReconcileFinished
 from nostrvpn.node.exit_offer import ExitOffering
 from nostrvpn.paths.candidates import LocalAddress
@@ -310,3 +312,14 @@ def test_a_provider_named_anew_begins_anew(cafe: Cafe) -> None:
     assert cafe.clients()["state"] == "no_way_out"
     cafe.offer("members", upstream=PROVIDER)
     assert cafe.clients()["state"] == "offered"
+
+
+def test_the_providers_link_is_not_taken_for_that_of_a_network(cafe: Cafe) -> None:
+    node = cafe.alice.node
+    tunnel = replace(node.settings.tunnel, alias=f"{ALIAS_MARK} /var/lib/nostrvpn")
+    node.settings = replace(node.settings, tunnel=tunnel)
+    cafe.offer("members", upstream=PROVIDER)
+    desired = cafe.desired()
+    assert home_of(desired.host.alias) == "/var/lib/nostrvpn"
+    # Else it would be left alone as another node's.
+    assert home_of(desired.upstream.host.alias) == ""

@@ -142,9 +142,11 @@ def test_lockdown_stays_without_an_exit_until_it_is_ended(abroad: Abroad) -> Non
     assert (shield.kind, routing) == (ShieldKind.BLOCKED, ExitRouting())
     assert "exit_lockdown" in abroad.problems()
     assert abroad.node.exits.shield_after_down.kind is ShieldKind.BLOCKED
+    assert abroad.node.desired(abroad.now).shield_at_boot == Shield(ShieldKind.BLOCKED)
     assert abroad.off("off")["state"] == "off"
     assert abroad.kernel() == (Shield(), ExitRouting())
     assert abroad.node.exits.shield_after_down.is_empty
+    assert abroad.node.desired(abroad.now).shield_at_boot.is_empty
 
 
 def test_the_exit_gets_everything_and_nothing_of_the_mesh_is_led_astray(abroad: Abroad) -> None:
@@ -430,7 +432,10 @@ def test_a_plan_changes_nothing_and_says_what_stays(abroad: Abroad) -> None:
     assert plan["wanted"] == "fra"
     assert "192.168.0.0/16" in plan["kept"]
     assert any("fra" in line for line in plan["lines"])
-    assert "192.168.0.0/16" not in abroad.use("fra", dry_run=True, allow_lan=False)["kept"]
+    assert "from outside the mesh and the local network are cut" in plan["lines"][-1]
+    without = abroad.use("fra", dry_run=True, allow_lan=False)
+    assert "192.168.0.0/16" not in without["kept"]
+    assert "from outside the mesh are cut" in without["lines"][-1]
 
 
 def test_a_decision_is_stored_before_it_is_answered(abroad: Abroad) -> None:
