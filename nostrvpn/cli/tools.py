@@ -90,7 +90,8 @@ def cleanup_command(options: Options, as_json: bool) -> None:
     """
     check_privilege(for_packets=False)
     # All: nobody's may be at work. One: it may be this node's own.
-    removed = remove_leftovers(options.interface, options.home if options.interface else None)
+    home = options.home if options.interface else None
+    removed = remove_leftovers(options.interface, home, state_dir=options.state_dir)
     if shown_as_json({"removed": removed}, as_json):
         return
     for item in removed:
@@ -100,21 +101,28 @@ def cleanup_command(options: Options, as_json: bool) -> None:
 
 
 def remove_leftovers(
-    interface: str | None, home: str | None, *, keep_shield: bool = False
+    interface: str | None,
+    home: str | None,
+    *,
+    keep_shield: bool = False,
+    state_dir: str | None = None,
 ) -> list[str]:
     """Remove an interface that a killed daemon left (None: all with our mark); return names.
 
+    ``state_dir``: with what lockdown holds back at the next start, of the networks there.
     SystemRefused if a daemon of another home than this one lives on it, or if not all could go: what
     went is told before.
     """
+    from nostrvpn.io.boot_block import remove_boot_blocks
     from nostrvpn.io.cleanup import NotAllRemoved, remove_marked
     from nostrvpn.io.wireguard_claim import require_no_other_node
 
     require_no_other_node(interface, home)
+    removed = [] if state_dir is None else remove_boot_blocks(state_dir, interface)
     try:
-        return list(remove_marked(interface=interface, keep_shield=keep_shield))
+        return [*removed, *remove_marked(interface=interface, keep_shield=keep_shield)]
     except NotAllRemoved as exc:
-        for item in exc.removed:
+        for item in (*removed, *exc.removed):
             click.echo(f"Removed {item}.", err=True)
         raise
 

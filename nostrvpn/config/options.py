@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # only a type here, and the model costs every command the imp
     from nostrvpn.config.model import Config, Relay
 
 __all__ = [
+    "BOOT_BLOCK",
     "DEFAULT_CONFIG",
     "DEFAULT_RUNTIME_DIR",
     "DEFAULT_STATE_DIR",
@@ -30,6 +31,8 @@ JOIN_VARIABLE = "NOSTRVPN_JOIN"
 # directory below this one.
 FIRST = "default"
 NETWORKS = "networks"
+# In a network's directory: the nft script of what lockdown holds back when the host starts.
+BOOT_BLOCK = "lockdown.nft"
 
 
 @dataclass(frozen=True, slots=True)

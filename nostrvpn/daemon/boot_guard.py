@@ -1,16 +1,18 @@
 """Holding traffic back while no daemon runs: what ``nostrvpn exit guard`` does when a host starts.
 
 It reads what was decided about exits without a daemon, and blocks if that says lockdown, or if it
-cannot be known any more.
+cannot be known any more. Where lockdown was decided before, nft has loaded a block already
+(``io/boot_block.py``); if it was left in the moment before the host ended, that is undone here.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from nostrvpn.config.options import Options
-from nostrvpn.errors import PeerMisbehaved
+from nostrvpn.errors import NostrvpnError, PeerMisbehaved
 from nostrvpn.exits.kill_switch import KillSwitch
 from nostrvpn.exits.settings import ExitSettings
 from nostrvpn.host.shield import Shield, ShieldKind
@@ -27,6 +29,8 @@ __all__ = ["PRECIOUS_SPACES", "SECRET_SPACES", "Guarded", "doubt_exit", "guard",
 PRECIOUS_SPACES = frozenset({"meta", "network", "policy", "invite", "join", "peer", "keys"})
 # What is deleted here makes recorded messages unreadable, so it has to be gone.
 SECRET_SPACES = frozenset({"keys"})
+
+_log = logging.getLogger(__name__)
 
 # Stands where the settings were, so that whoever reads it next knows that they were lost.
 _LOST = "lost with the state database"
@@ -63,12 +67,20 @@ def _guard(options: Options) -> Guarded:
         settings, reason = _read(options)
     except AlreadyRunning:
         return Guarded(options.network, interface, "running", "its daemon sees to it")
+    from nostrvpn.io.boot_block import keep_boot_block, undo_boot_block
+
     if not _locks(settings):
+        undo_boot_block(options.home, interface)
         return Guarded(options.network, interface, "open", reason)
     from nostrvpn.io.shield import apply_shield
 
     allow_lan = settings is not None and settings.allow_lan
-    apply_shield(Shield(ShieldKind.BLOCKED, allow_lan=allow_lan), interface)
+    shield = Shield(ShieldKind.BLOCKED, allow_lan=allow_lan)
+    apply_shield(shield, interface)
+    try:
+        keep_boot_block(options.home, interface, shield)
+    except NostrvpnError as exc:
+        _log.warning("at the next start the block comes later: %s", exc)
     return Guarded(options.network, interface, "blocked", reason)
 
 

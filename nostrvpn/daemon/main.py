@@ -249,7 +249,8 @@ async def _claim(
 ) -> Reconciler:
     """Return the interface's single writer; SystemRefused if another node lives there."""
     interface, must_filter = options.interface_name(config), config.permissions.enforce == "require"
-    reconciler = Reconciler(backend, interface, config.wireguard.mtu, must_filter=must_filter)
+    mtu, home = config.wireguard.mtu, options.home
+    reconciler = Reconciler(backend, interface, mtu, must_filter=must_filter, home=home)
     stack.callback(reconciler.close)
     # Before anything is made, or taken down at the end.
     await reconciler.run(partial(require_no_other_node, interface, options.home))

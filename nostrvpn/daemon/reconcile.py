@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from nostrvpn.config.options import BOOT_BLOCK
 from nostrvpn.daemon.booth_way import Booths
 from nostrvpn.daemon.bought_way import BoughtWay
 from nostrvpn.daemon.exit_way import ExitWay
@@ -32,6 +33,7 @@ from nostrvpn.host.inbound import Inbound, inbound_table
 from nostrvpn.host.shield import Shield
 from nostrvpn.host.state import HostState
 from nostrvpn.host.subnet_gateway import Gateway, gateway_table
+from nostrvpn.io.boot_block import keep_boot_block
 from nostrvpn.io.exit_meter import apply_meter
 from nostrvpn.io.forward_policy import Obstacle, forward_obstacle, input_obstacle
 from nostrvpn.io.netlink import apply_host, observe_host, remove_limits
@@ -63,11 +65,18 @@ class Reconciler:
     ``must_filter``; without it the tunnel stands all the same. Everything else goes on without what
     failed, which ``finished`` tells. ``shield_error`` says why what may leave beside an exit, or the way
     to it, is not as desired: no more leaves then. ``sold`` and ``bought``: what strangers pay for, and
-    what is paid for, each with its ``error`` and counters.
+    what is paid for, each with its ``error`` and counters. ``home``: the state directory in which what
+    holds traffic back when the host starts is kept; None keeps it nowhere.
     """
 
     def __init__(
-        self, backend: Backend, interface: str, mtu: int, *, must_filter: bool = True
+        self,
+        backend: Backend,
+        interface: str,
+        mtu: int,
+        *,
+        must_filter: bool = True,
+        home: str | None = None,
     ) -> None:
         self._backend = backend
         self._interface = interface
@@ -87,6 +96,11 @@ class Reconciler:
         self._routing = RoutingMemory(gateway_table(interface))
         self.forward_obstacle: Obstacle | None = None
         self._exit_way = ExitWay(interface)
+        self._home = home
+        self._at_boot = Settled[Shield](
+            "what lockdown holds back could not be kept for the next start: %s",
+            refusals=(NostrvpnError,),
+        )
         self._booths = Booths(interface)
         self._upstream = UpstreamWay(backend, interface)
         self.sold = SoldWay(backend, interface)
@@ -140,6 +154,7 @@ class Reconciler:
                 way.distrust()
         # Before anything else: from here on nothing leaves that may not.
         self._exit_way.close(desired.shield, desired.exit_routing)
+        self._keep_for_boot(desired.shield_at_boot)
         self._booths.close(desired.booths)
         # The link is there before routes lead to it, and where it was left it goes.
         if self.bought.settle(desired.bought):
@@ -247,6 +262,14 @@ class Reconciler:
         if self._inbound.error is not None and self._must_filter:
             hint = "install nftables, or set permissions.enforce: best-effort"
             raise SystemRefused(f"permissions cannot be enforced: {self._inbound.error}", hint)
+
+    def _keep_for_boot(self, shield: Shield) -> None:
+        home = self._home
+        if home is None or self._at_boot.holds(shield):
+            return
+        with self._at_boot.making(shield):
+            if keep_boot_block(home, self._interface, shield):
+                _log.info("[#] %s/%s: %s", home, BOOT_BLOCK, shield.summary)
 
     def _metered(self, desired: Desired) -> Desired:
         """Measure guests before any is let through; if that fails, none is."""

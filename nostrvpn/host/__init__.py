@@ -15,6 +15,7 @@ subprocess and no sibling package. Open ``state.py`` first, then ``diff.py``.
 - ``exit_filter``  what guests of an exit may reach through this host: rules of ``inbound``'s table
 - ``exit_meter``   how much guests of an exit get, and the script that measures it
 - ``shield``    what may leave while an exit is used or nothing may, and the script of that
+- ``answers``   what is answered past the exit that is used: chains of ``shield``'s table
 - ``booth``     single commands that are led into the tunnel: addresses, rules, and the script of that
 - ``exit_routing``  rules and a table of our own that lead into the tunnel
 - ``routing_tables``  the numbers of our routing tables

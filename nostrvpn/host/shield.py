@@ -17,10 +17,11 @@ from ipaddress import collapse_addresses, ip_network
 
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.host import nft_text
+from nostrvpn.host.answers import MARK, MARKED, TOO_LARGE, answering
 from nostrvpn.host.exit_routing import PRIVATE
 from nostrvpn.host.firewall import table_name
 from nostrvpn.host.nft_text import Chain, elements
-from nostrvpn.host.state import BYPASS_MARK, FWMARK, MARK_MASK, IPNetwork
+from nostrvpn.host.state import BYPASS_MARK, MARK_MASK, IPNetwork
 
 __all__ = [
     "Bypass",
@@ -37,10 +38,7 @@ _VERSIONS = ((4, "ip"), (6, "ip6"))
 _ALL_BITS = 0xFFFFFFFF
 # Of ours, whose bits in a mark are: a packet that goes around the exit, with the number of its kind.
 _KIND_MASK = MARK_MASK | 0x3
-_MARKED = f"meta mark & {MARK_MASK:#010x} == {FWMARK:#010x}"
 _GOES_AROUND = f"meta mark & {_KIND_MASK:#010x} == {BYPASS_MARK:#010x}"
-# Other programs' bits stay.
-_MARK = f"meta mark set meta mark & {_ALL_BITS ^ MARK_MASK:#010x} | {FWMARK:#010x}"
 _DNS = "meta l4proto { tcp, udp } th dport { 53, 853 }"
 # RFC 4861 sections 4.1, 4.3, 4.4 and 6.1: what has crossed a router has a smaller hop limit. Nothing
 # of it carries what a program says, and no redirects.
@@ -175,32 +173,22 @@ def _sets(shield: Shield) -> list[str]:
 
 def _chains(shield: Shield, interface: str) -> list[Chain]:
     """Return the chains in a fixed order."""
+    is_open, tunnels = shield.kind is ShieldKind.OPEN, f'"{interface}"'
+    if shield.link:
+        tunnels = f'{{ {tunnels}, "{shield.link}" }}'
     chains = [
         (
             "arriving",
             "filter hook prerouting priority -300; policy accept;",
             _arriving(shield, interface),
         ),
-        # The answers to marked packets: reverse-path filters look up the way that these took.
-        (
-            "answering",
-            "filter hook prerouting priority -150; policy accept;",
-            [f"ct mark & {MARK_MASK:#010x} == {FWMARK:#010x} {_MARK}"],
-        ),
-        (
-            "marked",
-            "filter hook output priority -140; policy accept;",
-            [f"{_MARKED} ct mark set ct mark & {_ALL_BITS ^ MARK_MASK:#010x} | {FWMARK:#010x}"],
-        ),
+        *answering(tunnels, returns=is_open and not shield.allow_lan),
         *_bypassing(shield, interface),
         ("tunnel", "", _tunnel(shield)),
         *([("beyond", "", _beyond(shield))] if shield.link else []),
     ]
-    if shield.kind is ShieldKind.OPEN:
-        tunnels = f'"{interface}"'
-        if shield.link:
-            tunnels = f'{{ {tunnels}, "{shield.link}" }}'
-        leaving = [f"oifname != {tunnels} accept", f"{_MARKED} accept"]
+    if is_open:
+        leaving = [f"oifname != {tunnels} accept", f"{MARKED} accept"]
         leaving += _into(shield, interface, "jump")
         return [
             *chains,
@@ -248,7 +236,7 @@ def _arriving(shield: Shield, interface: str) -> list[str]:
     # Neighbours that answer with a public address, to reverse-path filters such as firewalld's.
     marked = ["icmpv6 type nd-neighbor-advert ip6 hoplimit 255"]
     marked += [f"udp dport {shield.listen_port}"] if shield.listen_port else []
-    rules += [f'iifname != "{interface}" {one} fib daddr type local {_MARK}' for one in marked]
+    rules += [f'iifname != "{interface}" {one} fib daddr type local {MARK}' for one in marked]
     return rules
 
 
@@ -272,7 +260,7 @@ def _bypassing(shield: Shield, interface: str) -> list[Chain]:
             "route hook output priority -150; policy accept;",
             [
                 'oifname "lo" return',
-                f"{_MARKED} return",
+                f"{MARKED} return",
                 *(f"{word} daddr @overlay{version} return" for version, word in _VERSIONS),
                 *(f"{word} daddr {{ {nets} }} return" for word, nets in beside if nets),
                 *(f"{condition} goto around" for condition in (*to, *who)),
@@ -369,7 +357,7 @@ def _lan(shield: Shield) -> list[str]:
 def _leaving(shield: Shield, interface: str) -> list[str]:
     """Return what is accepted of all that leaves; the rest returns."""
     # Where it begins, who goes around still seems to leave by the tunnel: so the mark comes first.
-    rules = ['oifname "lo" accept', f"{_MARKED} accept", *_into(shield, interface, "goto")]
+    rules = ['oifname "lo" accept', f"{MARKED} accept", *_into(shield, interface, "goto")]
     rules += [_NDP, _DHCP4, _DHCP6]
     rules += [
         f'oifname "{other}" {word} daddr {{ {nets} }} accept'
@@ -386,4 +374,5 @@ def _leaving(shield: Shield, interface: str) -> list[str]:
             f'iifname "{shield.link or interface}" meta nfproto ipv{version} ct direction reply accept'
             for version in sorted(shield.versions)
         ]
+        rules += [TOO_LARGE[version] for version in sorted(shield.versions)]
     return [*rules, "jump lan"]

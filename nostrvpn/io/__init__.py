@@ -20,6 +20,7 @@ The network stack (blocking; called from one worker thread, acts in that thread'
 - ``default_routes``       a routing table of ours with default routes and ``unreachable``
 - ``exit_routing``         rules and a table that lead into the tunnel to an exit
 - ``shield``               what may leave beside an exit: its table, and ``src_valid_mark``
+- ``boot_block``           what lockdown holds back, as a script that nft loads when the host starts
 - ``netlink_monitor``      notice of changes to them (on the event loop)
 - ``table_notices``        notice of what others remove from our nftables tables
 - ``source_address``       which of our addresses the kernel would send from

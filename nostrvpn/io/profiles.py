@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nostrvpn.config.names import check_profile
-from nostrvpn.config.options import FIRST, NETWORKS, Options
+from nostrvpn.config.options import BOOT_BLOCK, FIRST, NETWORKS, Options
 from nostrvpn.errors import SystemRefused, UserError
 from nostrvpn.io.durable_file import make_private_directory, refusal, write_durably
 from nostrvpn.io.lock import lock_holder
@@ -32,7 +32,7 @@ __all__ = [
 # Not the name of a profile: those begin with a letter or digit.
 _SELECTED = ".selected"
 # What a network leaves in the state directory when it is the first one, where the identity stays.
-_STATE = ("state.db", "state.db-wal", "state.db-shm", "state.db.backup")
+_STATE = ("state.db", "state.db-wal", "state.db-shm", "state.db.backup", BOOT_BLOCK)
 # All network namespaces share the sockets of userspace WireGuard.
 _WIREGUARD_SOCKETS = "/run/wireguard"
 

@@ -65,6 +65,7 @@ class Desired:
     ``awake``: the endpoints in it that are a peer's own, by the peer's (Nostr) public key.
     ``inbound`` None: nobody asks for a filter. ``gateway``: what is forwarded into networks behind us.
     ``shield`` and ``exit_routing``: what may leave while an exit is used, and the way to it.
+    ``shield_at_boot``: what may, when the host starts, until there is a daemon.
     ``exit_meter``: how much our own guests get. ``booths``: commands that run through an exit.
     ``upstream``: the provider that our guests leave by, and its WireGuard device; None if they leave by
     the host's own uplink. ``sold``: what strangers pay for; ``bought``: the exits that we pay for.
@@ -78,6 +79,7 @@ class Desired:
     gateway: Gateway = field(default_factory=Gateway)
     shield: Shield = field(default_factory=Shield)
     exit_routing: ExitRouting = field(default_factory=ExitRouting)
+    shield_at_boot: Shield = field(default_factory=Shield)
     exit_meter: ExitMeter = field(default_factory=ExitMeter)
     booths: BoothWay = field(default_factory=BoothWay)
     upstream: Upstream | None = None

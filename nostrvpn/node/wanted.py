@@ -55,6 +55,7 @@ def wanted_state(node: Node, now: float, *, complete: bool) -> Desired:
         gateway=gateway,
         firewall=firewall,
         shield=shield,
+        shield_at_boot=node.exits.shield_after_down,
         exit_routing=routing,
         exit_meter=meter,
         booths=booths,

@@ -110,7 +110,11 @@ class Wire:
 
     def until(self, end: Callable[[Packet], bool]) -> set[Packet]:
         """Return what came before the packet that ``end`` knows."""
-        found: set[Packet] = set()
+        return set(self.seen(end))
+
+    def seen(self, end: Callable[[Packet], bool]) -> list[Packet]:
+        """The same, in its order and as often as it came."""
+        found: list[Packet] = []
         while True:
             data, where = self.socket.recvfrom(65535)
             if where[2] == socket.PACKET_OUTGOING:
@@ -119,7 +123,7 @@ class Wire:
             if end(packet):
                 return found
             if not (packet.kind == "icmp" and packet.port == MLD):
-                found.add(packet)
+                found.append(packet)
 
 
 def parse(frame: bytes) -> Packet:

@@ -88,6 +88,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inbound": inbound,
     "firewall": firewall,
     "blocked": lambda: shield(ShieldKind.BLOCKED),
+    "open": lambda: render_shield(Shield(ShieldKind.OPEN, OVERLAY, BOTH), NV),
     "tunnelled": lambda: shield(ShieldKind.TUNNELLED),
     "gateway": gateway,
     "booths": booths,

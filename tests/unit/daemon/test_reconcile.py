@@ -69,9 +69,9 @@ def desired(inbound: Inbound | None) -> Desired:
     )
 
 
-def made(kernel: Kernel, **options: bool) -> Reconciler:
+def made(kernel: Kernel, *, must_filter: bool = True) -> Reconciler:
     backend: Any = kernel
-    return Reconciler(backend, "nv0", 1280, **options)
+    return Reconciler(backend, "nv0", 1280, must_filter=must_filter)
 
 
 def test_the_filter_is_there_before_the_tunnel(kernel: Kernel) -> None:
