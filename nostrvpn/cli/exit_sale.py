@@ -100,6 +100,12 @@ def _words(given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--mint", multiple=True, metavar="URL", help="Only with tokens of these.")
 @click.option("--ip-version", type=click.Choice(["4", "6"]), help="It must carry that.")
 @click.option(
+    "--max-rtt",
+    type=click.IntRange(1, 60_000),
+    metavar="MS",
+    help="One that is slower three times in a row is left.",
+)
+@click.option(
     "--pay",
     type=click.Choice(["locked", "plain", "bolt11", "channel"]),
     help="Only in this way; the last is an experiment.",

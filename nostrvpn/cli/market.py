@@ -192,12 +192,15 @@ def report(options: Options, target: str, kind: str, as_me: bool, as_json: bool)
 
 
 @market_command.command("deny")
-@click.argument("seller", metavar="NPUB|OFFER")
+@click.argument("seller", metavar="NPUB|OFFER|LEASE")
 @_REMOVE
 @json_option
 @click.pass_obj
 def deny(options: Options, seller: str, remove: bool, as_json: bool) -> None:
-    """Buy nothing of a seller; this stays on this host."""
+    """Buy nothing of a seller, and sell nothing to a buyer; this stays on this host.
+
+    A LEASE that was sold ends, and its buyer has back what was not used.
+    """
     _edit(options, "deny", seller, remove=remove, as_json=as_json)
 
 

@@ -38,7 +38,7 @@ _days_option = click.option(
     show_default=True,
     help="Of so many days.",
 )
-_csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a line of names.")
+_csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, sums in msat.")
 
 
 @click.command("selling")
@@ -67,11 +67,11 @@ def sessions_command(options: Options, days: int, as_csv: bool, as_json: bool) -
     answer = ControlClient(options.control_socket).call("market_sessions", days=days)
     if shown_as_json(answer, as_json):
         return
-    from nostrvpn.market.statements import csv_text, statements
+    from nostrvpn.market.statements import Statement, csv_text, statements
 
     rows = statements(answer["sold"], answer["bought"])
     if as_csv:
-        click.echo(csv_text(rows), nl=False)
+        click.echo(csv_text(Statement, rows), nl=False)
     elif rows:
         console().print(_sessions_table(rows))
     else:
@@ -126,7 +126,7 @@ def earnings_command(
 
     rows = [Earnings(**row) for row in answer["days"]]
     if as_csv:
-        click.echo(csv_text(rows), nl=False)
+        click.echo(csv_text(Earnings, rows), nl=False)
     elif plot == _TERMINAL:
         console().print(earnings_plot(rows))
     elif plot is not None:
@@ -151,7 +151,7 @@ def _show_earnings(answer: Any, rows: Sequence[Earnings]) -> None:
     earned = sum(row.earned + row.unused for row in rows)
     lost = sum(row.lost for row in rows)
     if eventful:
-        gone = f", {_sat(lost)} sat lost at mints" if lost else ""
+        gone = f", {_sat(lost)} sat lost" if lost else ""
         click.echo(f"{_sat(earned)} sat earned in {count(len(rows), 'day')}{gone}.")
     accounts = answer["accounts"]
     owed = -_sum(accounts["sold"], "lease:")

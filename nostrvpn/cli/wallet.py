@@ -165,10 +165,10 @@ def restore(options: Options, foreign: bool, as_json: bool) -> None:
     """
     words = _read("Words") if foreign else None
     answer = _call(options, "wallet_restore", words=words)
-    if shown_as_json(answer, as_json):
-        return
-    _show_reports(answer["mints"])
-    click.echo(f"Found {answer['found']} sat.")
+    if not shown_as_json(answer, as_json):
+        _show_reports(answer["mints"])
+        click.echo(f"Found {answer['found']} sat.")
+    _fail_if_unanswered(answer["mints"])
 
 
 @wallet_command.command("check")
@@ -177,12 +177,12 @@ def restore(options: Options, foreign: bool, as_json: bool) -> None:
 def check(options: Options, as_json: bool) -> None:
     """Finish what was begun, and ask the mints whether all the money is there."""
     answer = _call(options, "wallet_check")
-    if shown_as_json(answer, as_json):
-        return
-    _show_reports(answer["mints"])
-    if answer["unfinished"]:
-        left = count(answer["unfinished"], "operation")
-        click.echo(f"{left} not finished: a mint or a payment is waited for.")
+    if not shown_as_json(answer, as_json):
+        _show_reports(answer["mints"])
+        if answer["unfinished"]:
+            left = count(answer["unfinished"], "operation")
+            click.echo(f"{left} not finished: a mint or a payment is waited for.")
+    _fail_if_unanswered(answer["mints"])
 
 
 @wallet_command.command("mints")
@@ -224,12 +224,21 @@ def _read(what: str) -> str:
 def _show_reports(reports: list[dict[str, Any]]) -> None:
     made = table("mint", ">good", ">on their way", ">found", ">gone", "")
     for one in reports:
-        numbers = [str(one[name]) for name in ("good", "pending", "found", "spent")]
+        names = ("good", "pending", "found", "spent")
+        numbers = ["-" if one["error"] else str(one[name]) for name in names]
         made.add_row(one["mint"], *numbers, one["error"])
     if made.row_count:
         console().print(made)
     else:
         click.echo("No mint is trusted yet: nostrvpn wallet mints add URL")
+
+
+def _fail_if_unanswered(reports: list[dict[str, Any]]) -> None:
+    """End with code 1 if a mint did not say all: what it has is not known, and no nothing."""
+    silent = [one for one in reports if one["error"]]
+    if silent:
+        click.echo(f"{count(len(silent), 'mint')} did not say all: try again later.", err=True)
+        raise click.exceptions.Exit(1)
 
 
 def _fee(fee: int) -> str:

@@ -17,12 +17,14 @@ class MarketList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """``market list``: prices as ``20sat/GiB`` and ``5sat/h``; empty: any."""
 
     country: Annotated[
-        list[Annotated[str, msgspec.Meta(pattern="^[A-Za-z]{2}$")]], msgspec.Meta(max_length=32)
+        list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]],
+        msgspec.Meta(max_length=32),
     ] = []
     max_price: _Price = ""
     max_price_time: _Price = ""
     mint: Annotated[
-        list[Annotated[str, msgspec.Meta(min_length=8, max_length=200)]], msgspec.Meta(max_length=8)
+        list[Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]],
+        msgspec.Meta(max_length=8),
     ] = []
     ip_version: Literal[4, 6] | None = None
     sort: Literal["trust", "price", "latency", "country"] = "trust"

@@ -8,7 +8,7 @@ import msgspec
 
 __all__ = ["EscrowArbitrate", "EscrowCases", "EscrowDispute"]
 
-_Id = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{6,64})?\Z")]
+_Id = Annotated[str, msgspec.Meta(max_length=100)]
 _Npubs = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=100)]], msgspec.Meta(max_length=1000)
 ]
@@ -32,5 +32,5 @@ class EscrowArbitrate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class EscrowDispute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``market dispute``: of a lease that was sold or bought, by its id or the begin of it."""
 
-    lease: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{6,64}\Z")]
+    lease: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
     text: Annotated[str, msgspec.Meta(max_length=1024)] = ""

@@ -50,7 +50,7 @@ class WalletConnect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class WalletKeysend(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``payee``: a Lightning node's public key."""
 
-    payee: Annotated[str, msgspec.Meta(pattern="^0[23][0-9a-f]{64}$")]
+    payee: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
     amount: _Sat
     note: Annotated[str, msgspec.Meta(max_length=200)] = ""
 

@@ -33,7 +33,9 @@ from nostrvpn.control.wallet_schema import (
 
 __all__ = ["MARKET_COMMANDS", "ExitBuy", "ExitSell", "Period"]
 
-_Url = Annotated[str, msgspec.Meta(min_length=8, max_length=200)]
+# What a user types is judged where it is used, which has the words for it; here it has a length only.
+_Url = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+_Country = Annotated[str, msgspec.Meta(max_length=100)]
 _Urls = Annotated[list[_Url], msgspec.Meta(max_length=8)]
 _Price = Annotated[str, msgspec.Meta(max_length=40)]
 _Words = Annotated[
@@ -75,7 +77,7 @@ class ExitSell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connections: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     budget: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 0.0
     quiet: Annotated[str, msgspec.Meta(max_length=20)] = ""
-    country: Annotated[str, msgspec.Meta(max_length=2)] = ""
+    country: _Country = ""
     ipv6: bool = True
 
 
@@ -86,9 +88,10 @@ class ExitBuy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     budget: _Price = ""
     max_price: _Price = ""
     max_price_time: _Price = ""
-    country: Annotated[str, msgspec.Meta(max_length=2)] = ""
+    country: _Country = ""
     mint: _Urls = []
     ip_version: Literal[4, 6] | None = None
+    max_rtt: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 0  # ms; 0: any
     pay: Literal["locked", "plain", "bolt11", "channel"] | None = None
     kill_switch: Literal["on", "off", "lockdown"] | None = None
     allow_lan: bool | None = None

@@ -220,7 +220,7 @@ class _ExitOffer(_Arguments, frozen=True):
     bandwidth: _Rate = 0.0  # Mbit/s
     connections: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     budget: _Amount = 0.0  # GB a month
-    country: Annotated[str, msgspec.Meta(max_length=2)] = ""
+    country: Annotated[str, msgspec.Meta(max_length=100)] = ""
     ipv6: bool = True
     upstream: dict[str, object] | None = None  # as ``Provider.to_json`` has it, keys and all
 

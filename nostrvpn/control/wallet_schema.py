@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 _Sat = Annotated[int, msgspec.Meta(ge=1, le=100_000_000)]
-_Url = Annotated[str, msgspec.Meta(min_length=8, max_length=200)]
+_Url = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
 
 class WalletReceive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

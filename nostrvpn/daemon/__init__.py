@@ -27,6 +27,7 @@ reconciled and ends in order. Open ``loop.py`` first.
   halves share
 - ``market_machine``   runs a machine: kept before sent; ``market_cashier``: its requests to the wallet;
   ``market_post``: its messages, through tunnels and by relays; ``market_pace``: how often at most
+- ``market_keysets``   what mints sign with, asked of all at once
 - ``market_hours``     when it is sold, and how much each buyer may have at a time
 - ``market_shop``      selling; ``market_wares``: what, ``market_premises``: where strangers come to;
   ``shop_commands``

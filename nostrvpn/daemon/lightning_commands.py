@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from nostrvpn.cashu.mint_url import parse_mint_url
 from nostrvpn.daemon.lightning_service import LightningService, Payout
 from nostrvpn.daemon.wallet import Wallet
-from nostrvpn.errors import UserError
+from nostrvpn.errors import UsageError, UserError, one_line
 from nostrvpn.lightning.lnurl import address_url
 
 __all__ = ["LIGHTNING_COMMANDS", "LightningCommand"]
 
+_NODE = re.compile(r"0[23][0-9a-f]{64}\Z")
 _Args = Mapping[str, Any]
 LightningCommand = Callable[[LightningService, Wallet, _Args], Awaitable[dict[str, Any]]]
 
@@ -50,6 +52,10 @@ async def wallet_keysend(
     lightning: LightningService, _wallet: Wallet, args: _Args
 ) -> dict[str, Any]:
     """Pay a Lightning node from the connected wallet."""
+    if not _NODE.match(args["payee"]):
+        raise UsageError(
+            f"{one_line(args['payee'])!r} is no Lightning node's key", "66 hex digits, 02… or 03…"
+        )
     return await lightning.keysend(args["payee"], args["amount"], args["note"])
 
 

@@ -1,7 +1,7 @@
 """Leases paid by Lightning: what the market's machines ask of the connected wallet (NIP-47).
 
 No answer of a wallet is taken for "not paid": what may have been paid is looked up before anything else
-is done about it.
+is done about it. NOT_FOUND says nothing, as some wallets list a payment only once it is over.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from nostrvpn.daemon.wallet_answers import WalletFailed
 from nostrvpn.errors import NostrvpnError, SystemRefused, UserError
 from nostrvpn.lightning.bolt11 import Invoice, parse_invoice
 from nostrvpn.lightning.nwc import WalletError
+from nostrvpn.market.effects import PaymentFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,7 @@ __all__ = ["LightningRail"]
 
 # Refusals of now: the same may be asked again.
 _LATER: Final = frozenset({"RATE_LIMITED", "INTERNAL", "OTHER"})
-# How long after its end an invoice that a wallet does not know of may be on its way yet (seconds).
+# For how long after its end (seconds) an invoice that a wallet does not know of is paid once more.
 _CLOCKS_S: Final = 120
 _SELLS: Final = frozenset({"make_invoice", "lookup_invoice"})
 _HOLDS: Final = frozenset(
@@ -122,40 +123,60 @@ class LightningRail:
         invoice = parse_invoice(text)
         fee = await self._paid_before(invoice) if is_again else None
         if fee is None:
-            fee = await self._pay(invoice)
+            fee = await self._pay(invoice, is_again)
         self.sat = max(0, self.sat - invoice.amount_sat - fee)
         return fee
 
-    async def _pay(self, invoice: Invoice) -> int:
+    async def look_back(self, text: str) -> int:
+        """Return the fee (sat) of a payment that waited in the network and is the payee's now.
+
+        WalletFailed: by ``word`` it is over, or the wallet does not know it; else it waits yet.
+        """
+        invoice = parse_invoice(text)
+        fee = await self._paid_before(invoice)
+        if fee is None:
+            raise _unknown("the Lightning wallet knows of no such payment")
+        self.sat = max(0, self.sat - invoice.amount_sat - fee)
+        return fee
+
+    async def _pay(self, invoice: Invoice, is_again: bool) -> int:
         client = self._lightning.connected()
         try:
             _, fee_msat = await client.pay_invoice(invoice)
-        except WalletError as exc:
-            raise WalletFailed(str(exc), may_retry=exc.code in _LATER) from exc
-        except UserError:
-            raise  # nothing was asked
+        except UserError as exc:
+            if isinstance(exc, WalletError) and exc.code in _LATER:
+                raise WalletFailed(str(exc), may_retry=True) from exc
+            if is_again:  # perhaps since the one before is on its way
+                raise _unknown(str(exc)) from exc
+            raise WalletFailed(str(exc)) from exc
         except NostrvpnError as exc:
             raise WalletFailed(str(exc), may_retry=True) from exc
         return -(-fee_msat // 1000)
 
     async def _paid_before(self, invoice: Invoice) -> int | None:
-        """Return the fee of what was paid already, None if it may be paid now."""
+        """Return the fee of what was paid already, None if the wallet does not know of it yet."""
         try:
             found = await self._lightning.connected().lookup_invoice(invoice.payment_hash)
         except WalletError as exc:
             if exc.code != "NOT_FOUND":
                 raise WalletFailed(str(exc), may_retry=True) from exc
             if time.time() > invoice.expires_at + _CLOCKS_S:
-                raise WalletFailed("the invoice expired, and was not paid") from exc
+                raise _unknown("the Lightning wallet does not know the invoice") from exc
             return None
         except NostrvpnError as exc:  # disconnected, perhaps for ever: it may be paid all the same
             raise WalletFailed(str(exc), may_retry=True) from exc
         if _is_settled(found):
             fees = found.get("fees_paid")
             return -(-fees // 1000) if type(fees) is int and fees > 0 else 0
-        if found.get("state") in ("failed", "expired"):
-            raise WalletFailed("the Lightning wallet could not pay it")
+        if found.get("state") == "failed":
+            raise WalletFailed("the Lightning wallet could not pay it", word=PaymentFailed.FAILED)
+        if found.get("state") == "expired":  # so is an invoice (NIP-47), whatever its payment does
+            raise _unknown("the invoice expired")
         raise WalletFailed("the Lightning wallet is paying yet", may_retry=True)
+
+
+def _unknown(text: str) -> WalletFailed:
+    return WalletFailed(text, may_retry=True, word=PaymentFailed.UNKNOWN)
 
 
 def _is_settled(found: Mapping[str, Any]) -> bool:

@@ -243,6 +243,14 @@ class MarketBoard:
             if row.is_usable and isinstance(row.offer, Offer)
         )
 
+    def why_not(self, offer: AnyOffer, *, by_invoice: bool) -> str:
+        """Return why an offer is none of ``candidates``, in words; empty if it is one."""
+        listed = self._rows(Asked(), None if by_invoice else self.mints)
+        row = next((row for row in listed if row.offer.address == offer.address), None)
+        return (
+            "it is this host's own" if row is None else "; ".join(text for _, text in row.why_not)
+        )
+
     def rows(self, asked: Asked) -> tuple[Row, ...]:
         """Return the list as it is now; ``refresh`` fetches."""
         return self._rows(asked, self.mints)

@@ -92,7 +92,7 @@ class Cashier:
         try:
             return await self._ask(request, key)
         except WalletFailed as exc:
-            code = str(exc.number) if exc.number is not None else "refused"
+            code = str(exc.number) if exc.number is not None else exc.word or "refused"
             return PaymentFailed(request.ref, code, str(exc), exc.may_retry)
         except NotEnough as exc:
             return PaymentFailed(request.ref, "insufficient", str(exc), False)
@@ -170,6 +170,8 @@ class Cashier:
                 return InvoiceSeen(ref, await rail.is_paid(payment_hash, held=held))
             case EndHold(_, payment_hash, preimage):
                 return HoldEnded(ref, await rail.end_hold(payment_hash, preimage))
+            case PayInvoice(invoice=text, is_held=True):
+                return InvoicePaid(ref, await rail.look_back(text))
             case PayInvoice(invoice=text, is_again=is_again):
                 return InvoicePaid(ref, await rail.pay(text, is_again=is_again))
 

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 from nostrvpn.cashu.mint_url import parse_mint_url
 from nostrvpn.daemon.market_board import MarketBoard
 from nostrvpn.errors import UserError
+from nostrvpn.exits.offer import parse_country
 from nostrvpn.identity.keys import npub, parse_npub
 from nostrvpn.market.book import AnyOffer
 from nostrvpn.market.foreign import ForeignOffer
@@ -28,7 +29,7 @@ _Args = Mapping[str, Any]
 async def market_list(board: MarketBoard, args: _Args) -> dict[str, object]:
     """Fetch what is offered and return it: ``offers[]``, those that can be bought first."""
     asked = Asked(
-        countries=frozenset(country.upper() for country in args["country"]),
+        countries=frozenset(map(parse_country, args["country"])),
         mints=frozenset(parse_mint_url(url) for url in args["mint"]),
         max_gib_msat=Price.parse(args["max_price"]).per_gib_msat if args["max_price"] else None,
         max_hour_msat=_hour(args["max_price_time"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nostrvpn.daemon.market_cashier import Request
+from nostrvpn.daemon.market_keysets import Keysets
 from nostrvpn.daemon.market_links import Links
 from nostrvpn.daemon.market_machine import MarketMachine
 from nostrvpn.daemon.market_parts import Parts
@@ -89,6 +90,7 @@ class Customer:
         self._waiting = 0
         self._tasks = Supervisor()
         self._look = asyncio.Event()
+        self._keysets = Keysets(parts.wallet, self._look.set)
 
     # -- running ------------------------------------------------------------------------------
 
@@ -107,6 +109,7 @@ class Customer:
     async def stop(self) -> None:
         """End; what was paid is known, and goes on when it is started again."""
         await self._tasks.stop()
+        await self._keysets.stop()
         self._soundings.close()
 
     # -- what the user decides ----------------------------------------------------------------
@@ -346,11 +349,8 @@ class Customer:
                     await self._look.wait()
 
     async def _look_around(self) -> None:
-        wallet, found = self._parts.wallet, dict(self.buyer.mints)
-        for mint in wallet.balance():
-            with suppress(NostrvpnError):
-                found[mint] = await wallet.keys(mint)
-        self.buyer.mints = found
+        found = await self._keysets.of(self._parts.wallet.balance().keys())
+        self.buyer.mints = {**self.buyer.mints, **found}
         await self._parts.board.refresh()
         wish = self.buyer.wish
         by_invoice = wish is not None and PayMode.BOLT11 in wish.modes
@@ -372,7 +372,7 @@ class Customer:
             return
         deal = next((deal for deal in self.buyer.deals if deal.lease.key == name), None)
         # Who waits for our money lets nothing through.
-        judged = deal.lease if deal is not None and not deal.is_suspended else None
+        judged = deal.lease if deal is not None and not deal.told.is_suspended else None
         found = await self._soundings.try_out(
             link, interface, self._links.bought(link).endpoint.ip, judged
         )

@@ -39,7 +39,8 @@ _LOOK_S, _LOOK_AGAIN_S = 300.0, 15.0
 
 class Premises:
     """``port``: where WireGuard listens for strangers, unless the sale says otherwise. ``error``: why
-    nobody can come, or None. ``speed``: of the uplink, bytes a second."""
+    nobody can come, or None; ``only_ipv4``: why this host's IPv6 is not sold. ``speed``: of the uplink,
+    bytes a second."""
 
     def __init__(self, host: Host, port: int, seller: str) -> None:
         self._host, self._port, self._seller = host, port, seller
@@ -47,13 +48,14 @@ class Premises:
         self._policy = ExitPolicy()
         self.link = sold_interface(host.interface)
         self.error: str | None = None
+        self.only_ipv4: str | None = None
         self.speed = DEFAULT_SPEED
-        self._obstacle: str | None = None
+        self._obstacles: dict[int, str] = {}
         self._looked_at = float("-inf")
 
     async def find(self, sale: Sale | None, *, is_wanted: bool) -> ExitPlace | None:
         """Return where buyers reach this host; None, and why in ``error``, if they cannot."""
-        self.error = None
+        self.error = self.only_ipv4 = None
         if not is_wanted:
             return None
         if self._host.node.exits.is_wanted:
@@ -65,8 +67,12 @@ class Premises:
         if not endpoints:
             self.error = "this host has no public address that buyers could reach"
             return None
-        self.error = await self._obstructed()
         has_ipv6 = any(ip.version == 6 for ip in sources) and (sale is None or sale.ipv6)
+        obstacles = await self._look_for_obstacles()
+        # IPv4 decides whether anything is sold: it is what every buyer comes for.
+        self.error = obstacles.get(4)
+        if has_ipv6 and 6 in obstacles:
+            has_ipv6, self.only_ipv4 = False, obstacles[6]
         return ExitPlace(
             endpoints,
             wireguard_public_key(self._wireguard.raw),
@@ -75,17 +81,17 @@ class Premises:
             MTU,
         )
 
-    async def _obstructed(self) -> str | None:
-        """Return which other firewall drops what buyers send through this host, and what helps."""
+    async def _look_for_obstacles(self) -> dict[int, str]:
+        """Return by IP version which other firewall drops what buyers send here, and what helps."""
         now = self._host.moment().now
-        if now - self._looked_at >= (_LOOK_S if self._obstacle is None else _LOOK_AGAIN_S):
-            self._looked_at = now
-            # IPv4 alone decides: it is what every buyer comes for.
-            found = await asyncio.to_thread(forward_obstacle, self.link, (4,))
-            self._obstacle = None
-            if found is not None:
-                self._obstacle = f"{found.where} drops what buyers send: {found.remedy}"
-        return self._obstacle
+        if now - self._looked_at >= (_LOOK_AGAIN_S if self._obstacles else _LOOK_S):
+            self._looked_at, seen = now, dict[int, str]()
+            for version in (4, 6):
+                found = await asyncio.to_thread(forward_obstacle, self.link, (version,))
+                if found is not None:
+                    seen[version] = f"{found.where} drops what buyers send: {found.remedy}"
+            self._obstacles = seen
+        return self._obstacles
 
     def sold(self, sale: Sale | None, service: ExitService, rate: int) -> Sold | None:
         """Return what the kernel is to have; None while nobody can come. ``rate``: bytes a second each

@@ -141,13 +141,19 @@ class MarketService:
         return opened
 
     async def _buy(self, opened: _Open, args: Mapping[str, Any]) -> _Json:
-        from nostrvpn.daemon.market_wishes import bought_document, parse_wish, refuse_unfunded
+        from nostrvpn.daemon.market_wishes import (
+            bought_document,
+            named_offer,
+            parse_wish,
+            refuse_unfunded,
+        )
         from nostrvpn.market.terms import PayMode
 
         wish = parse_wish(args, self._host.root)
         if PayMode.BOLT11 in wish.modes:
             await opened.parts.rail.look()
         refuse_unfunded(opened.parts)
+        wish = await named_offer(wish, opened.board, opened.customer.buyer.wish)
         opened.customer.want(wish)
         use = {key: args[key] for key in ("kill_switch", "allow_lan")}
         try:

@@ -14,7 +14,7 @@ from nostrvpn.daemon.market_pace import Pace
 from nostrvpn.daemon.market_parts import Parts
 from nostrvpn.daemon.market_post import Correspondent
 from nostrvpn.daemon.market_premises import Premises
-from nostrvpn.daemon.market_told import NOT_SOLD, sale_document, with_hours
+from nostrvpn.daemon.market_told import NOT_SOLD, sale_document, with_hours, with_versions
 from nostrvpn.daemon.market_wares import SALE_SPACE, Wares
 from nostrvpn.daemon.supervise import Supervisor
 from nostrvpn.endpoint import IPAddress
@@ -67,7 +67,8 @@ class Shop:
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._host = parts, parts.host
-        self._wares = Wares(parts)
+        self._wake = asyncio.Event()
+        self._wares = Wares(parts, self._wake.set)
         self.error: str | None = None
         self._wrong = ""  # with the books: then nothing is sold at all
         key = parts.host.root.market_key()
@@ -82,7 +83,6 @@ class Shop:
             lambda asker: any(asker in one.addresses for one in self.service.sold_leases())
         )
         self._tasks = Supervisor()
-        self._wake = asyncio.Event()
         # The kernel is told of all leases at once: of a thousand, not more often than once a second.
         self._pace = Pace(self._bring, lambda: len(self.service.sold_leases()) / 1000)
         self._applying: asyncio.Future[None] | None = None
@@ -123,6 +123,7 @@ class Shop:
     async def stop(self) -> None:
         """End; leases go on when it is started again, and the kernel ends them by itself till then."""
         await self._tasks.stop()
+        await self._wares.keysets.stop()
         await self._pace.stop()
         if not self._wrong:
             with suppress(NostrvpnError):
@@ -232,6 +233,7 @@ class Shop:
             self._parts.board.accepted,
             self.error or self._host.reconciler.sold.error,
         )
+        told = with_versions(told, self._premises.only_ipv4)
         return with_hours(told, self.sale, self._hours)
 
     # -- the machine --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from nostrvpn.market.opening import Standing
 from nostrvpn.market.sale import Sale
 from nostrvpn.node.problems import problem
 
-__all__ = ["NOT_SOLD", "added", "sale_document", "with_hours"]
+__all__ = ["NOT_SOLD", "added", "sale_document", "with_hours", "with_versions"]
 
 _Json = dict[str, Any]
 # Mbit/s and GB as providers say them: decimal.
@@ -81,6 +81,12 @@ def with_hours(told: _Json, sale: Sale, hours: Hours) -> _Json:
     }
 
 
+def with_versions(told: _Json, only_ipv4: str | None) -> _Json:
+    """Return how a sale stands, with why this host's IPv6 is not sold, if there is some."""
+    lines = [f"without IPv6: {only_ipv4}"] if only_ipv4 is not None else []
+    return told | {"lines": [*told["lines"], *lines], "only_ipv4": only_ipv4}
+
+
 def _limits(sale: Sale, hours: Hours) -> list[str]:
     """Return what buyers get at most, in lines."""
     lines = [f"at most {hours.rate / _MBIT:.3g} Mbit/s for each"] if hours.rate else []
@@ -121,4 +127,6 @@ def _problems(purchase: _Json, sale: _Json) -> list[_Json]:
         found.append(problem("sale_failed", reason=sale["text"]))
     elif sale["state"] == "waiting":
         found.append(problem("sale_unlisted"))
+    if sale["state"] != "failed" and sale.get("only_ipv4"):
+        found.append(problem("sale_without_ipv6", reason=sale["only_ipv4"]))
     return [one.to_json() for one in found]

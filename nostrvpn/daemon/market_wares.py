@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from nostrvpn.cashu.conditions import lock_key
 from nostrvpn.cashu.proof import MintKeys
+from nostrvpn.daemon.market_keysets import Keysets
 from nostrvpn.daemon.market_parts import Parts
-from nostrvpn.errors import NostrvpnError, PeerMisbehaved
+from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.io.store import Record
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.sale import Sale
@@ -29,10 +30,11 @@ _log = logging.getLogger("nostrvpn.market")
 
 
 class Wares:
-    """``sale``: what the user decided, None: nothing is sold."""
+    """``sale``: what the user decided, None: nothing is sold. ``look``: a mint answered late."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, look: Callable[[], None]) -> None:
         self._parts, self._root = parts, parts.host.root
+        self.keysets = Keysets(parts.wallet, look)
         self.sale = self._restored()
         self._offer_id = str(self._stored("offer_id") or "")
         if not self._offer_id:
@@ -86,13 +88,7 @@ class Wares:
         wanted = set() if self.sale is None else set(self.sale.terms.mints)
         wanted |= set(seller.mints) if seller.leases else set()
         wanted |= seller.unreleased_sat().keys()
-        for mint in seller.stale_mints & wanted:
-            await self._quietly(self._parts.wallet.mints.keys(mint, fresh=True))
-        found = dict(seller.mints)
-        for mint in wanted:
-            keys = await self._quietly(self._parts.wallet.keys(mint))
-            if isinstance(keys, MintKeys):
-                found[mint] = keys
+        found = {**seller.mints, **await self.keysets.of(wanted, seller.stale_mints)}
         return {mint: keys for mint, keys in found.items() if mint in wanted}
 
     def _terms(self, sale: Sale) -> Terms:
@@ -100,13 +96,6 @@ class Wares:
         rail, pay = self._parts.rail, sale.terms.pay
         can = {PayMode.HOLD: rail.can_hold, PayMode.BOLT11: rail.can_sell}
         return replace(sale.terms, pay=(*pay, *(m for m in can if can[m] and m not in pay)))
-
-    async def _quietly(self, work: Any) -> object:
-        try:
-            return await work
-        except NostrvpnError as exc:
-            _log.info("selling: %s", exc)
-            return None
 
     def _restored(self) -> Sale | None:
         stored = self._stored("sale")

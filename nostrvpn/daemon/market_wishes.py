@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nostrvpn.cashu.mint_url import parse_mint_url
+from nostrvpn.daemon.market_board import MarketBoard
 from nostrvpn.daemon.market_parts import Parts
 from nostrvpn.errors import UsageError, UserError
 from nostrvpn.exits.offer import parse_country
 from nostrvpn.identity.keys import RootSecret, parse_npub
 from nostrvpn.market.ceilings import Ceilings
+from nostrvpn.market.offer import Offer
 from nostrvpn.market.terms import PayMode, Price
-from nostrvpn.market.wish import Wish
+from nostrvpn.market.wish import AUTO, Wish
 from nostrvpn.nostr.event import public_key
 
-__all__ = ["bought_document", "parse_wish", "refuse_unfunded", "third_parties"]
+__all__ = ["bought_document", "named_offer", "parse_wish", "refuse_unfunded", "third_parties"]
 
 _BUDGET = re.compile(r"([0-9]{1,9})\s*sats?/(day|hour)\Z", re.IGNORECASE)
 _Json = dict[str, Any]
@@ -29,7 +32,7 @@ def parse_wish(args: Mapping[str, Any], root: RootSecret) -> Wish:
     day, hour = base.day_sat, base.hour_sat
     if args["budget"]:
         found = _BUDGET.match(args["budget"].strip())
-        if found is None:
+        if found is None or not int(found[1]):
             raise UsageError(f"{args['budget']!r} is no budget", "for example: 500sat/day")
         if found[2].lower() == "day":
             day = int(found[1])
@@ -57,9 +60,33 @@ def parse_wish(args: Mapping[str, Any], root: RootSecret) -> Wish:
         (args["ip_version"],) if args["ip_version"] else (4,),
         tuple(parse_mint_url(url) for url in args["mint"]),
         (PayMode.ESCROW,) if arbiters else modes,
+        max_rtt_ms=args["max_rtt"],
         as_me=args["as_me"],
         arbiters=arbiters,
     )
+
+
+async def named_offer(wish: Wish, board: MarketBoard, before: Wish | None) -> Wish:
+    """Return the wish with the offer that it names, however it names it, by its ``ref``.
+
+    UserError if there is none, or it cannot be bought so: what will not come is not waited for behind a
+    kill switch. One that is wanted already (``before``) is not looked for: it may be away for a while.
+    """
+    if wish.choice == AUTO or (before is not None and wish.choice == before.choice):
+        return wish
+    await board.refresh()
+    try:
+        found, _ = board.find(wish.choice)
+    except UserError:
+        await board.refresh(force=True)  # it may have come just now
+        found, _ = board.find(wish.choice)
+    named = replace(wish, choice=found.ref)
+    reason = board.why_not(found, by_invoice=any(mode.by_invoice for mode in wish.modes))
+    if not reason and isinstance(found, Offer):
+        reason = named.refuse(found) or ""
+    if reason:
+        raise UserError(f"{found.ref} cannot be bought so: {reason}", "see: nostrvpn market list")
+    return named
 
 
 def third_parties(root: RootSecret, npubs: Iterable[str]) -> tuple[str, ...]:

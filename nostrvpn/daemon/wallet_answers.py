@@ -42,15 +42,23 @@ class Paid:
 class WalletFailed(UserError):
     """It did not happen, or (``may_retry``) not yet: asked again by the same name, it goes on.
 
-    ``number``: the mint's error code (11001: the money was spent before), or None.
+    ``number``: the mint's error code (11001: the money was spent before), or None. ``word``: what a
+    Lightning wallet's answer means (``PaymentFailed.code``), or "".
     """
 
     code = "wallet_failed"
 
     def __init__(
-        self, text: str, hint: str = "", *, number: int | None = None, may_retry: bool = False
+        self,
+        text: str,
+        hint: str = "",
+        *,
+        number: int | None = None,
+        may_retry: bool = False,
+        word: str = "",
     ) -> None:
         super().__init__(text, hint)
+        self.word = word
         self.number = number
         self.may_retry = may_retry
 

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from nostrvpn.cashu.mint_url import parse_mint_url
 from nostrvpn.cashu.purse import DONE
-from nostrvpn.cashu.token import Token, render_token
+from nostrvpn.cashu.token import Token, parse_token, render_token
 from nostrvpn.daemon.wallet import Wallet
-from nostrvpn.errors import UserError
+from nostrvpn.daemon.wallet_answers import WalletFailed
+from nostrvpn.errors import PeerMisbehaved, UserError
 
 __all__ = ["WALLET_COMMANDS", "WalletCommand"]
 
@@ -34,6 +35,13 @@ async def wallet_balance(wallet: Wallet, _args: _Args) -> dict[str, Any]:
 
 async def wallet_receive(wallet: Wallet, args: _Args) -> dict[str, Any]:
     """Swap a token into the wallet."""
+    try:
+        parse_token(args["token"])
+    except PeerMisbehaved as error:
+        if error.code != "bad-token":
+            raise
+        words = f"this is no whole token: {error}"
+        raise UserError(words, "copy all of it, from cashuA or cashuB to its end") from error
     got = await wallet.receive(args["token"], mint_ok=args["mint_ok"])
     return {"amount": got.amount, "fee": got.fee}
 
@@ -100,7 +108,13 @@ async def wallet_mints(wallet: Wallet, _args: _Args) -> dict[str, Any]:
 async def wallet_mint_add(wallet: Wallet, args: _Args) -> dict[str, Any]:
     """Trust a mint."""
     before = wallet.balance()
-    url = await wallet.trust(args["url"])
+    try:
+        url = await wallet.trust(args["url"])
+    except WalletFailed as error:
+        if parse_mint_url(args["url"]) in wallet.mints.urls():
+            raise
+        hint = "it is not one of yours yet: look at the URL, or try again later"
+        raise UserError(str(error), hint) from error
     found = sum(wallet.balance()[url]) - sum(before.get(url, (0, 0)))
     return {"mint": url, "found": found}
 

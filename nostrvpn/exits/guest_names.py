@@ -7,11 +7,11 @@ public name to an address of the provider's LAN (DNS rebinding).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address
 
-from nostrvpn.exits.policy import LAN_RANGES, PRIVATE_RANGES
+from nostrvpn.exits.policy import is_public
 
-__all__ = ["is_private_name", "is_public"]
+__all__ = ["is_private_name"]
 
 # Spec: RFC 6762, 8375, 9476, 6761, 7686, and what routers call their LANs.
 _PRIVATE_TOPS = frozenset(
@@ -22,10 +22,6 @@ _PRIVATE_TOPS = frozenset(
 )
 _PRIVATE_ENDS = (("home", "arpa"), ("resolver", "arpa"))
 _REVERSE_V4, _REVERSE_V6 = ("in-addr", "arpa"), ("ip6", "arpa")
-# What else leads to no host of the internet.
-_INSIDE = (*LAN_RANGES, *PRIVATE_RANGES, ip_network("0.0.0.0/8"), ip_network("240.0.0.0/4"))
-# RFC 6052: addresses of IPv4 inside IPv6.
-_NAT64 = ip_network("64:ff9b::/96")
 
 
 def is_private_name(labels: tuple[str, ...], searched: Iterable[str]) -> bool:
@@ -45,19 +41,6 @@ def is_private_name(labels: tuple[str, ...], searched: Iterable[str]) -> bool:
         or bool(ends & own)
         or _is_private_reverse(labels)
     )
-
-
-def is_public(ip: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one of the internet's, also by what it stands for."""
-    if isinstance(ip, IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = IPv4Address(int(ip) & 0xFFFF_FFFF)
-        if inner is not None:
-            return is_public(inner)
-    special = ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified
-    inside = any(ip.version == network.version and ip in network for network in _INSIDE)
-    return not (special or inside)
 
 
 def _is_private_reverse(labels: tuple[str, ...]) -> bool:

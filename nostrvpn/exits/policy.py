@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any
 
 from nostrvpn.endpoint import IPAddress
@@ -103,6 +103,8 @@ _NOWHERE: tuple[IPNetwork, ...] = tuple(
         ),
     )
 )
+# RFC 6052: addresses of IPv4 inside IPv6.
+_NAT64 = ip_network("64:ff9b::/96")
 _SPAN = re.compile(r"(?:(tcp|udp)(?:/|\Z))?(?:([0-9]{1,5})(?:-([0-9]{1,5}))?)?\Z")
 _EXAMPLE = "for example: 22, tcp/8000-8100, icmp, 198.51.100.0/24, or 192.168.5.4/32,tcp/80"
 
@@ -216,8 +218,15 @@ class ExitPolicy:
 def is_public(address: IPAddress) -> bool:
     """Whether an address is a host's on the internet: of no private range, not this host, not many.
 
-    Where a stranger says what this host is to connect to, only those are.
+    Where a stranger says what this host is to connect to, or a guest what it wants to know of, only
+    those are. An IPv4 address in IPv6 is what it stands for: a network with NAT64 has the internet so.
     """
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            return is_public(inner)
     ranges = (*LAN_RANGES, *PRIVATE_RANGES, *_NOWHERE)
     return not any(address in network for network in ranges)
 

@@ -18,8 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.request import getproxies
 
 import aiohttp
@@ -28,7 +27,7 @@ from nostrvpn import __version__
 from nostrvpn.endpoint import Endpoint, IPAddress
 from nostrvpn.errors import SystemRefused
 from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
-from nostrvpn.io.resolver import HostLookup
+from nostrvpn.io.http_way import connector_for
 from nostrvpn.io.shims import MAX_FRAME, Shim
 from nostrvpn.io.tcp_carrier import is_congested, prepare_carrier
 from nostrvpn.paths.events import TurnTarget, WebSocketTarget
@@ -155,12 +154,8 @@ class Channels:
         if self._settings is None:
             # No cookies: with one, a relay would know us again under another address.
             session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=MAX_CHANNELS,
-                    force_close=True,
-                    socket_factory=self._make_socket,
-                    resolver=HostLookup(),
-                    use_dns_cache=False,
+                connector=connector_for(
+                    "", mark=self._mark, refuses=self._is_refused, limit=MAX_CHANNELS, keepalive_s=0
                 ),
                 timeout=aiohttp.ClientTimeout(total=None),
                 headers={"User-Agent": f"nostrvpn/{__version__}"},
@@ -170,15 +165,8 @@ class Channels:
             self._settings = _Settings(session, self._proxy, self._tls)
         return self._settings
 
-    def _make_socket(self, address: Any) -> socket.socket:
-        family, kind, protocol = address[:3]
-        refuses = None if self._is_proxied else self.refuses
-        if refuses is not None and refuses(ip_address(address[4][0].partition("%")[0])):
-            raise OSError("an address that nobody may make us connect to")
-        made = socket.socket(family, kind, protocol)
-        if self._mark:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
-        return made
+    def _is_refused(self, ip: IPAddress) -> bool:
+        return not self._is_proxied and self.refuses is not None and self.refuses(ip)
 
     def _ended(self, channel: _WebSocketChannel, task: asyncio.Task[str]) -> None:
         # Not at the end of the task itself: cancelled before its first step, it has none.

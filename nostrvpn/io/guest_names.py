@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from nostrvpn.endpoint import IPAddress
-from nostrvpn.exits.guest_names import is_private_name, is_public
+from nostrvpn.exits.guest_names import is_private_name
+from nostrvpn.exits.policy import is_public
 from nostrvpn.host.dns_message import (
     FORMERR,
     NXDOMAIN,

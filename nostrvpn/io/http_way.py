@@ -4,13 +4,14 @@ Sockets carry our packets' mark, and names are asked of the servers outside: wha
 what pays for it, must not depend on it. Behind a proxy all of that is the proxy's.
 
 Where a stranger's word says what is connected to, it leads to the internet and not into this host or
-the networks around it, whatever its name resolves to (``public_only``).
+the networks around it, whatever its name resolves to (``refuses``).
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
+from nostrvpn.endpoint import IPAddress
 from nostrvpn.exits.guest_names import is_private_name
 from nostrvpn.exits.policy import is_public
 from nostrvpn.host.state import FWMARK
@@ -26,7 +28,7 @@ from nostrvpn.io.resolver import HostLookup
 if TYPE_CHECKING:
     from nostrvpn.io.proxy import SocksProxy
 
-__all__ = ["PLAIN", "TooLong", "body_of", "connector_for", "is_inside"]
+__all__ = ["PLAIN", "TooLong", "body_of", "connector_for", "is_inside", "leads_inside"]
 
 # For what is read up to a bound: a small compressed answer may be a large one.
 PLAIN: Final = {"Accept-Encoding": "identity"}
@@ -43,15 +45,15 @@ def connector_for(
     proxy: SocksProxy | None = None,
     mark: int = FWMARK,
     *,
-    public_only: bool = False,
+    refuses: Callable[[IPAddress], bool] | None = None,
     limit: int = MAX_CONNECTIONS,
     keepalive_s: float = KEEPALIVE_S,
 ) -> aiohttp.BaseConnector:
     """Return what connects outside, or through ``proxy`` in a lane of its own; close it.
 
-    ``mark``: 0 is none. ``public_only``: OSError for any other address; a proxy looks names up itself,
-    so there the caller asks ``is_inside`` first. ``limit``: connections at a time; ``keepalive_s``: how
-    long an idle one is kept.
+    ``mark``: 0 is none. ``refuses``: OSError for such an address; a proxy looks names up itself, so
+    there the caller asks ``is_inside`` first. ``limit``: connections at a time; ``keepalive_s``: how
+    long an idle one is kept, 0 is not at all.
     """
     if proxy is not None:
         return proxy.connector(lane)
@@ -59,16 +61,22 @@ def connector_for(
     return aiohttp.TCPConnector(
         resolver=HostLookup(),
         use_dns_cache=False,
-        socket_factory=partial(_socket, mark, public_only),
+        socket_factory=partial(_socket, mark, refuses),
         limit=limit,
-        keepalive_timeout=keepalive_s,
+        force_close=not keepalive_s,
+        keepalive_timeout=keepalive_s or None,
     )
+
+
+def leads_inside(ip: IPAddress) -> bool:
+    """Whether an address is this host's, or one in a private network."""
+    return not is_public(ip)
 
 
 def is_inside(host: str) -> bool:
     """Whether a URL's host is, as it is written, this host or one in a private network."""
     with suppress(ValueError):
-        return not is_public(ip_address(host.partition("%")[0]))
+        return leads_inside(ip_address(host.partition("%")[0]))
     labels = tuple(host.lower().rstrip(".").split("."))
     if labels[-1] == "onion":  # who runs it is a stranger, and may be anywhere
         return False
@@ -88,10 +96,12 @@ async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _socket(mark: int, public_only: bool, target: aiohttp.AddrInfoType) -> socket.socket:
+def _socket(
+    mark: int, refuses: Callable[[IPAddress], bool] | None, target: aiohttp.AddrInfoType
+) -> socket.socket:
     family, kind, protocol, _, address = target
-    if public_only and not is_public(ip_address(str(address[0]).partition("%")[0])):
-        raise OSError(errno.EACCES, "no public address")
+    if refuses is not None and refuses(ip_address(str(address[0]).partition("%")[0])):
+        raise OSError(errno.EACCES, "no address that others may send us to")
     made = socket.socket(family, kind, protocol)
     if mark:
         with suppress(PermissionError):  # nobody without CAP_NET_ADMIN uses an exit

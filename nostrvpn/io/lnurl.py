@@ -15,11 +15,14 @@ import aiohttp
 
 from nostrvpn.errors import PeerMisbehaved, SystemRefused, one_line
 from nostrvpn.host.state import FWMARK
-from nostrvpn.io.http_way import PLAIN, TooLong, body_of, connector_for, is_inside
+from nostrvpn.io.http_way import PLAIN, TooLong, body_of, connector_for, is_inside, leads_inside
 from nostrvpn.lightning.bolt11 import Invoice
 from nostrvpn.lightning.lnurl import address_url, check_invoice, invoice_url, parse_pay_terms
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nostrvpn.endpoint import IPAddress
     from nostrvpn.io.proxy import SocksProxy
 
 __all__ = ["invoice_of"]
@@ -38,9 +41,9 @@ async def invoice_of(
     """
     url = address_url(address)
 
-    async def ask(url: str, *, public_only: bool) -> object:
+    async def ask(url: str, *, refuses: Callable[[IPAddress], bool] | None) -> object:
         lane = f"lightning {address}"
-        connector = connector_for(lane, proxy, mark, public_only=public_only)
+        connector = connector_for(lane, proxy, mark, refuses=refuses)
         if proxy is None:
             return await _get(connector, url)
         try:
@@ -49,11 +52,12 @@ async def invoice_of(
             told = proxy.describe(error)
             raise SystemRefused(f"the address's host cannot be reached: {told}") from error
 
-    terms = parse_pay_terms(await ask(url, public_only=False))
+    terms = parse_pay_terms(await ask(url, refuses=None))
     is_strange = _is_strange(terms.callback, url)
     if is_strange and is_inside(urlsplit(terms.callback).hostname or ""):
         raise PeerMisbehaved("bad_lnurl", "the address sends us into a private network")
-    answer = await ask(invoice_url(terms, amount_msat), public_only=is_strange)
+    refuses = leads_inside if is_strange else None
+    answer = await ask(invoice_url(terms, amount_msat), refuses=refuses)
     return check_invoice(terms, amount_msat, answer)
 
 

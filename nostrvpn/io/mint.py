@@ -61,7 +61,9 @@ class MintUnreachable(NostrvpnError):
     code = "mint_unreachable"
 
     def __init__(self, text: str, *, may_have_arrived: bool = True, is_cut: bool = False) -> None:
-        super().__init__(text, "nothing is lost: it is asked again")
+        super().__init__(
+            text, "nothing is lost: what was begun goes on by itself; else try again later"
+        )
         self.may_have_arrived = may_have_arrived
         self.is_cut = is_cut
 
@@ -77,7 +79,7 @@ class MintBusy(NostrvpnError):
     def __init__(self, retry_after_s: float, *, may_have_arrived: bool = False) -> None:
         super().__init__(
             f"the mint takes no more calls for now, for about {retry_after_s:.0f} s",
-            "nothing is lost: it is asked again",
+            "nothing is lost: what was begun goes on by itself; else try again later",
         )
         self.retry_after_s = retry_after_s
         self.may_have_arrived = may_have_arrived

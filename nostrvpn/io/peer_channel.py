@@ -190,10 +190,11 @@ class PeerChannel:
         if length > MAX_FRAME:
             raise ValueError("a frame longer than any message")
         text = (await reader.readexactly(length)).decode()
+        # Before anything is waited for: what was taken must not be lost with its connection.
+        self.counters["heard"] += 1
+        self._heard(source, text)
         writer.write(_TAKEN)
         with contextlib.suppress(OSError):
             await writer.drain()
             # The sender closes: an abort of ours could overtake the answer.
             await reader.read(1)
-        self.counters["heard"] += 1
-        self._heard(source, text)

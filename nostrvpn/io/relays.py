@@ -23,7 +23,7 @@ import aiohttp
 from nostrvpn import __version__
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.io.connection_failures import CONNECT_SECONDS, describe_failure
-from nostrvpn.io.http_way import connector_for
+from nostrvpn.io.http_way import connector_for, leads_inside
 from nostrvpn.io.source_address import is_ours, source_towards
 from nostrvpn.signaling.relays import RelayClosed, RelayOpened, RelayText
 
@@ -90,7 +90,8 @@ class RelaySockets:
             return _new_session(connector_for(url.partition("#")[2] or "relays", self.proxy))
         is_strange = self._is_strange(url.partition("#")[0])
         if is_strange not in self._sessions:
-            connector = connector_for("relays", mark=self._mark, public_only=is_strange)
+            refuses = leads_inside if is_strange else None
+            connector = connector_for("relays", mark=self._mark, refuses=refuses)
             self._sessions[is_strange] = _new_session(connector)
         return self._sessions[is_strange]
 

@@ -37,6 +37,9 @@ MINT_FEE_PPK = 100
 """Of each token that is swapped, in thousandths of a sat: what Nutshell's mints ask."""
 
 _SLOW = 60.0
+_DOWNLOAD_S = 90.0
+"""Without a stall the long one takes 4 s on a quiet machine, 20 beside seven busy processes."""
+
 _MAP = """\
   laptop --- home (NAT) ---+            +--- vps: sells its exit
                            |            |
@@ -163,7 +166,7 @@ class _Story:
             lambda: self._purchase()["state"] == "paused",
             "the seller to pause",
             timeout=_SLOW,
-            evidence=lambda: str(self._purchase()),
+            evidence=lambda: f"{self._purchase()}\n{self._sold()}",
         )
         self._say(f"laptop: the budget is used up, and the vps pauses: {self._purchase()['text']}")
         self._order("--budget", BUDGET)
@@ -246,12 +249,21 @@ class _Story:
         return process
 
     def _finish(self, download: Process, size: int) -> None:
-        wait_until(lambda: not download.alive, "a download", timeout=180, evidence=download.tail)
+        wait_until(
+            lambda: not download.alive,
+            "a download",
+            timeout=_DOWNLOAD_S,
+            evidence=lambda: f"{download.tail()}\n{self._purchase()}\n{self._sold()}",
+        )
         if f"{size} bytes" not in download.output():
             raise SystemRefused(f"{size} bytes did not arrive: {download.tail()}")
 
     def _purchase(self) -> Json:
         found: Json = self.buyer.ask("exit_purchase")
+        return found
+
+    def _sold(self) -> list[Json]:
+        found: list[Json] = self.seller.ask("market_sessions")["sold"]
         return found
 
     def _bought(self) -> list[Json]:

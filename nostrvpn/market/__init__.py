@@ -41,7 +41,7 @@ The buyer:
 - ``channel_paying``  the same by channels; ``channel_effects``: what the wallet is asked about them
 - ``escrow_bought``  payments that are released once they are used; ``homing``: what comes home, and when
 - ``bill_check``  the own count, and what it thinks of the seller's; ``receipts``: the last bill
-- ``tries``     what tries through the tunnel found
+- ``tries``     what tries through the tunnel found; ``told``: what the seller said of its own count
 - ``patience``    how long it waits for what
 - ``bought_lease``  one lease as a record, and its books; ``buyer_records``: what is written, and when
 - ``bought_link``   the tunnel as a value for the host; ``buyer_state``: words for ``exit status``

@@ -51,6 +51,14 @@ class OwnCount:
         """What we think is owed."""
         return self.lease.bill(self.used)
 
+    @property
+    def served_msat(self) -> int:
+        """What that costs which came out of the tunnel: into it one can send what goes nowhere."""
+        quote, free = self.lease.quote, self.lease.free_bytes
+        if quote is None:
+            return 0
+        return quote.price.due(billable_bytes(self.meter.rx, free), 0)
+
     def is_alive(self, moment: Moment) -> bool:
         """Whether there is a handshake, and not too old a one."""
         return self.handshake is not None and moment.wall - self.handshake < HANDSHAKE_AGE_S

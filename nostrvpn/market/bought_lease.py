@@ -349,7 +349,7 @@ class BoughtLease(msgspec.Struct):
     @property
     def is_square(self) -> bool:
         """Whether all is said and done with the seller; money locked to him may still come home."""
-        if self.phase != Phase.OVER or self.receipt is None:
+        if self.phase != Phase.OVER or self.receipt is None or self.is_paying:
             return False
         owes = self.receipt.owed_sat and not self.receipt.token
         kinds = ("refund", "escrow")

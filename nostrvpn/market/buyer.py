@@ -43,7 +43,7 @@ from nostrvpn.market.effects import (
 from nostrvpn.market.escrow_bought import BoughtEscrow, dispute
 from nostrvpn.market.homing import Homing
 from nostrvpn.market.introduction import prepare_request
-from nostrvpn.market.invoice_paying import came_back, invoice_paid
+from nostrvpn.market.invoice_paying import came_back, invoice_paid, is_open
 from nostrvpn.market.ledger import Ledger
 from nostrvpn.market.messages import LeaseMessage, parse_message
 from nostrvpn.market.paying import Pocket, parcel_came, parcel_lost, took
@@ -55,8 +55,7 @@ __all__ = ["Buyer"]
 
 # For how long the best is waited for once one seller answered (seconds).
 BEST_S = 2
-# How soon it is looked again, if nothing can be bought or the one in use should be left (seconds).
-LOOK_S = 30
+# How soon after a step the next one may be (seconds).
 SOONEST_S = 0.25
 
 _WalletAnswer = Locked | TakenOut | InvoicePaid | Redeemed | ChannelClosed | PaymentFailed
@@ -284,8 +283,8 @@ class Buyer:
                     if not may_retry:
                         self.counters["parcel_lost"] += 1
                         parcel_lost(lease, self.pocket, moment, ref)
-                elif may_retry or not came_back(lease, self.pocket, ref):
-                    return deal.no_money(ref, text or code, may_retry, moment)
+                elif not came_back(lease, self.pocket, event, moment):
+                    return deal.no_money(ref, text or code, is_open(lease, event, moment), moment)
         return []
 
     # Choosing
@@ -319,7 +318,7 @@ class Buyer:
         self._first_quote_at = None
         if asking or (self._look_at is not None and moment.now < self._look_at):
             return doing
-        self._look_at = moment.now + LOOK_S
+        self._look_at = self._choice.look_at(moment.now)
         return [*doing, *self._ask(moment)]
 
     def _choose(self, quoted: list[Buying], is_waiting: bool, moment: Moment) -> list[MarketEffect]:
@@ -351,7 +350,8 @@ class Buyer:
                 continue
             self._parted.add(lease.key)
             if lease.outcome is not Outcome.SERVED:
-                self._choice.failed(lease.seller, bool(lease.slices), moment.now)
+                paid_msat, served_msat = 1000 * lease.shown_sat, deal.count.served_msat
+                self._choice.failed(lease.seller, paid_msat, served_msat, moment.now)
             elif lease.label.startswith(TURNED_AWAY):
                 self._choice.turned_away(lease.seller, moment.now)
             if lease.key == self._using:

@@ -65,7 +65,7 @@ def document(buyer: Buyer, moment: Moment) -> dict[str, object]:
 
 
 def _in_use(using: Buying) -> str:
-    if using.is_suspended:
+    if using.told.is_suspended:
         return "paused"
     if using.is_short:
         return "short"

@@ -11,7 +11,7 @@ from collections import Counter
 
 from nostrvpn.errors import PeerMisbehaved
 from nostrvpn.machine import Moment, earliest
-from nostrvpn.market import patience, paying
+from nostrvpn.market import invoice_paying, patience, paying
 from nostrvpn.market.attest import is_signed_by
 from nostrvpn.market.bill_check import OwnCount
 from nostrvpn.market.bought_lease import BoughtLease, Phase
@@ -32,6 +32,7 @@ from nostrvpn.market.messages import (
 from nostrvpn.market.paying import Pocket, ask_again, go_home, prepare, show
 from nostrvpn.market.receipts import parting, take_receipt
 from nostrvpn.market.saying import Voice
+from nostrvpn.market.told import Told
 from nostrvpn.market.tries import Tries
 from nostrvpn.market.trust import Outcome
 
@@ -50,12 +51,11 @@ class Buying:
         self.tries = Tries()
         self.wants_out = ""  # why another seller should be looked for, while this one still serves
         self.is_short = ""  # why the next payment cannot be made
-        self.is_suspended = False
+        self.told = Told()
         self._since = now
         self._voice = Voice()
         self._money_at: float | None = None
         self._probe_at: float | None = None
-        self._is_told_low = False
         self._since_shown = now
 
     @property
@@ -127,7 +127,7 @@ class Buying:
             effects += self.say(moment)
         if self._money_at is not None and now >= self._money_at:
             again = ask_again(lease)
-            self._money_at = now + patience.MONEY_AGAIN_S if again else None
+            self._money_at = now + patience.money_again_s(lease, moment.wall) if again else None
             effects += [*again, *self._pay(moment)]
         return effects
 
@@ -155,7 +155,7 @@ class Buying:
         if lease.phase not in (Phase.PROBING, Phase.SERVED):
             return []
         limit = self.pocket.wish.max_rtt_ms if self.pocket.wish is not None else 0
-        failed = self.tries.take(probe, lease, limit, is_suspended=self.is_suspended)
+        failed = self.tries.take(probe, lease, limit, is_suspended=self.told.is_suspended)
         if failed is not None:
             return self.end(moment, *failed)
         if not probe.ok:
@@ -187,7 +187,7 @@ class Buying:
             case Invoice():
                 return self._invoiced(message, moment)
             case Low():
-                self._is_told_low = True
+                self.told.low(self.lease.paid_msat)
                 return self._pay(moment)
             case Notice():
                 return self._noticed(message, moment)
@@ -202,7 +202,7 @@ class Buying:
         lease, money = self.lease, self.lease.purse
         if money is None or money.ref != ref or money.is_there:
             return []
-        self._money_at = moment.now + patience.MONEY_AGAIN_S
+        self._money_at = moment.now + patience.money_again_s(lease, moment.wall)
         if may_retry:
             if not lease.is_holding:  # that waits, as it should
                 self.is_short = self.wants_out = f"the mint {lease.mint}: {why}"
@@ -265,7 +265,7 @@ class Buying:
         pending = self.lease.pending
         if pending is None or seq != pending.seq:
             return True
-        self._is_told_low = self.is_suspended = False
+        self.told.credited(paid_msat)
         if self.lease.phase != Phase.CLOSING:
             self._voice.due = None
         return paying.answered(self.lease, paid_msat)
@@ -282,8 +282,7 @@ class Buying:
             return []
         if not self.count.agrees(usage):
             return []
-        self.is_suspended = usage.state == "suspended"
-        self._is_told_low |= usage.state in ("grace", "suspended")
+        self.told.billed(usage)
         return self._pay(moment)
 
     def _noticed(self, notice: Notice, moment: Moment) -> list[MarketEffect]:
@@ -298,11 +297,8 @@ class Buying:
             effects = self.end(moment, "it knows of no lease", Outcome.BROKE_OFF)
             return [*effects, *self._over(moment)]
         if code == "suspended":
-            self._is_told_low = self.is_suspended = True
+            self.told.low(lease.paid_msat, is_suspended=True)
             return self._pay(moment)
-        if code == "resumed":
-            self.is_suspended = False
-            return []
         if code in ("price-changed", "ending"):
             self.wants_out = f"it says: {code}"
             return []
@@ -320,7 +316,7 @@ class Buying:
             self.counters["bad_signature"] += 1
             return []
         hold_at_end(lease, self.pocket, receipt, moment)
-        if lease.is_square or lease.is_paying:
+        if lease.is_square or invoice_paying.can_be_paid(lease, moment):
             return []  # it is in the books, or asked for again once they know what was paid
         effects: list[MarketEffect] = []
         if lease.phase not in (Phase.CLOSING, Phase.OVER):
@@ -355,7 +351,7 @@ class Buying:
             return []
         if lease.phase == Phase.PAYING and lease.paid_msat:
             return []
-        is_low = lease.has_paid or self.count.needs_more(self._is_told_low)
+        is_low = lease.has_paid or self.count.needs_more(self.told.is_low)
         if lease.phase == Phase.SERVED and not is_low:
             return []
         if show(lease, self.pocket, moment):

@@ -174,5 +174,5 @@ class Spending:
 
 
 def _sat(msat: int) -> str:
-    whole, part = divmod(msat, 1000)
-    return f"{whole}.{part:03d} sat" if part else f"{whole} sat"
+    # As prices are shown: a step is a whole number of bytes, so 20 sat/GiB are 20.001 in truth.
+    return f"{round(msat / 1000, 2):.10g} sat"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from nostrvpn.cashu.proof import Proof
 from nostrvpn.endpoint import IPAddress
@@ -198,7 +199,8 @@ class PayInvoice:
     """Pay an invoice (buyer): from ``mint``, or for LIGHTNING by the connected wallet.
 
     ``max_fee_sat``: what a mint may ask besides; a wallet has limits of its own. ``is_again``: it was
-    asked before, and may be paid already. Answer: InvoicePaid.
+    asked before, and may be paid already; ``is_held``: it is on its way, and only asked after. Answer:
+    InvoicePaid.
     """
 
     ref: str
@@ -206,6 +208,7 @@ class PayInvoice:
     invoice: str = field(repr=False)
     max_fee_sat: int
     is_again: bool = False
+    is_held: bool = False
 
 
 MarketEffect = (
@@ -325,9 +328,13 @@ class PaymentFailed:
     """A request to the wallet failed; with ``may_retry`` the same ref may be asked again later.
 
     ``code``: the mint's number as text ("11001": spent) or a word: "unreachable", "busy", "pending",
-    "insufficient", "refused". 11002 (pending), 429 and an unreachable mint may be retried: they are no
-    fraud. Without ``may_retry`` nothing was spent and nothing will be.
+    "insufficient", "refused"; of an invoice ``FAILED`` (nothing of it is on its way any more) and
+    ``UNKNOWN``. 11002 (pending), 429 and an unreachable mint may be retried: they are no fraud. Without
+    ``may_retry`` nothing was spent and nothing will be.
     """
+
+    FAILED: ClassVar = "failed"
+    UNKNOWN: ClassVar = "unknown"
 
     ref: str
     code: str

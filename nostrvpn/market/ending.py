@@ -71,7 +71,9 @@ class Ending:
         """Whether a refund that failed is only asked too early: what was paid is being swapped."""
         if code != "insufficient":
             return False
-        self._stall.till.lease_ended(lease.refund_mint)  # a process before this one may have been told
+        self._stall.till.lease_ended(
+            lease.refund_mint
+        )  # a process before this one may have been told
         return self._stall.till.is_redeeming(lease.refund_mint)
 
     def not_given(self, lease: Lease, moment: Moment) -> list[MarketEffect]:

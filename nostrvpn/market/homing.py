@@ -9,6 +9,7 @@ from nostrvpn.market.bought_lease import BoughtLease
 from nostrvpn.market.channel_paying import settle_again_s
 from nostrvpn.market.effects import MarketEffect
 from nostrvpn.market.invoice_paying import pay_again
+from nostrvpn.market.patience import money_again_s
 from nostrvpn.market.paying import bring_home
 
 __all__ = ["Homing"]
@@ -37,7 +38,9 @@ class Homing:
             for money in lease.money:
                 if money.is_held:
                     # Once the lease is over, what becomes of it is decided in a moment.
-                    pause = PARCEL_AGAIN_S if lease.is_live else HELD_AGAIN_S
+                    pause = PARCEL_AGAIN_S + 0.0
+                    if not lease.is_live:
+                        pause = money_again_s(lease, moment.wall, HELD_AGAIN_S)
                     at = min(self._again.get(money.ref, moment.now), moment.now + pause)
                     if at <= moment.now:
                         doing.append(pay_again(lease, money))

@@ -14,16 +14,18 @@ from nostrvpn.identity.keys import RootSecret
 from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.machine import Moment
 from nostrvpn.market.bought_lease import BoughtLease, Money, Parcel, Phase
-from nostrvpn.market.effects import MarketEffect, PayInvoice
+from nostrvpn.market.effects import MarketEffect, PayInvoice, PaymentFailed
 from nostrvpn.market.messages import Invoice, Receipt
 from nostrvpn.market.paying import CLOCKS_S, Pocket, arrived, fee_room, go_home, next_amounts, show
 from nostrvpn.market.terms import PayMode, least_invoice_sat
 
 __all__ = [
     "came_back",
+    "can_be_paid",
     "hold",
     "hold_at_end",
     "invoice_paid",
+    "is_open",
     "pay_again",
     "preimage_of",
     "prepare_invoice",
@@ -31,6 +33,10 @@ __all__ = [
 ]
 
 _LABEL = b"nostrvpn/hold/v1/"
+# So long after the end of its invoice (seconds) nothing of a payment is on its way any more: nodes lock
+# nothing for more than 2016 blocks (LND's max-cltv-expiry, Core Lightning's maxdelay); and a day for
+# blocks that are slow.
+_LOCKED_S = 15 * 86_400
 
 
 def preimage_of(lease: BoughtLease, root: RootSecret, seq: int) -> bytes:
@@ -124,13 +130,40 @@ def invoice_paid(lease: BoughtLease, pocket: Pocket, moment: Moment, got: tuple[
     arrived(lease, pocket, moment, (money, fee_sat))
 
 
-def came_back(lease: BoughtLease, pocket: Pocket, ref: str) -> bool:
-    """A payment that was held is ours again; False if it is none such."""
-    money = next((m for m in lease.money if m.ref == ref and m.is_held), None)
+def can_be_paid(lease: BoughtLease, moment: Moment) -> bool:
+    """Whether the seller may yet be paid by an invoice of which we do not know: it has not expired."""
+    return any(
+        m.invoice and not (m.is_there or m.is_over) and not _is_late(m, moment, CLOCKS_S)
+        for m in lease.money
+    )
+
+
+def is_open(lease: BoughtLease, failed: PaymentFailed, moment: Moment) -> bool:
+    """Whether a request for money that failed may be fulfilled yet, whatever the wallet said of it."""
+    money = next((m for m in lease.money if m.ref == failed.ref), None)
+    if money is None or not money.invoice or failed.code != PaymentFailed.UNKNOWN:
+        return failed.may_retry
+    # What the seller did not say is held is never released.
+    return not _is_late(money, moment, 2 * CLOCKS_S if money.hash else _LOCKED_S)
+
+
+def came_back(lease: BoughtLease, pocket: Pocket, failed: PaymentFailed, moment: Moment) -> bool:
+    """Take what the wallet says of a payment that is held; False if it is none such.
+
+    It is ours again when the wallet says so. Of what the wallet does not know it is certain only once
+    nothing can be on its way: then it is ours if the seller was not let have it, else his.
+    """
+    money = next((m for m in lease.money if m.ref == failed.ref and m.is_held), None)
     if money is None:
         return False
-    money.is_held = False
     one = next(e for e in lease.escrow if e.seq == _seq(money))
+    is_lost = failed.code == PaymentFailed.UNKNOWN and _is_late(money, moment, _LOCKED_S)
+    if failed.code != PaymentFailed.FAILED and not is_lost:
+        return True
+    money.is_held = False
+    if is_lost and one.state in ("freeing", "freed"):
+        one.state = "freed"
+        return True
     one.state = "home"
     home = Parcel(
         f"{lease.key}/escrow/{one.seq}", "escrow", (), is_settled=True, came_sat=money.sat
@@ -141,8 +174,13 @@ def came_back(lease: BoughtLease, pocket: Pocket, ref: str) -> bool:
 
 
 def pay_again(lease: BoughtLease, money: Money) -> MarketEffect:
-    """Return the question what became of a payment."""
-    return PayInvoice(money.ref, lease.mint, money.invoice, fee_room(money.sat), True)
+    """Return the question what became of a payment that is held."""
+    room = fee_room(money.sat)
+    return PayInvoice(money.ref, lease.mint, money.invoice, room, is_again=True, is_held=True)
+
+
+def _is_late(money: Money, moment: Moment, seconds: int) -> bool:
+    return moment.wall > parse_invoice(money.invoice).expires_at + seconds
 
 
 def _seq(money: Money) -> int:

@@ -13,8 +13,9 @@ from nostrvpn.market.trials import network_of
 
 __all__ = ["Serving"]
 
-# A bill is told so often (seconds), and with each change of state.
-USAGE_S = 60
+# A bill is told so often (seconds), and with each change of state; a pause more often: a buyer that did
+# not hear of it sees a dead tunnel, and leaves.
+USAGE_S, PAUSED_S = 60, 20
 # Counters are written down at least so often while they grow: what a dead machine takes along.
 KEEP_S, KEEP_BYTES = 30, 8 << 20
 # No more time than this is charged for a gap between two readings: the kernel stops by itself then.
@@ -48,7 +49,10 @@ class Serving:
             free_bytes=lease.free_bytes,
             access=lease.access,
         )
-        return [*effects, self._stall.tell(lease, message, moment.wall, stored=True)]
+        answer = self._stall.tell(lease, message, moment.wall, stored=True)
+        # It may not reach.
+        paused = self._stall.usage(lease, moment) if lease.suspended_at else []
+        return [*effects, answer, *paused]
 
     def _activate(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
         if lease.access is not None:
@@ -64,7 +68,7 @@ class Serving:
     def credited(self, lease: Lease, moment: Moment) -> list[MarketEffect]:
         """After a payment was written down: serve further, and again if it was suspended."""
         if lease.access is None or lease.state is LeaseState.SUSPENDED:
-            return []  # it did not reach: the grant says how much was paid
+            return []  # it did not reach
         lease.is_low = False
         self._stall.service.resume(lease.id, lease.allowance)
         if not lease.suspended_at:
@@ -132,7 +136,8 @@ class Serving:
             lease.is_low = True
             low = Low(lease_id=lease.id, remaining_msat=bill.remaining_msat)
             return [*stall.usage(lease, moment), stall.tell(lease, low, moment.wall)]
-        if lease.started_at and moment.now - lease.told_at >= USAGE_S and not lease.suspended_at:
+        every = PAUSED_S if lease.suspended_at else USAGE_S
+        if lease.started_at and moment.now - lease.told_at >= every:
             return stall.usage(lease, moment)
         unkept = lease.meter.total - lease.kept_bytes
         has_grown = unkept or lease.ms != lease.kept_ms

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from nostrvpn.market.lease import Lease, Phase
 from nostrvpn.market.ledger import Entry
@@ -153,14 +153,16 @@ def days_in_order(rows: Iterable[Earnings], today: int, count: int) -> tuple[Ear
     return tuple(known.get(day) or Earnings(day, 0, 0, 0, 0, 0, 0, 0) for day in names)
 
 
-def csv_text(rows: Sequence[Session | Earnings | Statement]) -> str:
-    """Return rows as CSV with a line of names (RFC 4180); nothing for no rows."""
+_Row = TypeVar("_Row", Session, Earnings, Statement)
+
+
+def csv_text(kind: type[_Row], rows: Sequence[_Row]) -> str:
+    """Return rows as CSV (RFC 4180) below a line of names, which is there without rows too."""
     out = io.StringIO()
-    if rows:
-        names = [field.name for field in fields(rows[0])]
-        writer = csv.writer(out)
-        writer.writerow(names)
-        writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
+    names = [field.name for field in fields(kind)]
+    writer = csv.writer(out)
+    writer.writerow(names)
+    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
     return out.getvalue()
 
 

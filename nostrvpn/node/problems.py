@@ -261,6 +261,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "see `nostrvpn market selling`; behind a NAT forward a port and say where: `nostrvpn exit offer "
         "--public --endpoint HOST:PORT`",
     ),
+    "sale_without_ipv6": (
+        "warning",
+        "this node's exit is sold without IPv6: {reason}",
+        "or sell IPv4 only, then this is no problem: `nostrvpn exit offer --public --no-ipv6`",
+    ),
     "sale_unlisted": (
         "warning",
         "this node's exit is for sale, and no relay has the offer",

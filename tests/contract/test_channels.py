@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import TCPConnector, web
 
 from nostrvpn.endpoint import Endpoint
 from nostrvpn.io import channels
@@ -296,9 +296,16 @@ async def test_tls_is_verified(wireguard: WireGuard, tmp_path: Path) -> None:
 
 async def test_the_mark_is_on_the_connection(wireguard: WireGuard) -> None:
     told = Told(wireguard.port, mark=0x00A50000)
-    made = told.channels._make_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ()))
+    connector = told.channels._shared().session.connector
+    assert isinstance(connector, TCPConnector)
+    assert connector.force_close  # the next connection may be from another network
+    assert connector.limit == channels.MAX_CHANNELS
+    make = connector._socket_factory
+    assert make is not None
+    made = make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("203.0.113.1", 443)))
     assert made.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x00A50000
     made.close()
+    await told.channels.close_all()
 
 
 async def test_a_proxy_is_used(wireguard: WireGuard) -> None:

@@ -17,16 +17,19 @@ from nostrvpn.daemon import market_board
 from nostrvpn.daemon.market_board import MarketBoard
 from nostrvpn.daemon.market_commands import BOARD_COMMANDS
 from nostrvpn.daemon.market_opinions import BoardSettings
+from nostrvpn.daemon.market_wishes import named_offer
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import RootSecret, npub
 from nostrvpn.io.embedded_relay import EmbeddedRelay
 from nostrvpn.io.market_relays import MarketRelays
 from nostrvpn.io.store import Store
 from nostrvpn.machine import Entropy, Moment
+from nostrvpn.market.ceilings import Ceilings
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.ratings import Rating, rating_event, report_event
 from nostrvpn.market.terms import Price, Terms
 from nostrvpn.market.trust import History, Outcome, Probe
+from nostrvpn.market.wish import Wish
 from nostrvpn.nostr.event import Tags, public_key, sign_event
 from tests.contract.test_market_relays import free_port, moment, until
 
@@ -125,6 +128,51 @@ async def test_an_offer_appears_changes_and_goes(url: str, tmp_path: Path) -> No
     # Taken back: a host that begins now sees nothing of it.
     late = Host(3, tmp_path, settings)
     assert await late.listed() == []
+    await late.stop()
+    await buyer.stop()
+
+
+async def test_an_offer_is_bought_by_any_name_of_it_and_one_that_is_none_is_refused(
+    url: str, tmp_path: Path
+) -> None:
+    settings = BoardSettings((url,))
+    seller, buyer = Host(1, tmp_path, settings), Host(2, tmp_path, settings)
+    assert await buyer.listed() == []
+    async with selling(seller):
+        seller.board.offer(offer := seller.offer())
+        await until(lambda: seller.board.accepted)
+        # The list of a moment ago lacks it: it is fetched anew before anything is refused.
+        for name in (npub(seller.key), seller.key[:8], offer.address, offer.ref):
+            wish = await named_offer(Wish(name), buyer.board, None)
+            assert wish == Wish(offer.ref)
+            assert wish.refuse(offer) is None
+        auto = Wish(country="FR")
+        assert await named_offer(auto, buyer.board, None) == auto
+        for wish, why in (
+            (Wish("nobodys/exit"), "no offer is called"),
+            (Wish(offer.ref, country="FR"), "it is in DE"),
+            (Wish(offer.ref, Ceilings(gib_msat=10_000)), "20 sat/GiB is above 10 sat/GiB"),
+        ):
+            with pytest.raises(UserError, match=why):
+                await named_offer(wish, buyer.board, None)
+        await seller.listed()
+        with pytest.raises(UserError, match="this host's own"):
+            await named_offer(Wish(offer.ref), seller.board, None)
+        await buyer.call("market_deny", seller=offer.ref)
+        with pytest.raises(UserError, match="denied on this host"):
+            await named_offer(Wish(offer.ref), buyer.board, None)
+        await buyer.call("market_deny", seller=offer.ref, remove=True)
+        with pytest.raises(UserError, match="no country's code"):
+            await buyer.listed(country=["d"])
+        with pytest.raises(UserError, match="no mint's URL"):
+            await buyer.listed(mint=["mint"])
+    # What is wanted already is wanted still, with another budget, while its seller is away.
+    late = Host(3, tmp_path, settings)
+    assert await late.listed() == []
+    more = Wish(offer.ref, Ceilings(day_sat=5000))
+    assert await named_offer(more, late.board, Wish(offer.ref)) == more
+    with pytest.raises(UserError, match="no offer is called"):
+        await named_offer(more, late.board, Wish("another/exit"))
     await late.stop()
     await buyer.stop()
 

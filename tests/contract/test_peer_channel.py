@@ -133,6 +133,20 @@ def test_malformed_and_idle_connections_are_bounded(
     right.until(lambda: right.heard == [(LEFT, "still here")])
 
 
+def test_what_was_taken_is_heard_though_its_sender_never_closes(ends: tuple[End, End]) -> None:
+    """The end of a connection may be lost on a full link; who was told "taken" says it no more."""
+    left, right = ends
+
+    def say() -> None:
+        with socket.create_connection((str(RIGHT), PORT), LIMIT) as sock:
+            sock.sendall(struct.pack("!I", 5) + b"hello")
+            assert sock.recv(1) == b"\x06"
+            right.until(lambda: right.heard)  # while it is open
+
+    left.netns.call(say)
+    assert right.heard == [(LEFT, "hello")]
+
+
 def test_it_listens_before_the_address_is_there(make_netns: Callable[[], Any]) -> None:
     netns = make_netns()
     netns.ip("link", "add", "tun", "type", "veth", "peer", "far")

@@ -105,7 +105,7 @@ async def test_money_goes_from_one_command_line_to_another(nodes, mint):
     assert code == 1
     assert "500 sat and the mint's fee are needed" in err
     code, _, err = await bob.run("receive", "--mint-ok", stdin="cashuBnonsense")
-    assert (code, err.startswith("error: ")) == (1, True)
+    assert (code, err.startswith("error: this is no whole token")) == (1, True)
 
 
 async def test_words_are_shown_to_a_person_and_bring_the_money_back(nodes, mint):
@@ -138,3 +138,30 @@ async def test_wrong_words_are_refused_before_anything_is_asked(nodes):
     assert (code, "no mint is trusted" in err) == (1, True)
     code, _, err = await alice.run("receive")
     assert (code, "nothing on standard input" in err) == (2, True)
+
+
+@pytest.mark.parametrize("url", ["mint", "http://mint.example", "https://"])
+async def test_what_is_no_mints_url_is_said_so(nodes, url):
+    alice, _ = nodes
+    for action in ("add", "remove"):
+        code, _, err = await alice.run("mints", action, url)
+        assert (code, f"{url!r} is no mint's URL" in err) == (1, True)
+
+
+async def test_a_mint_that_does_not_answer_is_never_said_to_have_nothing(nodes, tmp_path):
+    alice, _ = nodes
+    with Mint(tmp_path / "own-mint") as own:
+        await alice.json("mints", "add", own.url)
+        await alice.wallet.fund("fund", own.url, 100)
+        assert await alice.wallet.funded("fund")
+    for command in ("check", "restore"):
+        code, out, err = await alice.run(command)
+        assert (code, "1 mint did not say all" in err) == (1, True)
+        [row] = [line for line in out.splitlines() if own.url in line]
+        assert row.split()[1:5] == ["-"] * 4
+        code, out, _ = await alice.run(command, "--json")
+        assert (code, own.url in json.loads(out)["mints"][0]["error"]) == (1, True)
+    assert (await alice.json("balance"))["free"] == 100
+    other = own.url.rpartition(":")[0] + ":9"
+    code, _, err = await alice.run("mints", "add", other)
+    assert (code, "it is not one of yours yet" in err) == (1, True)

@@ -113,6 +113,23 @@ def test_the_site_sees_the_seller_and_names_are_answered_through_it(lab: Village
     assert lab.seen() == str(lab.home.address)
 
 
+def test_an_offer_has_several_names_and_one_that_is_none_cuts_nothing_off(lab: Village) -> None:
+    for words, said in (
+        (("nobodys/exit",), "no offer is called 'nobodys/exit'"),
+        ((lab.refs["vps"], "--max-price", "5sat/GiB"), "1000 sat/GiB is above 5 sat/GiB"),
+        (("auto", "--budget", "0sat/day"), "'0sat/day' is no budget"),
+        (("auto", "--country", "Germany"), "'Germany' is no country's code"),
+    ):
+        refused = lab.laptop.attempt("exit", "buy", *words, timeout=60)
+        assert (refused.returncode != 0, said in refused.stderr) == (True, True), refused.stderr
+        assert lab.purchase()["state"] == "off"
+        assert lab.seen() == str(lab.home.address)
+    found = lab.laptop.query("market", "why", lab.refs["vps"])
+    lab.buy(found["seller"])
+    assert lab.lease()["offer"] == lab.refs["vps"]
+    assert lab.seen() == str(lab.hosts[0].address)
+
+
 def test_a_stranger_reaches_the_internet_and_nothing_of_the_seller(lab: Village) -> None:
     lab.buy(lab.refs["vps"])
     vps = str(lab.hosts[0].address)

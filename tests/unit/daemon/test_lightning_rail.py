@@ -123,7 +123,8 @@ async def test_paid(client: Client, again: bool, text: str, expected: MarketEven
         (Client(lookup={"state": "failed"}), True, TEXT, False),
         (Client(lookup=WalletError("", "INTERNAL", "")), True, TEXT, True),
         (Client(lookup=WalletSilent("no answer")), True, TEXT, True),
-        (Client(lookup=NOT_FOUND), True, OLD, False),
+        (Client(lookup=NOT_FOUND), True, OLD, True),  # perhaps it lists only what is over
+        (Client(lookup={"state": "expired"}), True, OLD, True),  # the invoice: not its payment
     ],
 )
 async def test_not_paid_for_good_or_not_known(
@@ -134,6 +135,37 @@ async def test_not_paid_for_good_or_not_known(
     assert found.may_retry is may_retry
     if again and client is not None:
         assert "pay" not in client.asked
+
+
+@pytest.mark.parametrize("pay", [WalletError("", "PAYMENT_FAILED", ""), UserError("unknown")])
+async def test_what_is_refused_the_second_time_may_be_on_its_way_since_the_first(
+    pay: Exception,
+) -> None:
+    client = Client(lookup=NOT_FOUND, pay=pay)
+    found = await answered(client, PayInvoice("m1", LIGHTNING, TEXT, 3, is_again=True))
+    assert isinstance(found, PaymentFailed)
+    assert (found.code, found.may_retry) == (PaymentFailed.UNKNOWN, True)
+
+
+@pytest.mark.parametrize(
+    ("lookup", "code"),
+    [
+        (NOT_FOUND, PaymentFailed.UNKNOWN),
+        ({"state": "expired"}, PaymentFailed.UNKNOWN),
+        ({"state": "failed"}, PaymentFailed.FAILED),
+        ({"state": "pending"}, "refused"),
+        (WalletSilent("no answer"), "refused"),
+    ],
+)
+async def test_what_is_held_is_asked_after_and_never_paid_again(lookup: object, code: str) -> None:
+    client = Client(lookup=lookup, pay=("00", 0))
+    asked = PayInvoice("m1", LIGHTNING, TEXT, 3, is_again=True, is_held=True)
+    found = await answered(client, asked)
+    assert isinstance(found, PaymentFailed)
+    assert (found.code, found.may_retry) == (code, code != PaymentFailed.FAILED)
+    assert client.asked == ["lookup"]
+    client.answers["lookup"] = [{"state": "settled", "fees_paid": 1000}]
+    assert await answered(client, asked) == InvoicePaid("m1", 1)
 
 
 async def test_a_mint_pays_with_a_limit() -> None:

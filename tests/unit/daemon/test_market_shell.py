@@ -21,6 +21,7 @@ from nostrvpn.config.options import Options
 from nostrvpn.control.market_schema import MARKET_COMMANDS, ExitSell
 from nostrvpn.daemon import market_post
 from nostrvpn.daemon.market_customer import MAX_WAITING, Customer
+from nostrvpn.daemon.market_keysets import Keysets
 from nostrvpn.daemon.market_post import Correspondent, MarketPost
 from nostrvpn.daemon.market_premises import is_taken
 from nostrvpn.daemon.market_service import MarketService
@@ -188,6 +189,7 @@ class Waiting:
         made.buyer = SimpleNamespace(deals=(deal,), counters=self.counters)
         made._hearing, made._waiting, made._tasks = asyncio.Lock(), 0, Supervisor()
         made._soundings = SimpleNamespace(close=lambda: None)
+        made._keysets = Keysets(made, lambda: None)
         made._count = asyncio.Event().wait
         made._machine = SimpleNamespace(offer=lambda event: True)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nostrvpn.daemon.market_told import added
+from nostrvpn.daemon.market_told import added, with_versions
 
 QUIET: dict[str, Any] = {"state": "off", "reason": ""}
 UNSOLD: dict[str, Any] = {"state": "off", "text": "nothing is sold"}
@@ -48,6 +48,17 @@ def test_who_only_looks_is_not_told_that_somebody_is_silent() -> None:
     ):
         told = added("status", node, {"state": state, "reason": ""}, UNSOLD, 0)["problems"]
         assert [one["code"] for one in told] == expected
+
+
+def test_a_sale_without_ipv6_is_told_unless_nothing_is_sold_at_all() -> None:
+    why = "ip6 filter FORWARD drops what buyers send: sudo nft insert rule"
+    sale = with_versions({"state": "on", "text": "for sale", "lines": ["a"]}, why)
+    assert sale["lines"] == ["a", f"without IPv6: {why}"]
+    told = added("status", NODE, QUIET, sale, 0)["problems"][-1]
+    assert (told["code"], told["severity"]) == ("sale_without_ipv6", "warning")
+    assert why in told["text"]
+    assert codes(QUIET, sale | {"state": "failed"}) == ["hard_nat", "sale_failed"]
+    assert codes(QUIET, with_versions(sale, None)) == ["hard_nat"]
 
 
 def test_a_seller_whom_nobody_reaches() -> None:

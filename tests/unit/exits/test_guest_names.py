@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 import pytest
 
 from nostrvpn.exits import blocklist
 from nostrvpn.exits.blocklist import Blocklist, listed_names
-from nostrvpn.exits.guest_names import is_private_name, is_public
+from nostrvpn.exits.guest_names import is_private_name
 
 HOSTS = """# a hosts file
 127.0.0.1 localhost localhost.localdomain
@@ -49,25 +47,6 @@ def test_names_of_the_internet_are_asked_for(name):
 )
 def test_guests_are_told_no_name_of_the_providers_lan(name):
     assert is_private_name(labels(name), ["Corp.Example."])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("10.0.0.1", "192.168.1.1", "172.16.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254"),
-        *("0.0.0.0", "255.255.255.255", "224.0.0.1", "::", "::1", "fe80::1", "fd00:ec2::254"),
-        *("ff02::1", "::ffff:192.168.1.1", "64:ff9b::c0a8:101", "2002:c0a8:101::1"),
-    ],
-)
-def test_addresses_that_are_not_the_internets_are_known(text):
-    assert not is_public(ip_address(text))
-
-
-@pytest.mark.parametrize(
-    "text", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
-)
-def test_addresses_of_the_internet_are_public(text):
-    assert is_public(ip_address(text))
 
 
 def test_hosts_files_and_plain_lists_are_read():

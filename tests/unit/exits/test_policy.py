@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from nostrvpn.errors import PeerMisbehaved, UsageError
-from nostrvpn.exits.policy import MAX_WORDS, POLICIES, ExitPolicy, ExitRule, parse_word
+from nostrvpn.exits.policy import MAX_WORDS, POLICIES, ExitPolicy, ExitRule, is_public, parse_word
 
 OVERLAY = (ip_network("10.64.0.0/16"), ip_network("fd64::/48"))
 AROUND = (ip_network("203.0.113.0/24"),)
@@ -121,3 +121,31 @@ def test_a_policy_survives_being_stored_and_damage_is_found() -> None:
     for one in damaged:
         with pytest.raises(PeerMisbehaved):
             ExitPolicy.from_json(one)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("10.0.0.1", "192.168.1.1", "172.16.0.1", "100.64.0.1", "127.0.0.1", "169.254.169.254"),
+        *("0.0.0.0", "255.255.255.255", "224.0.0.1", "::", "::1", "fe80::1", "fd00:ec2::254"),
+        *("ff02::1", "::ffff:192.168.1.1", "64:ff9b::c0a8:101", "2002:c0a8:101::1"),
+        *(
+            "192.0.0.1",
+            "198.18.0.1",
+            "240.0.0.1",
+            "fec0::1",
+            "2001::1",
+            "64:ff9b:1::1",
+            "::8.8.8.8",
+        ),
+    ],
+)
+def test_addresses_that_are_not_the_internets_are_known(text):
+    assert not is_public(ip_address(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::1"]
+)
+def test_addresses_of_the_internet_are_public(text):
+    assert is_public(ip_address(text))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +16,17 @@ from nostrvpn.market.bought_lease import Phase
 from nostrvpn.market.ceilings import HOUR, Ceilings
 from nostrvpn.market.deal import check_quote
 from nostrvpn.market.effects import Counted, Counters, Heard, Keep, Tell
-from nostrvpn.market.messages import Grant, Low, Notice, Quote, Usage, parse_message, render_message
+from nostrvpn.market.messages import (
+    Grant,
+    Low,
+    Notice,
+    Quote,
+    QuoteRequest,
+    Usage,
+    parse_message,
+    render_message,
+)
+from nostrvpn.market.patience import PATIENCE_S
 from nostrvpn.market.terms import GIB, MIB, PayMode
 from nostrvpn.market.wish import AUTO, Ranked, Wish
 from tests.sim.market import MINT, START, BuyerParty, Market, SellerParty
@@ -147,6 +160,28 @@ class AlwaysLow(SellerParty):
                 self.market.send(self, Tell(lease.buyer, text, lease.id))
 
 
+class OnAFullLink(SellerParty):
+    """A ninth of what it sends is lost on the way; messages with ``late`` come eight seconds later."""
+
+    late = ""
+
+    def count(self):
+        counters = self.counters
+        self.counters = {key: [rx, tx * 9 // 8, at] for key, (rx, tx, at) in counters.items()}
+        super().count()
+        self.counters = counters
+
+    def carry_out(self, effects):
+        now = []
+        for effect in effects:
+            is_told = isinstance(effect, Tell)
+            if is_told and self.late and self.late in effect.text:
+                self.market.at(8, partial(self.market.send, self, effect))
+            else:
+                now.append(effect)
+        super().carry_out(now)
+
+
 class Elsewhere(SellerParty):
     """Says Germany, and is in France."""
 
@@ -167,6 +202,98 @@ class Baits(SellerParty):
             return effect
         dear = msgspec.structs.replace(message, step_msat=message.step_msat + 1)
         return replace(effect, text=render_message(dear))
+
+
+def requests(made):
+    """When each seller was asked for a quote (seconds), by name; once for each lease."""
+    found = made.buyers[0].lists = Asked(made)
+    return found.asked
+
+
+class Asked(list[Any]):
+    def __init__(self, made):
+        super().__init__()
+        self.made, self.asked, self.known = made, dict[str, list[float]](), set[str]()
+
+    def append(self, effects):
+        for effect in effects:
+            message = parse_message(effect.text) if isinstance(effect, Tell) else None
+            if isinstance(message, QuoteRequest) and effect.lease_id not in self.known:
+                self.known.add(effect.lease_id)
+                name = self.made.seller_of(effect.to).name
+                self.asked.setdefault(name, []).append(self.made.now)
+
+
+def alone(kind=SellerParty, seed=3):
+    """A buyer and one seller."""
+    made = Market(seed)
+    made.sellers.append(kind(made, "seller0"))
+    made.buyers.append(BuyerParty(made, "buyer", 500, Wish()))
+    made.run(1)
+    asked = requests(made)
+    return made, asked
+
+
+def test_the_only_seller_is_asked_again_soon_after_it_failed():
+    made, asked = alone()
+    made.buyers[0].want(made.buyers[0].wish)
+    made.sellers[0].is_gone = True
+    made.run(300)
+    times = asked["seller0"]
+    waits = [round(later - sooner - PATIENCE_S[Phase.ASKING]) for sooner, later in pairwise(times)]
+    assert waits == [5, 15, 60]
+    made.sellers[0].is_gone = False
+    made.run(300)
+    assert seller_in_use(made) == "seller0"
+
+
+def test_a_hiccup_of_the_only_seller_costs_seconds():
+    made, asked = alone()
+    made.buyers[0].bps = 4_000_000
+    made.buyers[0].want(made.buyers[0].wish)
+    made.run(120)
+    assert seller_in_use(made) == "seller0"
+    made.sellers[0].serves = False
+    while seller_in_use(made):
+        made.run(0.25, 0.25)
+    ended = made.now
+    made.sellers[0].serves = True
+    made.run(30)
+    assert asked["seller0"][-1] - ended < 6
+    assert seller_in_use(made) == "seller0"
+
+
+def test_the_only_seller_is_not_asked_soon_if_it_was_paid_and_did_not_serve():
+    made, asked = alone(GoesDark)
+    made.buyers[0].want(made.buyers[0].wish)
+    while not seller_in_use(made):
+        made.run(0.25, 0.25)
+    while seller_in_use(made):
+        made.run(0.25, 0.25)
+    ended = made.now
+    made.run(59)
+    assert len(asked["seller0"]) == 1
+    made.run(40)
+    assert len(asked["seller0"]) == 2
+    assert asked["seller0"][1] - ended >= 60
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_seller_that_failed_is_left_alone_while_another_can_be_asked_or_serves(others):
+    made = market(ServesNothing, *[SellerParty] * (others - 1))
+    made.buyers[0].want(None)
+    asked = requests(made)
+    made.buyers[0].want(made.buyers[0].wish)
+    while seller_in_use(made) is None:
+        made.run(0.25, 0.25)
+    assert seller_in_use(made) == "seller1"
+    made.run(15)
+    [lease] = [one for one in made.sellers[1].machine.leases if one.paid_msat]
+    notice = Notice(level="info", code="price-changed", lease_id=lease.id)
+    made.buyers[0].step(Heard(made.sellers[1].public, render_message(notice)))
+    made.run(5)
+    assert seller_in_use(made) == f"seller{others}"
+    assert len(asked["seller0"]) == 1
 
 
 def test_honest_purchase_is_tried_before_it_is_paid_and_paid_before_it_carries():
@@ -319,6 +446,34 @@ def test_throttling_is_noticed_and_another_seller_looked_for():
     made.run(260)  # each probe takes 40 ms
     assert seller_in_use(made) is not None
     assert made.buyers[0].moved["seller1"] > 0
+
+
+class AnswersLate(OnAFullLink):
+    late = '"type":"grant"'
+
+
+@pytest.mark.parametrize("seller", [OnAFullLink, AnswersLate])
+def test_a_pause_is_known_though_the_answer_to_a_payment_comes_after_it(seller):
+    """By the buyer's count there was enough: it saw a dead tunnel, and left."""
+    made = Market(3)
+    made.sellers.append(seller(made, "seller0", "1000sat/GiB"))
+    small, large = (Wish(ceilings=Ceilings(2_000_000, day_sat=day)) for day in (40, 400))
+    made.buyers.append(BuyerParty(made, "buyer", 500, small))
+    buyer = made.buyers[0]
+    buyer.bps = 2_000_000
+    made.run(1)
+    buyer.want(small)
+    made.run(100, 2)
+    seen = set()
+    for _ in range(180):
+        made.run(1, 1)
+        seen.add(state(made)["state"])
+    assert seen == {"paused"}
+    moved = buyer.moved["seller0"]
+    buyer.want(large)
+    made.run(30, 2)
+    assert buyer.moved["seller0"] > moved + 20_000_000
+    assert outcomes(made) == []
 
 
 def test_a_dead_seller_is_replaced_within_two_minutes():

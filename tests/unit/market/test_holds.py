@@ -9,7 +9,7 @@ import pytest
 
 from nostrvpn.lightning.bolt11 import parse_invoice
 from nostrvpn.market.deal import way_to_pay
-from nostrvpn.market.effects import HoldEnded, PaymentFailed, Tell
+from nostrvpn.market.effects import HoldEnded, PayInvoice, PaymentFailed, Tell
 from nostrvpn.market.holds import HOLD_S, RELEASE_S
 from nostrvpn.market.lease import Phase
 from nostrvpn.market.messages import (
@@ -255,11 +255,40 @@ class Returns(SellerParty):
                 self.market.bank.lightning.end(name, "")
 
 
-def market(kind, bps=8_000_000, price="100sat/GiB"):
+class Forgetful(BuyerParty):
+    """Its wallet knows no payment that is on its way, and with ``knows_none`` none that is over."""
+
+    knows_none = True
+
+    def ask_wallet(self, effect):
+        if not isinstance(effect, PayInvoice):
+            super().ask_wallet(effect)
+            return
+        done = self.market.bank.do(self.name, effect, (), START + self.market.now)
+        is_open = isinstance(done, PaymentFailed) and done.code == "pending"
+        if effect.is_again and (is_open or self.knows_none):
+            done = PaymentFailed(effect.ref, PaymentFailed.UNKNOWN, "never heard of it", True)
+        self.market.at(0.1, lambda: self.step(done))
+
+
+class GivesUp(Forgetful):
+    """Its wallet says of each payment that it failed, and looks no longer: it is held all the same."""
+
+    knows_none = False
+
+    def step(self, event):
+        if isinstance(event, PaymentFailed) and event.code == "pending":
+            failed = PaymentFailed(event.ref, "refused", "PAYMENT_FAILED: it took too long", False)
+            self.market.at(20, lambda: self.step(failed))
+            return
+        super().step(event)
+
+
+def market(kind, bps=8_000_000, price="100sat/GiB", buyer=BuyerParty):
     made = Market(5)
     made.sellers.append(kind(made, "seller", price))
     wish = Wish(modes=(HOLD, PayMode.BOLT11))
-    made.buyers.append(BuyerParty(made, "buyer", 0, wish))
+    made.buyers.append(buyer(made, "buyer", 0, wish))
     made.buyers[0].pays_by_wallet = True
     made.bank.lightning.balances["buyer"] = 400
     made.buyers[0].bps = bps
@@ -316,6 +345,46 @@ def test_an_exit_that_idles_is_paid_before_the_network_gives_up():
     assert made.bank.lightning.balances["seller"] == 10
     assert made.sellers[0].machine.leases[0].phase == Phase.OPEN
     over(made)
+
+
+@pytest.mark.parametrize("kind", [Forgetful, GivesUp])
+def test_what_a_wallet_does_not_list_while_it_waits_is_counted_as_what_it_becomes(kind):
+    made = market(SellerParty, buyer=kind)
+    made.buyers[0].knows_none = False
+    made.run(300)
+    assert made.buyers[0].moved["seller"] > 0
+    assert made.sellers[0].machine.leases[0].phase == Phase.OPEN  # it was paid all the time
+    made.sellers[0].serves = False
+    made.run(200)
+    lightning = over(made)
+    assert set(lightning.states.values()) == {"settled", "cancelled"}
+    assert lightning.balances["buyer"] == 400 - lightning.balances["seller"] - lightning.fees
+
+
+def test_what_a_wallet_never_lists_is_certain_when_nothing_can_be_on_its_way():
+    made = market(SellerParty, buyer=Forgetful)
+    [buyer], lightning = made.buyers, made.bank.lightning
+    lightning.fee_sat, buyer.lists = 0, []
+    made.run(300)
+    made.sellers[0].serves = False
+    made.run(200)
+    buyer.want(None)
+    made.run(14 * 86_400, 3600)
+    assert set(lightning.states.values()) == {"settled", "cancelled"}
+    taken = lightning.balances["seller"]
+    [deal] = [d for d in buyer.machine.deals if d.lease.money]
+    assert all(money.is_held for money in deal.lease.money if money.is_there)
+    ledger = buyer.machine.ledger
+    assert ledger.balance(f"wallet:{LIGHTNING}") < -1000 * taken
+    asked = sum(isinstance(e, PayInvoice) for effects in buyer.lists for e in effects)
+    assert asked < 500 * len(lightning.states)  # not every 15 seconds for two weeks
+    made.run(2 * 86_400, 3600)
+    assert buyer.machine.deals == ()
+    assert ledger.check() == []
+    # What the seller was let have is his; the rest cannot have been taken by anybody.
+    assert ledger.balance(f"wallet:{LIGHTNING}") == -1000 * taken
+    assert lightning.balances["buyer"] == 400 - taken
+    assert not buyer.machine.pocket.spending.refs()
 
 
 def test_what_waits_is_the_buyers_choice_where_its_own_wallet_pays():

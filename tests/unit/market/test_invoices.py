@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from nostrvpn.market.ceilings import HOUR, Ceilings
-from nostrvpn.market.effects import InvoiceMade, InvoiceSeen, PayInvoice, Redeem, Tell
+from nostrvpn.market.effects import (
+    InvoiceMade,
+    InvoicePaid,
+    InvoiceSeen,
+    PayInvoice,
+    PaymentFailed,
+    Redeem,
+    Tell,
+)
 from nostrvpn.market.invoices import INVOICE_S, LATE_S, MAX_OPEN
 from nostrvpn.market.lease import Phase
 from nostrvpn.market.messages import (
@@ -344,10 +353,62 @@ class SlowPayer(BuyerParty):
         self.market.at(self.delay, lambda: self.step(done) if self.life == life else None)
 
 
-def slow_market():
+class Forgetful(BuyerParty):
+    """Its wallet knows no payment that is on its way: of the second that is for ``delay`` seconds."""
+
+    delay = 0.0
+    is_taken = True  # by the seller, or the payment never began
+    paid_at: Any = None
+
+    def ask_wallet(self, effect):
+        if not isinstance(effect, PayInvoice):
+            super().ask_wallet(effect)
+            return
+        now = self.market.now
+        if effect.ref.endswith("/m1"):
+            if self.paid_at is None:
+                self.paid_at = now
+                if not self.is_taken:
+                    return
+                self.market.bank.do(self.name, effect, (), START + now)
+            elif self.is_taken and now > self.paid_at + self.delay:
+                self.market.at(0.1, lambda: self.step(InvoicePaid(effect.ref, 1)))
+            else:
+                word = PaymentFailed.UNKNOWN
+                failed = PaymentFailed(effect.ref, word, "never heard of it", True)
+                self.market.at(0.1, lambda: self.step(failed))
+            return
+        done = self.market.bank.do(self.name, effect, (), START + now)
+        self.market.at(0.1, lambda: self.step(done))
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_what_a_wallet_does_not_know_of_is_neither_paid_nor_home_for_two_weeks(is_taken):
+    made, buyer, seller = slow_market(Forgetful)
+    buyer.delay, buyer.is_taken, buyer.bps = 2 * 86_400.0, is_taken, 20_000_000
+    while buyer.paid_at is None:
+        made.run(1, 1)
+    made.run(30)
+    buyer.want(None)
+    made.run(4 * HOUR, 600)
+    [deal] = buyer.machine.deals
+    assert deal.lease.receipt is not None  # it does not wait for that
+    assert buyer.machine.pocket.spending.refs()
+    made.run(16 * 24 * HOUR, 3600)
+    assert buyer.machine.deals == ()
+    ours, theirs = buyer.machine.ledger, seller.machine.ledger
+    assert ours.check() == []
+    assert not buyer.machine.pocket.spending.refs()
+    came = theirs.balance(f"wallet:{LIGHTNING}")
+    assert came == 10_000 * (1 + is_taken)
+    assert ours.balance(f"wallet:{MINT}") == -came - 1000 * (1 + is_taken)
+    assert ours.balance("lost") == 0
+
+
+def slow_market(buyer=SlowPayer):
     made = Market(5)
     made.sellers.append(SellerParty(made, "seller"))
-    made.buyers.append(SlowPayer(made, "buyer", 400, Wish(modes=(BOLT11,))))
+    made.buyers.append(buyer(made, "buyer", 400, Wish(modes=(BOLT11,))))
     made.run(1)
     [buyer] = made.buyers
     buyer.lists = []

@@ -13,7 +13,7 @@ from nostrvpn.market.attest import is_signed_by, receipt_id
 from nostrvpn.market.effects import Heard, Keep, PaymentFailed, ServiceChanged, Tell, Tick
 from nostrvpn.market.lease import Phase
 from nostrvpn.market.messages import Close, Fund, Low, Notice, Receipt, Usage, render_message
-from nostrvpn.market.statements import csv_text, earnings, sessions
+from nostrvpn.market.statements import Earnings, Session, csv_text, earnings, sessions
 from nostrvpn.market.terms import MIB, PayMode, Price
 from tests.market_shop import SETTINGS, START, URL, Buyer, Shop, amount_of, books, lease_of
 
@@ -341,6 +341,33 @@ def test_suspended_then_resumed_then_closed():
     assert buyer.wg_pub not in shop.applied
 
 
+def test_a_pause_is_told_again_until_it_is_over():
+    """Told once and lost, the buyer saw a dead tunnel and left."""
+    shop, buyer = opened(LOCKED, (2,))
+    shop.move(buyer, 10 * MIB)
+    shop.inbox.clear()
+    for _ in range(6):
+        shop.wait(10)
+    assert [usage.state for usage in told(shop, Usage)] == ["suspended"] * 3
+    buyer.top_up(buyer.token(8), 1)
+    shop.inbox.clear()
+    shop.wait(40)
+    assert told(shop, Usage) == []  # each minute
+
+
+def test_a_payment_that_does_not_reach_is_answered_with_the_bill_too():
+    shop, buyer = opened(LOCKED, (2,))
+    shop.move(buyer, 10 * MIB)
+    lease = lease_of(shop, buyer)
+    lease.meter.rx_base += 10 * MIB  # on its way as the kernel closed
+    shop.inbox.clear()
+    assert buyer.top_up(buyer.token(1), 1).paid_msat == 3000
+    [usage] = told(shop, Usage)
+    assert (usage.state, usage.paid_msat) == ("suspended", 3000)
+    assert "resumed" not in codes(shop)
+    assert not shop.applied[buyer.wg_pub].serves
+
+
 def test_exposure_is_the_grace():
     shop, buyer = opened(LOCKED, (2,))
     shop.move(buyer, 10 * MIB)
@@ -423,9 +450,12 @@ def test_forgotten_after_a_day_but_for_the_statement():
     [day] = earnings(shop.seller.ledger, [row])
     assert (day.day, day.received, day.earned, day.refunds) == ("2026-09-21", 8000, 2000, 6000)
     assert day.bytes == row.billable > 0
-    assert csv_text([row]).splitlines()[0].startswith("lease,buyer,offer,state")
-    assert csv_text([day]).splitlines()[1] == f"2026-09-21,1,8000,2000,0,6000,0,0,{row.billable}"
-    assert csv_text([]) == ""
+    assert csv_text(Session, [row]).splitlines()[0].startswith("lease,buyer,offer,state")
+    assert (
+        csv_text(Earnings, [day]).splitlines()[1]
+        == f"2026-09-21,1,8000,2000,0,6000,0,0,{row.billable}"
+    )
+    assert csv_text(Session, []) == csv_text(Session, [row]).splitlines(keepends=True)[0]
 
 
 def test_trial_counts_although_the_daemon_died_before_it_was_counted():
