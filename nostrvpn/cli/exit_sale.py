@@ -118,6 +118,11 @@ def _words(given: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--kill-switch", type=click.Choice(["on", "off", "lockdown"]))
 @click.option("--allow-lan/--no-allow-lan", default=None, help="The local network stays reachable.")
+@click.option(
+    "--resolver",
+    metavar="IP|exit",
+    help="Whom to ask for names, through the seller.  [default: as last time; at first the seller]",
+)
 @click.option("--as-me", is_flag=True, help="Tell sellers this node's npub: some sell to friends.")
 @click.option("--wait", type=click.IntRange(0, 120), default=30, help="Seconds; 0: not at all.")
 @json_option

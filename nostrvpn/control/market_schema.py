@@ -95,6 +95,7 @@ class ExitBuy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pay: Literal["locked", "plain", "bolt11", "channel"] | None = None
     kill_switch: Literal["on", "off", "lockdown"] | None = None
     allow_lan: bool | None = None
+    resolver: Annotated[str, msgspec.Meta(min_length=1, max_length=50)] | None = None
     as_me: bool = False
     escrow: _Arbiters = []
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=120)] = 30.0

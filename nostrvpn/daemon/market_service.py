@@ -155,11 +155,9 @@ class MarketService:
         refuse_unfunded(opened.parts)
         wish = await named_offer(wish, opened.board, opened.customer.buyer.wish)
         opened.customer.want(wish)
-        use = {key: args[key] for key in ("kill_switch", "allow_lan")}
+        use = {key: args[key] for key in ("kill_switch", "allow_lan", "resolver")}
         try:
-            await self._command(
-                "exit_use", {"peer": BOUGHT, "resolver": None, "dry_run": False, **use}, True
-            )
+            await self._command("exit_use", {"peer": BOUGHT, "dry_run": False, **use}, True)
         except NostrvpnError:
             opened.customer.want(None)
             raise

@@ -130,6 +130,23 @@ def test_an_offer_has_several_names_and_one_that_is_none_cuts_nothing_off(lab: V
     assert lab.seen() == str(lab.hosts[0].address)
 
 
+def test_names_are_asked_of_whom_the_buyer_chose_through_the_seller(lab: Village) -> None:
+    site = str(lab.site.address)
+    refused = lab.laptop.attempt("exit", "buy", "--resolver", "nobody", timeout=60)
+    assert "'nobody' is no IP address" in refused.stderr
+    assert (refused.returncode, lab.purchase()["state"]) == (1, "off")
+    lab.buy(lab.refs["vps"], "--resolver", site)
+    assert lab.laptop.ask("exit_status")["resolvers"] == [site]
+    words = ("+short", "+time=3", "+tries=1", NAME)
+    assert lab.host_laptop.run("dig", *words, f"@{site}").split() == [site]
+    # The seller's is held back here, so it answers nothing, true or forged.
+    denied = lab.host_laptop.namespace.run("dig", *words, "@198.18.0.1", check=False)
+    assert denied.returncode != 0
+    lab.settle()
+    lab.buy(lab.refs["vps"], "--resolver", "exit")
+    assert "198.18.0.1" in lab.laptop.ask("exit_status")["resolvers"]
+
+
 def test_a_stranger_reaches_the_internet_and_nothing_of_the_seller(lab: Village) -> None:
     lab.buy(lab.refs["vps"])
     vps = str(lab.hosts[0].address)
