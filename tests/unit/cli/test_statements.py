@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,6 +178,21 @@ def test_what_a_picture_shows() -> None:
     assert earned.days == used.days == ("2026-11-19", "2026-11-20", "2026-11-21")
     assert (earned.unit, earned.bars) == ("sat earned", (0, 4.5, 2))
     assert (used.unit, used.bars) == ("MiB used", (0, 8, 4))
+
+
+def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from matplotlib.image import imread
+
+    path = tmp_path / "earned.png"
+    assert main(["market", "earnings", "--plot", str(path)]) == 0
+    assert path.name in capsys.readouterr().out
+    picture = imread(path)  # rows, columns, and red, green, blue, alpha from 0 to 1
+    assert picture.shape == (600, 1000, 4)
+    for half, channel in ((picture[:300], 1), (picture[300:], 2)):  # green bars above blue ones
+        others = [half[..., other] for other in (0, 1, 2) if other != channel]
+        assert all((half[..., channel] > other + 0.1).any() for other in others)
+    assert main(["market", "earnings", "--plot", str(tmp_path / "none" / "x.png")]) == 1
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
 
 
 def test_a_picture_without_matplotlib_says_what_to_install(
