@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -84,11 +85,22 @@ def relay_command(listen: str) -> None:
 @json_option
 @click.pass_obj
 def cleanup_command(options: Options, as_json: bool) -> None:
-    """Remove everything that carries nostrvpn's mark.
+    """Remove everything that carries nostrvpn's mark, once no daemon runs.
 
     It needs no saved state. With --interface, only that interface.
     """
+    from nostrvpn.io.lock import lock_holder
+
     check_privilege(for_packets=False)
+    holder = None
+    if not options.interface:
+        with suppress(SystemRefused):  # a state directory that cannot be read keeps nobody from this
+            holder = lock_holder(options.lock_path)
+    if holder is not None:  # it may hold everything back without an interface of its own
+        raise SystemRefused(
+            f"a daemon runs (pid {holder}) and would put back what is removed",
+            "stop it first: nostrvpn down",
+        )
     # All: nobody's may be at work. One: it may be this node's own.
     home = options.home if options.interface else None
     removed = remove_leftovers(options.interface, home, state_dir=options.state_dir)
