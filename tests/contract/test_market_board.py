@@ -25,12 +25,14 @@ from nostrvpn.io.market_relays import MarketRelays
 from nostrvpn.io.store import Store
 from nostrvpn.machine import Entropy, Moment
 from nostrvpn.market.ceilings import Ceilings
+from nostrvpn.market.foreign import CLASSIFIED_KIND
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.ratings import Rating, rating_event, report_event
 from nostrvpn.market.terms import Price, Terms
 from nostrvpn.market.trust import History, Outcome, Probe
 from nostrvpn.market.wish import Wish
 from nostrvpn.nostr.event import Tags, public_key, sign_event
+from nostrvpn.nostr.filters import Filter
 from tests.contract.test_market_relays import free_port, moment, until
 
 MINT = "https://mint.example"
@@ -101,6 +103,7 @@ async def publish(host: Host, secret: bytes, kind: int, *tags: tuple[str, ...]) 
 async def test_an_offer_appears_changes_and_goes(url: str, tmp_path: Path) -> None:
     settings = BoardSettings((url,))
     seller, buyer = Host(1, tmp_path, settings), Host(2, tmp_path, settings)
+    ads: Filter = {"kinds": [CLASSIFIED_KIND], "authors": [seller.key]}
     async with selling(seller):
         assert await buyer.listed() == []
         seller.board.offer(seller.offer())
@@ -117,6 +120,11 @@ async def test_an_offer_appears_changes_and_goes(url: str, tmp_path: Path) -> No
         await until(lambda: seller.board.accepted)
         (one,) = await buyer.listed()
         assert one["gib_msat"] == Price.parse("30sat/GiB").per_gib_msat
+        # A classified listing (NIP-99) that leads to the offer; here it is no second row.
+        (listing,) = await buyer.relays.fetch([ads], (url,), 5.0, lane="test")
+        for tag in (("t", "vpn-marketplace"), ("status", "active"), ("a", one["address"])):
+            assert tag in listing.event.tags
+        assert ("price", "30.000", "sat", "GiB") in listing.event.tags
 
         seller.board.offer(None)
         await until(lambda: not seller.board.accepted)
@@ -128,6 +136,7 @@ async def test_an_offer_appears_changes_and_goes(url: str, tmp_path: Path) -> No
     # Taken back: a host that begins now sees nothing of it.
     late = Host(3, tmp_path, settings)
     assert await late.listed() == []
+    assert not await late.relays.fetch([ads], (url,), 5.0, lane="test")
     await late.stop()
     await buyer.stop()
 
