@@ -202,7 +202,7 @@ def mirror_event(offer: Offer, secret: bytes, moment: Moment) -> Event:
         ("published_at", str(now)),
         ("t", CLASSIFIED_TOPIC),
         ("t", "wireguard"),
-        ("price", f"{msat // 1000}.{msat % 1000:03d}", "sat", "GiB"),
+        ("price", f"{round(msat / 1000, 2):.10g}", "sat", "GiB"),
         ("status", "active"),
         ("a", offer.address),
         ("expiration", str(now + OFFER_LIFE_S)),
