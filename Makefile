@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PACKAGES := python3-venv iproute2 nftables iputils-ping tcpdump procps wireguard-go wireguard-tools
 # A router's and a TURN server's daemons and firewalls, which tests start by themselves; as services they stay off.
 TEST_PACKAGES := miniupnpd miniupnpd-nftables coturn microsocks dnsmasq-base bind9-dnsutils dbus-daemon systemd \
-	ufw firewalld iptables
+	ufw firewalld iptables busybox-static
 # The kernel's package has another name on Ubuntu.
 KERNEL_PACKAGES := binutils file qemu-system-x86 busybox-static kmod \
 	$(shell . /etc/os-release 2>/dev/null; [ "$$ID" = ubuntu ] && echo linux-image-generic || echo linux-image-amd64)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -27,7 +28,7 @@ from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.processes import Process
 from nostrvpn.lab.topology import Host, Lab
 
-__all__ = ["NOBODY", "Abroad", "Frame", "answer_everybody", "frames_of", "strays"]
+__all__ = ["NOBODY", "PROGRAMS", "Abroad", "Frame", "answer_everybody", "frames_of", "strays"]
 
 NOBODY = 65534
 HOME_LAN6 = "fd11:1::"
@@ -94,6 +95,30 @@ class Abroad(Lab):
         if self.site.address6 is not None:
             found.add(self.site.address6)
         return frozenset(found)
+
+    @contextmanager
+    def dhcp_server(self, routes: Iterable[str]) -> Iterator[None]:
+        """Have the home's router give the laptop its address, and these routes by way of itself."""
+        address, gateway = self.host_laptop.address, self.host_laptop.plug.gateway
+        option = ",".join(f"{network},{gateway}" for network in routes)
+        mac = self.mac().hex(":")
+        words = [
+            "dnsmasq",
+            "-d",
+            "-C",
+            "/dev/null",
+            "--port=0",
+            "--interface=lan",
+            "--leasefile-ro",
+        ]
+        words += [f"--dhcp-range={address},static", f"--dhcp-host={mac},{address}"]
+        log = self.directory / "dhcp.log"
+        server = Process(self.home.namespace, (*words, f"--dhcp-option=121,{option}"), log=log)
+        try:
+            server.wait_for_text("started")
+            yield
+        finally:
+            server.kill()
 
     def watch(self, cable: str = "eth0") -> Capture:
         """Record what passes a cable of the laptop."""

@@ -20,7 +20,7 @@ import pytest
 from nostrvpn.config.options import BOOT_BLOCK
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
-from tests.lab.abroad import NOBODY, Abroad, strays
+from tests.lab.abroad import NOBODY, PROGRAMS, Abroad, strays
 from tests.lab.homes import join, watched
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(180))]
@@ -209,6 +209,31 @@ def test_a_default_route_that_is_put_back_leads_nowhere(lab: Abroad) -> None:
         cable.namespace.ip(
             "route del 0.0.0.0/1", "route del 128.0.0.0/1", f"route del {lab.site.address}/32"
         )
+
+
+def test_routes_that_a_dhcp_server_gives_lead_nowhere(lab: Abroad) -> None:
+    """TunnelVision, CVE-2024-3661: routes that are narrower than a default one, by option 121."""
+    use(lab)
+    pushed = ["0.0.0.0/1", "128.0.0.0/1", f"{lab.site.address}/32"]
+    with lab.dhcp_server(pushed), nothing_strays(lab) as talk:
+        client = (
+            "busybox",
+            "udhcpc",
+            "-i",
+            "eth0",
+            "-f",
+            "-n",
+            "-q",
+            "-s",
+            PROGRAMS / "take-lease",
+        )
+        lab.host_laptop.run(*map(str, client), "-O", "staticroutes")
+        routes = lab.host_laptop.run("ip", "route")
+        gateway = lab.host_laptop.plug.gateway
+        assert all(f"{net.removesuffix('/32')} via {gateway}" in routes for net in pushed), routes
+        talk()
+        assert seen_as(lab) == outside(lab, 0)
+    lab.host_laptop.namespace.ip(*(f"route del {net}" for net in pushed))
 
 
 def test_a_home_that_claims_public_addresses_gets_nothing(lab: Abroad) -> None:
