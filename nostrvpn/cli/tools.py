@@ -94,7 +94,8 @@ def cleanup_command(options: Options, as_json: bool) -> None:
     check_privilege(for_packets=False)
     holder = None
     if not options.interface:
-        with suppress(SystemRefused):  # a state directory that cannot be read keeps nobody from this
+        # A state directory that cannot be read keeps nobody from this.
+        with suppress(SystemRefused):
             holder = lock_holder(options.lock_path)
     if holder is not None:  # it may hold everything back without an interface of its own
         raise SystemRefused(
