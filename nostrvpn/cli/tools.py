@@ -91,7 +91,6 @@ def cleanup_command(options: Options, as_json: bool) -> None:
     """
     from nostrvpn.io.lock import lock_holder
 
-    check_privilege(for_packets=False)
     holder = None
     if not options.interface:
         # A state directory that cannot be read keeps nobody from this.
@@ -102,6 +101,7 @@ def cleanup_command(options: Options, as_json: bool) -> None:
             f"a daemon runs (pid {holder}) and would put back what is removed",
             "stop it first: nostrvpn down",
         )
+    check_privilege(for_packets=False)
     # All: nobody's may be at work. One: it may be this node's own.
     home = options.home if options.interface else None
     removed = remove_leftovers(options.interface, home, state_dir=options.state_dir)

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from nostrvpn.cli import main
+from nostrvpn.config.options import Options
 from nostrvpn.control.server import ControlServer
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import RootSecret, wireguard_public_key
+from nostrvpn.io.lock import StateLock
 
 NPUB = RootSecret(b"\x11" * 32).npub
 PEER = RootSecret(b"\x22" * 32).npub
@@ -859,3 +861,29 @@ def test_a_time_that_is_none_is_wrong_usage(
 def test_a_relay_listens_on_an_address(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["relay", "--listen", "localhost:7777"]) == 1
     assert "localhost is none" in capsys.readouterr().err
+
+
+def test_cleanup_beside_a_daemon_says_that_it_would_be_put_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[object] = []
+
+    def remove(interface: str | None, _home: object, **_more: object) -> list[str]:
+        removed.append(interface)
+        return []
+
+    monkeypatch.setattr("nostrvpn.cli.tools.remove_leftovers", remove)
+    monkeypatch.setattr("nostrvpn.cli.tools.check_privilege", lambda **_: None)
+    words = ["--state-dir", str(tmp_path), "cleanup"]
+    lock = StateLock(Options(state_dir=str(tmp_path)).lock_path)
+    lock.acquire()
+    try:
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert f"a daemon runs (pid {os.getpid()}) and would put back what is removed" in said
+        assert "nostrvpn down" in said
+        assert removed == []
+    finally:
+        lock.release()
+    assert main(words) == 0
+    assert removed == [None]
