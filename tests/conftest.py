@@ -32,6 +32,10 @@ NETNS_DIRECTORY = Path("/run/netns")
 # A namespace's work that takes longer than this hangs.
 CALL_TIMEOUT_S = 50.0
 
+# In the background of a script it is ignored, and each command of a test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _missing: dict[str, set[str]] = {}
 _numbers = itertools.count()
 

@@ -152,6 +152,8 @@ def buy_command(options: Options, /, offer: str, as_json: bool, wait: int, **giv
 
 def purchase_rows(purchase: Any) -> dict[str, str]:
     """Return what ``exit status`` says of an exit that is paid for, by label."""
+    from nostrvpn.market.terms import sat_text
+
     if purchase["state"] == "off":
         return _coming_home(purchase)
     rows = {"Purchase": purchase["text"]}
@@ -159,7 +161,7 @@ def purchase_rows(purchase: Any) -> dict[str, str]:
     if lease is not None:
         seen = "" if lease["is_country_seen"] else " (claimed)"
         rows["Offer"] = lease["offer"] + (f", {lease['country']}{seen}" if lease["country"] else "")
-        price = f"{round(lease['gib_msat'] / 1000, 2):g} sat/GiB"
+        price = f"{sat_text(lease['gib_msat'])} sat/GiB"
         if lease["hour_msat"]:
             price += f" and {lease['hour_msat'] / 1000:g} sat/h"
         where = f" at {lease['mint']}" if lease["mint"] else ""

@@ -123,8 +123,9 @@ def _latency(rtt_ms: float | None, quote_ms: float | None) -> str:
 
 
 def _sat(msat: int | None) -> str:
-    # A step is a whole number of bytes, so 20 sat/GiB are 20.001 in truth.
-    return "-" if msat is None else f"{round(msat / 1000, 2):g}"
+    from nostrvpn.market.terms import sat_text
+
+    return "-" if msat is None else sat_text(msat)
 
 
 @market_command.command("why")

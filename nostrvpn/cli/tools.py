@@ -89,13 +89,7 @@ def cleanup_command(options: Options, as_json: bool) -> None:
 
     It needs no saved state. With --interface, only that interface.
     """
-    from nostrvpn.io.lock import lock_holder
-
-    holder = None
-    if not options.interface:
-        # A state directory that cannot be read keeps nobody from this.
-        with suppress(SystemRefused):
-            holder = lock_holder(options.lock_path)
+    holder = None if options.interface else _daemon_of_any_network(options)
     if holder is not None:  # it may hold everything back without an interface of its own
         raise SystemRefused(
             f"a daemon runs (pid {holder}) and would put back what is removed",
@@ -111,6 +105,20 @@ def cleanup_command(options: Options, as_json: bool) -> None:
         click.echo(f"Removed {item}.")
     if not removed:
         click.echo("Nothing here carries our mark.")
+
+
+def _daemon_of_any_network(options: Options) -> int | None:
+    from nostrvpn.io.lock import lock_holder
+    from nostrvpn.io.profiles import profiles
+
+    # A state directory that cannot be read keeps nobody from a clean-up.
+    with suppress(SystemRefused):
+        for profile in profiles(options):
+            with suppress(SystemRefused):
+                holder = lock_holder(options.of_network(profile).lock_path)
+                if holder is not None:
+                    return holder
+    return None
 
 
 def remove_leftovers(

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nostrvpn.machine import Moment
-from nostrvpn.market.terms import Price
+from nostrvpn.market.terms import Price, sat_text
 
 __all__ = ["DAY", "HOUR", "Ceilings", "Spending"]
 
@@ -43,9 +43,11 @@ class Ceilings:
         """Return why a price is too high, None if it is not."""
         # A thousandth more, as a step is a whole number of bytes: 100 sat/GiB is 100.001 in truth.
         if 1000 * price.per_gib_msat > 1001 * self.gib_msat:
-            return f"{_sat(price.per_gib_msat)}/GiB is above {_sat(self.gib_msat)}/GiB"
+            return (
+                f"{sat_text(price.per_gib_msat)} sat/GiB is above {sat_text(self.gib_msat)} sat/GiB"
+            )
         if price.hour_msat > self.hour_msat:
-            return f"{_sat(price.hour_msat)}/h is above {_sat(self.hour_msat)}/h"
+            return f"{sat_text(price.hour_msat)} sat/h is above {sat_text(self.hour_msat)} sat/h"
         return None
 
 
@@ -171,8 +173,3 @@ class Spending:
             self._clock = max(clock + int(moment.now), int(moment.wall))
         self._spent = {int(end): int(sat) for end, sat in spent}
         self._aside = {str(ref): (int(sat), int(shown)) for ref, (sat, shown) in aside.items()}
-
-
-def _sat(msat: int) -> str:
-    # As prices are shown: a step is a whole number of bytes, so 20 sat/GiB are 20.001 in truth.
-    return f"{round(msat / 1000, 2):.10g} sat"

@@ -24,11 +24,10 @@ REST_S, SHORT_REST_S, LONG_REST_S = 60, 600, 6 * 3600
 # Where nobody else could be asked, it is left alone so long first, then as above; not so if it was paid
 # and did not serve.
 ALONE_S = (5, 15)
-# How soon it is looked again, if nothing can be bought or the one in use should be left (seconds).
-LOOK_S = 30
 # The same where it only said no: its offer may be there again in a moment.
 TURNED_AWAY_S = 10
-
+# How soon it is looked again, if nothing can be bought or the one in use should be left (seconds).
+LOOK_S = 30
 
 _RESTS = "the seller failed a moment ago"
 

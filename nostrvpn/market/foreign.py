@@ -16,7 +16,7 @@ from nostrvpn.identity.keys import BadKey, parse_npub
 from nostrvpn.machine import Moment
 from nostrvpn.market import tags
 from nostrvpn.market.offer import OFFER_LIFE_S, Offer
-from nostrvpn.market.terms import GIB, MAX_MSAT
+from nostrvpn.market.terms import GIB, MAX_MSAT, sat_text
 from nostrvpn.nostr.event import Event, decode_json, sign_event
 
 __all__ = [
@@ -202,7 +202,7 @@ def mirror_event(offer: Offer, secret: bytes, moment: Moment) -> Event:
         ("published_at", str(now)),
         ("t", CLASSIFIED_TOPIC),
         ("t", "wireguard"),
-        ("price", f"{round(msat / 1000, 2):.10g}", "sat", "GiB"),
+        ("price", sat_text(msat), "sat", "GiB"),
         ("status", "active"),
         ("a", offer.address),
         ("expiration", str(now + OFFER_LIFE_S)),

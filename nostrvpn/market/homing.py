@@ -38,7 +38,7 @@ class Homing:
             for money in lease.money:
                 if money.is_held:
                     # Once the lease is over, what becomes of it is decided in a moment.
-                    pause = PARCEL_AGAIN_S + 0.0
+                    pause: float = PARCEL_AGAIN_S
                     if not lease.is_live:
                         pause = money_again_s(lease, moment.wall, HELD_AGAIN_S)
                     at = min(self._again.get(money.ref, moment.now), moment.now + pause)

@@ -14,7 +14,7 @@ from nostrvpn.market.book import AnyOffer
 from nostrvpn.market.follows import Lists
 from nostrvpn.market.foreign import ForeignOffer
 from nostrvpn.market.offer import Offer
-from nostrvpn.market.terms import PayMode
+from nostrvpn.market.terms import PayMode, sat_text
 from nostrvpn.market.trust import Probe, Trust
 
 __all__ = ["MAX_PER_PLACE", "SORTS", "Asked", "Row", "Viewer", "rows", "usable_relays"]
@@ -147,9 +147,7 @@ def _terms_against(offer: Offer, viewer: Viewer) -> list[tuple[str, str]]:
 def _price_against(gib: int | None, hour: int | None, asked: Asked) -> list[tuple[str, str]]:
     against = []
     if asked.max_gib_msat is not None and gib is not None and gib > asked.max_gib_msat:
-        against.append(
-            ("too_dear", f"more than {round(asked.max_gib_msat / 1000, 2):.10g} sat a GiB")
-        )
+        against.append(("too_dear", f"more than {sat_text(asked.max_gib_msat)} sat a GiB"))
     if asked.max_hour_msat is not None and hour is not None and hour > asked.max_hour_msat:
         against.append(("too_dear", f"more than {asked.max_hour_msat / 1000:g} sat an hour"))
     return against

@@ -21,6 +21,7 @@ __all__ = [
     "Price",
     "Terms",
     "least_invoice_sat",
+    "sat_text",
 ]
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -66,6 +67,14 @@ class PayMode(Enum):
         """What the seller has of a payment that is credited: proofs not redeemed, a channel, money."""
         is_kept = self.is_locked or self is PayMode.HOLD
         return "locked" if is_kept else "channel" if self is PayMode.CHANNEL else "wallet"
+
+
+def sat_text(msat: int) -> str:
+    """Return a price in sat, as prices are shown: "20", "0.25".
+
+    A step is a whole number of bytes, so 20 sat/GiB are 20.001 in truth.
+    """
+    return f"{round(msat / 1000, 2):.10g}"
 
 
 @dataclass(frozen=True, slots=True)

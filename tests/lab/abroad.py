@@ -24,11 +24,21 @@ from pathlib import Path
 from nostrvpn.endpoint import IPAddress
 from nostrvpn.lab.capture import Capture, CapturedPacket
 from nostrvpn.lab.links import connect
+from nostrvpn.lab.namespaces import Namespace
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.processes import Process
 from nostrvpn.lab.topology import Host, Lab
 
-__all__ = ["NOBODY", "PROGRAMS", "Abroad", "Frame", "answer_everybody", "frames_of", "strays"]
+__all__ = [
+    "NOBODY",
+    "PROGRAMS",
+    "Abroad",
+    "Frame",
+    "answer_everybody",
+    "frames_of",
+    "name_server",
+    "strays",
+]
 
 NOBODY = 65534
 HOME_LAN6 = "fd11:1::"
@@ -47,6 +57,17 @@ def answer_everybody(lab: Lab, host: Host) -> None:
     process = Process(host.namespace, arguments, log=lab.directory / f"{host.name}-answering.log")
     lab.stack.callback(process.kill)
     process.wait_for_text("listening everywhere")
+
+
+def name_server(
+    lab: Lab, namespace: Namespace, address: object, site: Host, names: Iterable[str]
+) -> None:
+    """Let dnsmasq answer at an address there: these names are the site's, others nobody's."""
+    quiet = ("-d", "-C", "/dev/null", "--no-resolv", "--no-hosts", "-z", "-a", str(address))
+    known = [f"--address=/{name}/{site.address}" for name in names]
+    server = Process(namespace, ("dnsmasq", *quiet, *known), log=lab.directory / "dnsmasq.log")
+    lab.stack.callback(server.kill)
+    server.wait_for_text("started")
 
 
 class Abroad(Lab):

@@ -19,7 +19,7 @@ from nostrvpn.lab.namespaces import Namespace
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import Process
-from tests.lab.abroad import PROGRAMS, Abroad
+from tests.lab.abroad import PROGRAMS, Abroad, name_server
 from tests.lab.homes import join, problems, watched
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(120))]
@@ -57,21 +57,7 @@ class Provider(Abroad):
         directory.mkdir(parents=True)
         self.stack.callback(shutil.rmtree, directory)
         (directory / "resolv.conf").write_text(f"nameserver {RESOLVER}\n")
-        names = [f"--address=/{name}.example/{self.site.address}" for name in ("good", "bad")]
-        argv = (
-            "dnsmasq",
-            "-d",
-            "-C",
-            "/dev/null",
-            "--no-resolv",
-            "--no-hosts",
-            "-z",
-            "-a",
-            RESOLVER,
-        )
-        resolver = Process(self.inside, (*argv, *names), log=self.directory / "dnsmasq.log")
-        self.stack.callback(resolver.kill)
-        resolver.wait_for_text("started")
+        name_server(self, self.inside, RESOLVER, self.site, ["good.example", "bad.example"])
 
     def answer(self, namespace: Namespace, port: int) -> None:
         """Have a program there answer on a port, with the asker's address."""

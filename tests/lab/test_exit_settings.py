@@ -15,8 +15,7 @@ import pytest
 
 from nostrvpn.io.store import Record, Store
 from nostrvpn.lab.patience import patient, wait_until
-from nostrvpn.lab.processes import Process
-from tests.lab.abroad import NOBODY, Abroad
+from tests.lab.abroad import NOBODY, Abroad, name_server
 from tests.lab.homes import join, watched
 from tests.lab.test_leaks import LIMIT, nothing_strays, outside, seen_as, state, use
 
@@ -41,23 +40,9 @@ class Decided(Abroad):
         self.resolv_conf = Path("/etc/netns") / self.laptop.namespace.name / "resolv.conf"
         self.resolv_conf.parent.mkdir(parents=True)
         self.stack.callback(shutil.rmtree, self.resolv_conf.parent)
-        gateway = str(self.host_laptop.plug.gateway)
+        gateway = self.host_laptop.plug.gateway
         self.resolv_conf.write_text(f"nameserver {gateway}\n")
-        argv = (
-            "dnsmasq",
-            "-d",
-            "-C",
-            "/dev/null",
-            "--no-resolv",
-            "--no-hosts",
-            "-z",
-            "-a",
-            gateway,
-        )
-        name = f"--address=/{AROUND}/{self.site.address}"
-        server = Process(self.home.namespace, (*argv, name), log=self.directory / "dnsmasq.log")
-        self.stack.callback(server.kill)
-        server.wait_for_text("started")
+        name_server(self, self.home.namespace, gateway, self.site, [AROUND])
 
     def asks(self) -> list[str]:
         """The name servers that the laptop's resolv.conf names."""

@@ -19,7 +19,7 @@ from nostrvpn.lab.links import connect
 from nostrvpn.lab.namespaces import Namespace
 from nostrvpn.lab.patience import patient, wait_until
 from nostrvpn.lab.processes import Process
-from tests.lab.abroad import PROGRAMS
+from tests.lab.abroad import PROGRAMS, name_server
 from tests.lab.homes import watched
 from tests.lab.strangers import LIMIT, PRICE, SAT_BYTES, Strangers
 
@@ -51,11 +51,7 @@ class Village(Strangers):
         directory.mkdir(parents=True)
         self.stack.callback(shutil.rmtree, directory)
         (directory / "resolv.conf").write_text(f"nameserver {self.site.address}\n")
-        words = ("dnsmasq", "-d", "-C", "/dev/null", "--no-resolv", "--no-hosts", "-z")
-        listen = ("-a", str(self.site.address), f"--address=/{NAME}/{self.site.address}")
-        names = Process(self.site.namespace, (*words, *listen), log=self.directory / "dnsmasq.log")
-        self.stack.callback(names.kill)
-        names.wait_for_text("started")
+        name_server(self, self.site.namespace, self.site.address, self.site, [NAME])
 
     def answer(self, namespace: Namespace, port: int) -> None:
         """Have a program there answer on a port, with the asker's address."""

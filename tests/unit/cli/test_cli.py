@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nostrvpn.cli import main
-from nostrvpn.config.options import Options
+from nostrvpn.config.options import FIRST, Options
 from nostrvpn.control.server import ControlServer
 from nostrvpn.errors import UserError
 from nostrvpn.identity.keys import RootSecret, wireguard_public_key
@@ -863,8 +863,12 @@ def test_a_relay_listens_on_an_address(capsys: pytest.CaptureFixture[str]) -> No
     assert "localhost is none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("network", [FIRST, "work"])
 def test_cleanup_beside_a_daemon_says_that_it_would_be_put_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    network: str,
 ) -> None:
     removed: list[object] = []
 
@@ -875,7 +879,7 @@ def test_cleanup_beside_a_daemon_says_that_it_would_be_put_back(
     monkeypatch.setattr("nostrvpn.cli.tools.remove_leftovers", remove)
     monkeypatch.setattr("nostrvpn.cli.tools.check_privilege", lambda **_: None)
     words = ["--state-dir", str(tmp_path), "cleanup"]
-    lock = StateLock(Options(state_dir=str(tmp_path)).lock_path)
+    lock = StateLock(Options(state_dir=str(tmp_path)).of_network(network).lock_path)
     lock.acquire()
     try:
         assert main(words) == 1
