@@ -270,6 +270,12 @@ class Buying:
             self._voice.due = None
         return paying.answered(self.lease, paid_msat)
 
+    def _is_credited(self, paid_msat: int) -> None:
+        """Take a bill for the answer to the last payment if that is in it: its own may be lost."""
+        pending = self.lease.pending
+        if pending is not None and paid_msat >= sum(p.credit_msat for p in self.lease.slices):
+            self._is_answered(pending.seq, paid_msat)
+
     def _used(self, usage: Usage, moment: Moment) -> list[MarketEffect]:
         lease = self.lease
         if usage.number < lease.number_of_usage:
@@ -278,10 +284,11 @@ class Buying:
             self.counters["bad_signature"] += 1
             return []
         lease.number_of_usage = usage.number
-        if lease.quote is None or lease.phase not in (Phase.PROBING, Phase.PAYING, Phase.SERVED):
+        is_used = lease.phase in (Phase.PROBING, Phase.PAYING, Phase.SERVED)
+        if lease.quote is None or not is_used or not self.count.agrees(usage):
             return []
-        if not self.count.agrees(usage):
-            return []
+        if lease.phase == Phase.SERVED:
+            self._is_credited(usage.paid_msat)
         self.told.billed(usage)
         return self._pay(moment)
 
@@ -321,13 +328,11 @@ class Buying:
         effects: list[MarketEffect] = []
         if lease.phase not in (Phase.CLOSING, Phase.OVER):
             effects = self.end(moment, *parting(lease, receipt))
-        pending = lease.pending
         try:
             take_receipt(self.count, self.pocket, receipt, moment)
         except PeerMisbehaved as exc:
             self.counters[exc.code] += 1
-        if pending is not None and receipt.paid_msat >= sum(p.credit_msat for p in lease.slices):
-            self._is_answered(pending.seq, receipt.paid_msat)
+        self._is_credited(receipt.paid_msat)
         if receipt.owed_sat and not receipt.token:
             return effects  # it is asked for again, until patience ends
         return [*effects, *self._over(moment)]

@@ -175,7 +175,8 @@ class Payments:
     def redeemed(self, ref: str, arrived_sat: int, moment: Moment) -> list[MarketEffect]:
         """Money arrived in the wallet: that of a lease, or many redeemed at once."""
         if self._stall.till.is_batch(ref):
-            return self._stall.till.redeemed(ref, arrived_sat, moment.wall)
+            arrived = self._stall.till.redeemed(ref, arrived_sat, moment.wall)
+            return [*arrived, *self._stall.till.redeem(moment)]
         money = self._stall.till.pending(ref)
         if money is None or not self._stall.errands.finish(ref):
             return []

@@ -320,6 +320,9 @@ class Seller:
         if lease.buyer != sender or not inside:
             self.counters["lease of somebody else"] += 1
             return []
+        if at_tunnel is not None:
+            # Counters come later: without this the first answers would go by relays, which may be gone.
+            lease.seen_at = max(lease.seen_at, int(moment.wall))
         match message:
             case Fund() | TopUp():
                 return self._payments.paid(lease, message, moment)

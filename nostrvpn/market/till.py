@@ -152,9 +152,13 @@ class Till:
     def redeem(self, moment: Moment) -> list[MarketEffect]:
         """Return the swaps that are due: one at a time for each mint."""
         effects: list[MarketEffect] = []
+        behind = set()
         for mint in self._held:
             waiting = self._waiting(mint)
-            if not waiting or any(batch.mint == mint for batch in self._batches.values()):
+            if not waiting:
+                continue
+            if any(batch.mint == mint for batch in self._batches.values()):
+                behind.add(mint)
                 continue
             forced = waiting[0].due <= moment.wall
             reached = self.held_sat(mint) >= self.threshold_sat or mint in self._ended
@@ -162,7 +166,10 @@ class Till:
             # A few so small that the fee takes all of them wait for more, as long as they can.
             if forced or (reached and not self._is_eaten(mint, chosen)):
                 effects += self._begin(mint, chosen, moment.now)
-        self._ended.clear()
+                if len(chosen) < len(waiting):
+                    behind.add(mint)
+        # What waits behind a swap is looked at again after it.
+        self._ended &= behind
         return effects
 
     @property

@@ -118,6 +118,17 @@ class TakesAndIsSilent(SellerParty):
         super().carry_out([e for e in effects if not (isinstance(e, Tell) and '"seq":1' in e.text)])
 
 
+class LosesGrants(SellerParty):
+    """Takes payments; its answers to the later ones are lost, its bills are not."""
+
+    def carry_out(self, effects):
+        super().carry_out([e for e in effects if not self._is_lost(e)])
+
+    def _is_lost(self, effect):
+        message = parse_message(effect.text) if isinstance(effect, Tell) else None
+        return isinstance(message, Grant) and message.seq > 1
+
+
 class Lies(SellerParty):
     """Tells bills of its own making."""
 
@@ -350,6 +361,14 @@ def test_a_seller_that_takes_and_is_silent_is_left():
     made.run(240)
     assert seller_in_use(made) == "seller1"
     assert shown_to(made, "seller0") <= 1
+
+
+def test_a_bill_answers_for_a_payment_whose_own_answer_was_lost():
+    made = market(LosesGrants)
+    made.run(240)
+    assert seller_in_use(made) == "seller0"
+    assert {outcome for _, outcome in outcomes(made)} <= {"served"}
+    assert made.buyers[0].machine.using.lease.seq > 3
 
 
 def test_inflated_counters_are_noticed_and_cost_a_few_slices():

@@ -12,7 +12,16 @@ from nostrvpn.cashu.token import parse_token
 from nostrvpn.market.attest import is_signed_by, receipt_id
 from nostrvpn.market.effects import Heard, Keep, PaymentFailed, ServiceChanged, Tell, Tick
 from nostrvpn.market.lease import Phase
-from nostrvpn.market.messages import Close, Fund, Low, Notice, Receipt, Usage, render_message
+from nostrvpn.market.messages import (
+    Close,
+    Fund,
+    Low,
+    Notice,
+    Receipt,
+    TopUp,
+    Usage,
+    render_message,
+)
 from nostrvpn.market.statements import Earnings, Session, csv_text, earnings, sessions
 from nostrvpn.market.terms import MIB, PayMode, Price
 from tests.market_shop import SETTINGS, START, URL, Buyer, Shop, amount_of, books, lease_of
@@ -353,6 +362,24 @@ def test_a_pause_is_told_again_until_it_is_over():
     shop.inbox.clear()
     shop.wait(40)
     assert told(shop, Usage) == []  # each minute
+
+
+def test_a_payment_through_the_tunnel_is_answered_through_it():
+    """Also before the first reading of the counters: relays may be gone."""
+    shop, buyer = opened(LOCKED, (2,))
+    own, perform = shop.applied[buyer.wg_pub].ipv6, shop.perform
+    sent: list[Any] = []
+
+    def watched(effects):
+        sent.extend(effect.via for effect in effects if isinstance(effect, Tell))
+        perform(effects)
+
+    shop.perform = watched
+    assert not lease_of(shop, buyer).started_at
+    message = TopUp(lease_id=buyer.lease_id, seq=1, token=buyer.token(2))
+    [grant] = buyer.say(message, at_tunnel=own)
+    assert grant.paid_msat == 4000
+    assert sent == [own]
 
 
 def test_a_payment_that_does_not_reach_is_answered_with_the_bill_too():

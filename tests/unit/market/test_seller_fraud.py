@@ -428,6 +428,23 @@ def test_mint_is_asked_ever_more_seldom():
     assert 5 < len(shop.wallet.asked) < 12
 
 
+def test_mint_down_while_leases_end_gives_for_all_of_them_once_it_is_back():
+    """Also for the one that ended while the money of another was being swapped."""
+    shop, first = opened(LOCKED, (2,))
+    second = Buyer(shop, "second")
+    second.ask()
+    shop.mint.down = True
+    shop.move(first, 10 * MIB)  # all that was paid: nothing is to be given back
+    first.close()
+    shop.wait(1)  # its money is asked for
+    second.fund(second.token(2))
+    shop.move(second, 10 * MIB)
+    second.close()
+    shop.mint.down = False
+    shop.wait(10)
+    assert shop.wallet.balance() == 4
+
+
 def test_mint_that_refuses_what_it_signed_costs_only_that():
     shop, buyer = opened(LOCKED, (8,))
     bad = buyer.token(4)
