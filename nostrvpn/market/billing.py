@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from nostrvpn.cashu.amounts import fee
 from nostrvpn.cashu.proof import Keyset, Proof
 from nostrvpn.market.terms import Price
 
@@ -28,6 +29,7 @@ __all__ = [
     "lease_state",
     "ms_left",
     "ramp",
+    "refund_fee_sat",
 ]
 
 # Time is served this long beyond what was paid, as bytes are by the grace of the terms.
@@ -35,6 +37,8 @@ GRACE_MS = 30_000
 # A bill this much above the own count is refused (Mysterium's tolerance): loss on the way, MTU.
 OVER_PERCENT = 11
 LEEWAY_BYTES = 20_000_000
+# Inputs that a seller's wallet needs to make change for a refund, at most.
+_REFUND_INPUTS = 10
 # WireGuard's counters have 64 bits, nftables' too.
 _WRAP = 1 << 64
 
@@ -206,6 +210,11 @@ def ramp(seq: int, price: Price, max_slice_sat: int, fee_ppk: int = 0) -> int:
             break
         amount = max(amount + 1, amount * 4 // 3)
     return min(amount, max_slice_sat)
+
+
+def refund_fee_sat(fee_ppk: int) -> int:
+    """Return the mint's fee for a refund (sat), which the buyer bears: NUT-02."""
+    return fee(fee_ppk, _REFUND_INPUTS)
 
 
 def credit_msat(proofs: Iterable[Proof], keysets: Mapping[str, Keyset]) -> int:

@@ -30,7 +30,7 @@ from nostrvpn.market.messages import (
     Usage,
 )
 from nostrvpn.market.paying import Pocket, ask_again, go_home, prepare, show
-from nostrvpn.market.receipts import parting, take_receipt
+from nostrvpn.market.receipts import take_receipt
 from nostrvpn.market.saying import Voice
 from nostrvpn.market.told import Told
 from nostrvpn.market.tries import Tries
@@ -327,7 +327,7 @@ class Buying:
             return []  # it is in the books, or asked for again once they know what was paid
         effects: list[MarketEffect] = []
         if lease.phase not in (Phase.CLOSING, Phase.OVER):
-            effects = self.end(moment, *parting(lease, receipt))
+            effects = self.end(moment, f"it ended the lease: {receipt.reason}")
         try:
             take_receipt(self.count, self.pocket, receipt, moment)
         except PeerMisbehaved as exc:

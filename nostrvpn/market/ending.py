@@ -5,7 +5,7 @@ from __future__ import annotations
 from nostrvpn.cashu.amounts import fee
 from nostrvpn.machine import Moment
 from nostrvpn.market.attest import signed
-from nostrvpn.market.billing import LeaseState
+from nostrvpn.market.billing import LeaseState, refund_fee_sat
 from nostrvpn.market.effects import GiveBack, Keep, MarketEffect, ServiceChanged
 from nostrvpn.market.lease import SESSIONS, Lease, Phase
 from nostrvpn.market.messages import Receipt, render_message
@@ -18,8 +18,6 @@ __all__ = ["Ending"]
 TRIAL_S, SUSPENDED_S, IDLE_S = 120, 600, 3600
 # How long a receipt is repeated to who asks for it, and a lease's keys are not taken again.
 RECEIPT_S = 86_400
-# Inputs that a wallet needs to make change, at most: the fee of a refund.
-REFUND_INPUTS = 10
 
 
 class Ending:
@@ -141,7 +139,7 @@ class Ending:
         keys = self._stall.till.mints.get(mint)
         active = keys.active() if keys else ()
         ppk = active[0].fee_ppk if active else 0
-        left = min(lease.bill.remaining_msat, paid) // 1000 - fee(ppk, REFUND_INPUTS)
+        left = min(lease.bill.remaining_msat, paid) // 1000 - refund_fee_sat(ppk)
         # What the buyer's own swap would eat is nobody's gain but the mint's.
         return mint, left if left > fee(ppk, left.bit_count()) else 0
 

@@ -129,6 +129,14 @@ class LosesGrants(SellerParty):
         return isinstance(message, Grant) and message.seq > 1
 
 
+class KeepsTheRest(SellerParty):
+    """Serves well, and gives nothing back in the end."""
+
+    def begin(self):
+        super().begin()
+        vars(self.machine._ending)["_refund"] = lambda _lease: ("", 0)
+
+
 class Lies(SellerParty):
     """Tells bills of its own making."""
 
@@ -369,6 +377,19 @@ def test_a_bill_answers_for_a_payment_whose_own_answer_was_lost():
     assert seller_in_use(made) == "seller0"
     assert {outcome for _, outcome in outcomes(made)} <= {"served"}
     assert made.buyers[0].machine.using.lease.seq > 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(SellerParty, "served"), (KeepsTheRest, "broke-off")]
+)
+def test_a_seller_that_keeps_the_rest_where_the_buyer_left_broke_its_word(kind, expected):
+    made, _ = alone(kind)
+    made.buyers[0].want(made.buyers[0].wish)
+    made.run(60)
+    assert seller_in_use(made) == "seller0"
+    made.buyers[0].want(None)
+    made.run(60)
+    assert outcomes(made) == [("seller0", expected)]
 
 
 def test_inflated_counters_are_noticed_and_cost_a_few_slices():
