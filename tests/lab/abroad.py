@@ -30,6 +30,7 @@ from nostrvpn.lab.processes import Process
 from nostrvpn.lab.topology import Host, Lab
 
 __all__ = [
+    "HOME_LAN6",
     "NOBODY",
     "PROGRAMS",
     "Abroad",

@@ -6,10 +6,12 @@ recorded from before the state begins until after it has ended.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +22,7 @@ import pytest
 from nostrvpn.config.options import BOOT_BLOCK
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
-from tests.lab.abroad import NOBODY, PROGRAMS, Abroad, strays
+from tests.lab.abroad import HOME_LAN6, NOBODY, PROGRAMS, Abroad, strays
 from tests.lab.homes import join, watched
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(180))]
@@ -343,6 +345,37 @@ def test_a_tunnel_that_hangs_leaves_nothing_open(lab: Abroad) -> None:
             talk()
         finally:
             os.kill(pid, signal.SIGCONT)
+
+
+def test_who_probes_the_tunnels_address_at_home_learns_nothing(lab: Abroad) -> None:
+    """CVE-2019-14899: who can send to it learns from the answers what goes on in the tunnel."""
+    inside = addresses(lab, lab.laptop.interface)
+    ways = [HOME_LAN6 + "2" if ":" in one else lab.host_laptop.address for one in inside]
+    lab.printer.namespace.ip(
+        *(f"route replace {one} via {way}" for one, way in zip(inside, ways, strict=True))
+    )
+    # Without an exit the kernel answers by itself: for any address it has, on any link.
+    assert probed(lab, inside) == {one: ["echo", "udp", "tcp"] for one in inside}
+    use(lab)
+    nothing: dict[str, list[str]] = {one: [] for one in inside}
+    with nothing_strays(lab):
+        assert probed(lab, inside) == nothing
+        lab.cut(0)
+        wait_until(lambda: state(lab.laptop) != "connected", "the block", timeout=2 * LIMIT)
+        assert probed(lab, inside) == nothing
+
+
+def addresses(lab: Abroad, link: str) -> list[str]:
+    """Return the global addresses of a link of the laptop, of both IP versions."""
+    found = json.loads(lab.host_laptop.run("ip", "-j", "addr", "show", "dev", link))
+    return [one["local"] for one in found[0]["addr_info"] if one["scope"] == "global"]
+
+
+def probed(lab: Abroad, targets: list[str]) -> dict[str, list[str]]:
+    """Return which probes from the printer each of these addresses answers."""
+    argv = (sys.executable, str(PROGRAMS / "probing.py"), *targets)
+    found: dict[str, list[str]] = json.loads(lab.printer.run(*argv, timeout=30))
+    return found
 
 
 def advertise(lab: Abroad) -> None:

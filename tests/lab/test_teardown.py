@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nostrvpn.errors import UserError
 from nostrvpn.lab.node import LabNode
 from nostrvpn.lab.patience import patient, wait_until
 from tests.lab.abroad import NOBODY, Abroad, strays
-from tests.lab.homes import join, machine, watched
+from tests.lab.homes import join, machine, problems, watched
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(patient(180))]
 
@@ -181,6 +182,36 @@ def test_a_start_in_which_nft_fails_opens_nothing_and_goes_on_or_is_cleaned_up(
     lab.laptop.cli("cleanup")
     lab.has_nothing(lab.laptop)
     forgive(lab.laptop, "out of luck")
+
+
+def test_a_resolver_file_that_cannot_be_written_is_said_and_holds_up_nothing(
+    lab: Recorded,
+) -> None:
+    lab.laptop.cli("down")
+    with read_only(lab.resolv_conf):
+        lab.laptop.start()
+        words = ("exit", "use", lab.exits[0].name, "--yes", "--resolver", "exit")
+        lab.laptop.cli(*words)
+        wait_until(lambda: state(lab.laptop) == "connected", "the exit", timeout=2 * LIMIT)
+        wait_until(
+            lambda: "Read-only file system" in str(problems(lab.laptop.status())),
+            "the word of what is wrong",
+            timeout=LIMIT,
+        )
+        assert lab.resolv_conf.read_text() == RESOLV_CONF
+        lab.laptop.cli("down")
+    lab.has_nothing(lab.laptop)
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """Let nobody write a file meanwhile: it is a mount of its own."""
+    subprocess.run(("mount", "--bind", path, path), check=True)
+    try:
+        subprocess.run(("mount", "-o", "remount,bind,ro", path), check=True)
+        yield
+    finally:
+        subprocess.run(("umount", path), check=True)
 
 
 def forgive(node: LabNode, words: str) -> None:
