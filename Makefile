@@ -68,7 +68,7 @@ mint: ## a Cashu mint for the tests, in build/mint
 	@packaging/install-mint
 
 contract: setup test-packages mint ## one suite against each real implementation
-	$(BIN)/pytest -q $(PARALLEL) tests/contract
+	$(BIN)/pytest -q $(PARALLEL) --reruns 1 -raR tests/contract
 
 lab: setup test-packages mint ## real daemons in network namespaces
 	$(BIN)/pytest -q $(PARALLEL) --reruns 1 -raR tests/lab
