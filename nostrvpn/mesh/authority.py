@@ -81,6 +81,24 @@ class Ground:
             return False
         return ended is None or ended == place or bool(self.before(ended) >> place & 1)
 
+    @property
+    def rests_on(self) -> int:
+        """The set of the owner's operations by which others are judged, even those without effect."""
+        found = 0
+        for begun, ended in self.terms.values():
+            found |= 1 << begun | (1 << ended if ended is not None else 0)
+        for raised in self.raised.values():
+            found |= raised
+        return found
+
+    def seemed_to_own(self, key: str, place: int) -> bool:
+        """Whether ``key`` was the owner for who had not heard of its end."""
+        if key not in self.terms:
+            return False
+        begun, ended = self.terms[key]
+        before = self.before(place)
+        return bool(before >> begun & 1) and (ended is None or not before >> ended & 1)
+
     def take(self, operation: Operation, place: int) -> None:
         """Take up the next operation in order."""
         author, fields, before = operation.author, operation.fields, self.before(place)
@@ -199,7 +217,8 @@ def standing(ground: Ground, state: State, key: str, place: int, *, highest: boo
     if ground.owns(key, place):
         return Role.OWNER
     if key in ground.terms:
-        return None
+        # Beside the owner's rotation nobody may strike at it, though it owns nothing there any more.
+        return Role.OWNER if highest and ground.seemed_to_own(key, place) else None
     found: list[Role | None] = []
     left = state.events.get(key, 0) & ground.before(place)
     while left:
@@ -349,7 +368,11 @@ def _may_rotate(
     who, to = operation.who, operation.fields["to"]
     if ground.named.get(to, 0) & ground.before(place):
         return False
-    if struck.removed.get(who, 0) & ground.beside(place):
+    removed = struck.removed.get(who, 0) & ground.beside(place)
+    if operation.author != who:
+        # Who was replaced and left meanwhile is out either way; each would void the other without end.
+        removed &= ~struck.own.get(who, 0)
+    if removed:
         return False
     if operation.author != who:
         # As a removal it has its effect also if the target is gone, if its author could not know that.

@@ -113,7 +113,8 @@ def fold(
 ) -> tuple[Fold, frozenset[str]]:
     """Fold operations; return also the ids that were left out of the log.
 
-    The log keeps what has an effect and what that follows from: whoever was removed cannot fill it.
+    The log keeps what has an effect, what the owner said of owner and admins, and what these follow
+    from: whoever was removed cannot fill it.
     Left out are the others and, beyond ``MAX_OPERATIONS``, the last in order. Of those, what can have
     no effect whatever else arrives is not returned.
     """
@@ -121,7 +122,7 @@ def fold(
     ordered = [operations[key] for key in history.order]
     ground = prepare(history, ordered, proofs)
     state = _settle(ground, ordered)
-    kept = members_of(history.closure(state.effective))[:MAX_OPERATIONS]
+    kept = members_of(history.closure(state.effective | ground.rests_on))[:MAX_OPERATIONS]
     if len(kept) == len(history.order):
         folded = Fold(history, dict(operations), state, ground)
         return _with_welcomed(folded, folded, ordered), frozenset()

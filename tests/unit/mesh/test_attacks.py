@@ -167,6 +167,46 @@ def test_an_admin_does_not_touch_admins_also_not_from_before_they_were():
             assert all_of(merged(acted, [event])) == all_of(acted)
 
 
+def test_an_admin_does_not_undo_the_owners_rotation_by_striking_beside_it():
+    before = grown("admin")
+    after = sign(before, 0, "rotate", rotated(before, 0, 0, 9))
+    strikes: list[tuple[str, dict[str, object]]] = [
+        ("role", {"who": KEYS[0], "role": "guest", "expires": None})
+    ]
+    strikes += [("rotate", rotated(before, 1, 0, to)) for to in range(5, 9)]
+    # Which of the two is first in order is a matter of their ids.
+    strikes += [("remove", {"who": KEYS[0], "key": digit * 16}) for digit in "1234567890"]
+    for action, fields in strikes:
+        event = forge(before, 1, before.heads, action, fields)
+        assert all_of(merged(after, [event])) == all_of(after)
+        assert all_of(merged(merged(before, [event]), after.log)) == all_of(after)
+
+
+def test_who_leaves_while_its_key_is_replaced_does_not_undo_that():
+    start = grown("admin", "member")
+    left = sign(start, 2, "remove", {"who": KEYS[2], "key": None})
+    for to in range(5, 13):  # other ids, so another order
+        for author in (0, 1):
+            replaced = sign(start, author, "rotate", rotated(start, author, 2, to))
+            both = replaced.merge(left.log)
+            assert all_of(left.merge(replaced.log)) == all_of(both)
+            assert all_of(merged(left, both.lacking(left.sample()))) == all_of(both)
+            assert KEYS[2] not in both.members
+            assert KEYS[to] in both.members
+
+
+def test_what_the_owner_says_of_an_admin_in_vain_is_told_to_all_who_judge_by_it():
+    before = grown("admin", "member")
+    # Who is a member already is not added; yet the owner's word goes before an admin's.
+    vain = forge(before, 0, before.heads, "add", added(2, "admin"))
+    struck = sign(before, 1, "remove", {"who": KEYS[2], "key": None})
+    both = merged(struck, [vain])
+    assert KEYS[2] in both.members
+    assert all_of(merged(merged(before, [vain]), struck.log)) == all_of(both)
+    assert all_of(merged(struck, both.lacking(struck.sample()))) == all_of(both)
+    assert all_of(merged(before, both.lacking(before.sample()))) == all_of(both)
+
+
 def test_nobody_acts_on_the_strength_of_what_comes_later():
     start = grown("admin")
     early = forge(start, 5, start.heads, "name", {"who": KEYS[5], "name": "x"})
