@@ -85,8 +85,8 @@ class Ground:
     def rests_on(self) -> int:
         """The set of the owner's operations by which others are judged, even those without effect."""
         found = 0
-        for begun, ended in self.terms.values():
-            found |= 1 << begun | (1 << ended if ended is not None else 0)
+        for begun, _ in self.terms.values():  # where one term began, the one before it ended
+            found |= 1 << begun
         for raised in self.raised.values():
             found |= raised
         return found
@@ -372,13 +372,11 @@ def _may_rotate(
     if operation.author != who:
         # Who was replaced and left meanwhile is out either way; each would void the other without end.
         removed &= ~struck.own.get(who, 0)
-    if removed:
-        return False
-    if operation.author != who:
         # As a removal it has its effect also if the target is gone, if its author could not know that.
         known = standing(ground, state, who, place, highest=True)
-        return known is not None and _may_strike(ground, state, operation, place, role)
-    if to in state.struck.rotated_to:
+        is_known = known is not None and not removed
+        return is_known and _may_strike(ground, state, operation, place, role)
+    if removed or to in state.struck.rotated_to:
         return False
     if to in state.rotated or to in ground.terms:
         # The owner's successor is known beforehand: nobody else becomes it, and by nothing else.
