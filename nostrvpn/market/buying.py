@@ -270,7 +270,7 @@ class Buying:
             self._voice.due = None
         return paying.answered(self.lease, paid_msat)
 
-    def _is_credited(self, paid_msat: int) -> None:
+    def _answered_by_bill(self, paid_msat: int) -> None:
         """Take a bill for the answer to the last payment if that is in it: its own may be lost."""
         pending = self.lease.pending
         if pending is not None and paid_msat >= sum(p.credit_msat for p in self.lease.slices):
@@ -288,7 +288,7 @@ class Buying:
         if lease.quote is None or not is_used or not self.count.agrees(usage):
             return []
         if lease.phase == Phase.SERVED:
-            self._is_credited(usage.paid_msat)
+            self._answered_by_bill(usage.paid_msat)
         self.told.billed(usage)
         return self._pay(moment)
 
@@ -332,7 +332,7 @@ class Buying:
             take_receipt(self.count, self.pocket, receipt, moment)
         except PeerMisbehaved as exc:
             self.counters[exc.code] += 1
-        self._is_credited(receipt.paid_msat)
+        self._answered_by_bill(receipt.paid_msat)
         if receipt.owed_sat and not receipt.token:
             return effects  # it is asked for again, until patience ends
         return [*effects, *self._over(moment)]
