@@ -45,7 +45,7 @@ demo: setup ## two laptops behind two NATs meet: the whole product in a minute
 demo-market: setup mint ## an exit is sold and bought by the megabyte, with a mint, and all books agree
 	@$(BIN)/nostrvpn lab market
 
-test: setup test-packages check unit sim contract lab test-kernel ## everything, in about 24 minutes
+test: setup test-packages check unit sim contract lab test-kernel ## everything, in about 26 minutes
 
 check: setup ## style, types and import rules
 	$(BIN)/ruff check .

@@ -152,7 +152,7 @@ def buy_command(options: Options, /, offer: str, as_json: bool, wait: int, **giv
 
 def purchase_rows(purchase: Any) -> dict[str, str]:
     """Return what ``exit status`` says of an exit that is paid for, by label."""
-    from nostrvpn.market.terms import sat_text
+    from nostrvpn.market.terms import price_text
 
     if purchase["state"] == "off":
         return _coming_home(purchase)
@@ -161,9 +161,7 @@ def purchase_rows(purchase: Any) -> dict[str, str]:
     if lease is not None:
         seen = "" if lease["is_country_seen"] else " (claimed)"
         rows["Offer"] = lease["offer"] + (f", {lease['country']}{seen}" if lease["country"] else "")
-        price = f"{sat_text(lease['gib_msat'])} sat/GiB"
-        if lease["hour_msat"]:
-            price += f" and {lease['hour_msat'] / 1000:g} sat/h"
+        price = price_text(lease["gib_msat"], lease["hour_msat"])
         where = f" at {lease['mint']}" if lease["mint"] else ""
         rows["Price"] = f"{price}, {lease['mode']}{where}"
         used, due, paid = size(lease["bytes"]), lease["due_msat"] / 1000, lease["paid_msat"] / 1000

@@ -10,7 +10,7 @@ from nostrvpn.endpoint import Endpoint
 from nostrvpn.market.offer import Offer
 from nostrvpn.market.opening import Standing
 from nostrvpn.market.sale import Sale
-from nostrvpn.market.terms import sat_text
+from nostrvpn.market.terms import price_text
 from nostrvpn.node.problems import problem
 
 __all__ = ["NOT_SOLD", "added", "sale_document", "with_hours", "with_versions"]
@@ -43,8 +43,7 @@ def sale_document(
         state, text = "waiting", "this exit is for sale once a relay has taken the offer"
     price = sale.terms.price
     lines = [
-        f"{sat_text(price.per_gib_msat)} sat/GiB"
-        + (f" and {price.hour_msat / 1000:g} sat/h" if price.hour_msat else ""),
+        price_text(price.per_gib_msat, price.hour_msat),
         f"tokens of {', '.join(sale.terms.mints)}",
         f"policy {sale.policy.name}" + (f", country {sale.country}" if sale.country else ""),
     ]

@@ -15,7 +15,7 @@ from nostrvpn.exits.offer import parse_country
 from nostrvpn.identity.keys import RootSecret, parse_npub
 from nostrvpn.market.ceilings import Ceilings
 from nostrvpn.market.offer import Offer
-from nostrvpn.market.terms import PayMode, Price, sat_text
+from nostrvpn.market.terms import PayMode, Price, price_text
 from nostrvpn.market.wish import AUTO, Wish
 from nostrvpn.nostr.event import public_key
 
@@ -107,9 +107,7 @@ def bought_document(found: _Json) -> _Json:
     lease, lines, hint = found["lease"], [], ""
     if lease is not None:
         where = f", {lease['country']}" if lease["country"] else ""
-        price = f"{sat_text(lease['gib_msat'])} sat/GiB"
-        if lease["hour_msat"]:
-            price += f" and {lease['hour_msat'] / 1000:g} sat/h"
+        price = price_text(lease["gib_msat"], lease["hour_msat"])
         lines = [
             f"through {lease['offer']}{where}",
             f"{price}, paid {lease['mode']} at {lease['mint']}",

@@ -21,6 +21,7 @@ __all__ = [
     "Price",
     "Terms",
     "least_invoice_sat",
+    "price_text",
     "sat_text",
 ]
 
@@ -75,6 +76,12 @@ def sat_text(msat: int) -> str:
     A step is a whole number of bytes, so 20 sat/GiB are 20.001 in truth.
     """
     return f"{round(msat / 1000, 2):.10g}"
+
+
+def price_text(gib_msat: int, hour_msat: int) -> str:
+    """Return a price in words: "20 sat/GiB", "20 sat/GiB and 1 sat/h"."""
+    text = f"{sat_text(gib_msat)} sat/GiB"
+    return text + f" and {hour_msat / 1000:g} sat/h" if hour_msat else text
 
 
 @dataclass(frozen=True, slots=True)
